@@ -1,0 +1,41 @@
+# Everything here installs what it needs and says so. `make` alone shows what there is.
+
+CARGO ?= cargo
+ARGS ?=
+# Where cargo puts the programs.
+BUILT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug
+
+.DEFAULT_GOAL := help
+.PHONY: help demo scenarios test lint lint-tools dependencies
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: dependencies ## Roll a real fleet back on this machine and watch (ARGS=--keep leaves it up)
+	$(CARGO) build --workspace --bins
+	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run zekka $(ARGS)
+
+scenarios: ## List the scenarios; run one with: cargo run -p fleet-tests --bin scenario -- run NAME
+	$(CARGO) run --quiet -p fleet-tests --bin scenario -- list
+
+test: dependencies ## All tests: units, properties, and whole fleets on real servers
+	$(CARGO) build --workspace --bins
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		set -x; ROLLBACK_BINARIES=$(BUILT) $(CARGO) nextest run --workspace $(ARGS); \
+	else \
+		set -x; ROLLBACK_BINARIES=$(BUILT) RUST_TEST_THREADS=1 $(CARGO) test --workspace $(ARGS); \
+	fi
+
+lint: lint-tools ## Formatting, clippy with warnings as errors, licences and sources of all dependencies
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) deny check bans licenses sources
+
+lint-tools:
+	@$(CARGO) fmt --version >/dev/null 2>&1 || { echo "Installing rustfmt"; rustup component add rustfmt; }
+	@$(CARGO) clippy --version >/dev/null 2>&1 || { echo "Installing clippy"; rustup component add clippy; }
+	@$(CARGO) deny --version >/dev/null 2>&1 || { echo "Installing cargo-deny"; $(CARGO) install cargo-deny --locked; }
+
+dependencies:
+	@tests/install-dependencies.sh
+	@command -v $(CARGO) >/dev/null || { echo "A Rust toolchain is missing: https://rustup.rs" >&2; exit 1; }

@@ -1,0 +1,281 @@
+//! PostgreSQL: a database's schema as a revision, moved by the project's own migrations.
+//!
+//! - The revision is a fingerprint of the schema and the applied migrations ([`catalog`], [`versions`]).
+//! - `retain` archives the SQL of every applied migration, both ways, in the vault ([`archive`]).
+//! - `stage` makes a backup, restores it into a scratch database, proves it there by figures of every table
+//!   ([`backup`], [`figures`], [`scratch`]), and rehearses the way down and back up on it, comparing schema and data.
+//! - `snapshot` seals that backup.
+//! - `switch` runs the rehearsed SQL in one transaction that commits only at the recorded schema ([`migrate`]). What a down
+//!   migration drops is kept and given back when the rollback is undone ([`keep`]).
+//!
+//! Invariants: the live database is changed by `switch` only, by SQL that was rehearsed for this rollback on a restored
+//! copy of its data, after a backup was proven; and whole or not at all. No password is ever in an argument vector, an
+//! environment, a log or a message.
+//!
+//! Left out, on purpose or for now: restoring a database from a backup; migrations that cannot run in a transaction;
+//! other layouts than one up and one down file for each migration.
+
+mod archive;
+mod backup;
+mod catalog;
+mod config;
+mod connect;
+mod figures;
+mod keep;
+mod migrate;
+mod prepare;
+mod privileges;
+mod route;
+mod scratch;
+mod sql;
+mod stage;
+mod staging;
+mod switch;
+mod tool_locks;
+mod tools;
+mod versions;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rollback_proto::problem::{Code, Problem};
+use sqlx::Row as _;
+
+use self::archive::{Archive, Prefer};
+use self::catalog::Schema;
+pub use self::config::{PostgresConfig, Verify};
+use self::connect::{Connector, sql_problem};
+use self::route::{End, Route};
+use self::versions::Applied;
+use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Health, Observation, Probe, Retained, Revision, Role};
+use crate::step::StepContext;
+use crate::vault::Vault;
+
+const KIND: &str = "postgres";
+
+/// The version of a database to which no migration was applied.
+const NO_MIGRATIONS: &str = "none";
+
+/// One database.
+#[derive(Debug)]
+pub struct PostgresDriver {
+    component: String,
+    config: Arc<PostgresConfig>,
+    connector: Connector,
+    archive: Archive,
+    /// Recording reads the library of migrations, adds to it and writes it: one at a time.
+    recording: tokio::sync::Mutex<()>,
+}
+
+/// What was seen of a database at one moment.
+#[derive(Debug)]
+struct State {
+    schema: Schema,
+    applied: Applied,
+    digest: String,
+    version: String,
+}
+
+impl State {
+    fn revision(&self) -> Revision {
+        Revision { version: self.version.clone(), digest: self.digest.clone() }
+    }
+}
+
+impl PostgresDriver {
+    /// Checks the configuration; does not connect.
+    pub fn new(component: &str, config: PostgresConfig, vault: Arc<Vault>) -> Result<Self, Problem> {
+        rollback_proto::names::check_name("component", component)?;
+        config.validate()?;
+        let config = Arc::new(config);
+        Ok(Self {
+            component: component.to_owned(),
+            connector: Connector::new(config.clone(), component),
+            archive: Archive::new(component, vault, &config.migrations),
+            config,
+            recording: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// Short name for what belongs to one rollback of this component: scratch database, kept schema, files.
+    fn tag(&self, step: &StepContext) -> String {
+        scratch::short(&format!("{}\n{}", self.component, step.rollback_id))
+    }
+
+    async fn state(&self) -> Result<State, Problem> {
+        let failed = |e| sql_problem(Code::DatabaseDown, "read the schema", &e);
+        let mut c = self.connector.live().await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        sqlx::raw_sql(begin).execute(&mut c).await.map_err(failed)?;
+        let schema = Schema::read(&mut c).await.map_err(failed)?;
+        let applied = Applied::read(&mut c, &self.config.version_table).await?;
+        let _ = sqlx::Connection::close(c).await;
+        let digest = schema.digest(&applied);
+        let version = match applied.highest() {
+            None => NO_MIGRATIONS.to_owned(),
+            Some(number) => self.archive.name(number)?.unwrap_or_else(|| number.to_string()),
+        };
+        Ok(State { schema, applied, digest, version })
+    }
+
+    async fn server_version(&self) -> Result<u32, Problem> {
+        let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int")
+            .fetch_one(&mut self.connector.live().await?)
+            .await
+            .map_err(|e| sql_problem(Code::DatabaseDown, "ask for the server's version", &e))?;
+        Ok(u32::try_from(version).unwrap_or_default())
+    }
+
+    fn applied_set(&self, state: &State) -> Result<BTreeSet<i64>, Problem> {
+        Ok(state.applied.set(self.archive.numbers()?.into_iter()))
+    }
+
+    async fn record(&self, state: &State, prefer: Prefer) -> Result<Vec<String>, Problem> {
+        let _one_at_a_time = self.recording.lock().await;
+        let applied = self.applied_set(state)?;
+        self.archive.record(&state.digest, &state.version, &applied, &state.schema, prefer)
+    }
+
+    /// The way from the live schema to `step.to`.
+    fn route(&self, state: &State, step: &StepContext) -> Result<Route, Vec<Problem>> {
+        let one = |problem| vec![problem];
+        let Some(target) = self.archive.recorded(&step.to.digest).map_err(one)? else {
+            let message = format!("revision {} ({}) was never recorded on this host", step.to.version, step.to.digest);
+            return Err(one(Problem::new(Code::RevisionMissing, message)));
+        };
+        let live = self.archive.recorded(&state.digest).map_err(one)?;
+        let from = End { applied: self.applied_set(state).map_err(one)?, schema: state.schema.clone() };
+        let to = End {
+            applied: target.applied.keys().copied().collect(),
+            schema: self.archive.schema_of(&target).map_err(one)?,
+        };
+        let changing = from.applied.symmetric_difference(&to.applied).copied().collect();
+        let known = self.archive.resolve(&[live.as_ref(), Some(&target)], &changing).map_err(one)?;
+        Route::find(from, to, &known)
+    }
+
+    /// Why the live schema is not the one that the step begins with.
+    fn moved(&self, state: &State, step: &StepContext) -> Problem {
+        let database = &self.config.database;
+        let recorded = self.archive.recorded(&step.from.digest).ok().flatten();
+        let Some(expected) = recorded else {
+            let message = format!(
+                "database {database} is at {} ({}), not at {} as planned",
+                state.version, state.digest, step.from.version
+            );
+            return Problem::new(Code::WrongRevision, message).remedy("plan the rollback anew");
+        };
+        let applied = self.applied_set(state).unwrap_or_default();
+        let known: BTreeSet<i64> = expected.applied.keys().copied().collect();
+        let list = |a: &BTreeSet<i64>, b: &BTreeSet<i64>| {
+            a.difference(b).map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        if applied != known {
+            let message = format!(
+                "database {database}: applied but not expected: [{}]; expected but not applied: [{}]",
+                list(&applied, &known),
+                list(&known, &applied)
+            );
+            return Problem::new(Code::MigrationsDiverged, message).remedy(
+                "find out who migrated the database since; bring it back by hand, or plan the rollback anew",
+            );
+        }
+        let differences = self.archive.schema_of(&expected).ok().and_then(|e| state.schema.differences(&e));
+        let message = format!(
+            "the schema of database {database} was changed without a migration: {}",
+            differences.unwrap_or_else(|| "its version table differs".to_owned())
+        );
+        Problem::new(Code::WrongRevision, message).remedy("take the change back, or plan the rollback anew")
+    }
+}
+
+#[async_trait]
+impl Driver for PostgresDriver {
+    fn info(&self) -> DriverInfo {
+        DriverInfo {
+            kind: KIND,
+            role: Role::Database,
+            capabilities: vec![
+                Action::Prepare,
+                Action::Stage,
+                Action::Discard,
+                Action::Snapshot,
+                Action::Switch,
+                Action::Verify,
+                Action::Finish,
+            ],
+            reads: BTreeSet::new(),
+        }
+    }
+
+    async fn observe(&self) -> Result<Observation, Problem> {
+        let state = self.state().await?;
+        let row = sqlx::query(
+            "SELECT pg_database_size(current_database()) AS size, current_setting('max_connections') AS max,
+                    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used",
+        )
+        .fetch_one(&mut self.connector.live().await?)
+        .await;
+        let failed = |e| sql_problem(Code::DatabaseDown, "look at the server", &e);
+        let row = row.map_err(failed)?;
+        let size = u64::try_from(row.try_get::<i64, _>("size").map_err(failed)?).unwrap_or_default();
+        let (used, max): (i64, String) = (row.try_get("used").map_err(failed)?, row.try_get("max").map_err(failed)?);
+        let detail = format!("{}, {used} of {max} connections", backup::people_bytes(size));
+        Ok(Observation { revision: state.revision(), health: Health::Healthy, detail })
+    }
+
+    async fn retain(&self, _release: &str) -> Result<Retained, Problem> {
+        let state = self.state().await?;
+        let one_way = self.record(&state, Prefer::Files).await?;
+        let mut summary = format!("vault, {} migrations", self.applied_set(&state)?.len());
+        if !one_way.is_empty() {
+            summary.push_str(&format!("; without a way down: {}", one_way.join(", ")));
+        }
+        Ok(Retained { revision: state.revision(), summary })
+    }
+
+    async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
+        self.do_prepare(step).await
+    }
+
+    async fn stage(&self, step: &StepContext) -> Result<Done, Failure> {
+        self.do_stage(step).await
+    }
+
+    async fn discard(&self, step: &StepContext) -> Result<Done, Failure> {
+        self.do_clear(step).await
+    }
+
+    async fn snapshot(&self, step: &StepContext) -> Result<Done, Failure> {
+        self.do_snapshot(step).await
+    }
+
+    async fn switch(&self, step: &StepContext) -> Result<Done, Failure> {
+        self.do_switch(step).await
+    }
+
+    async fn verify(&self, _step: &StepContext) -> Result<Done, Failure> {
+        let seen = self.observe().await.map_err(|p| Problem::new(Code::Unhealthy, p.message).remedy(p.remedy))?;
+        Ok(Done::at(seen.revision, seen.detail))
+    }
+
+    async fn finish(&self, step: &StepContext) -> Result<Done, Failure> {
+        self.do_clear(step).await
+    }
+
+    async fn probe(&self, step: &StepContext) -> Probe {
+        match step.action {
+            Action::Switch => self.settle(step).await,
+            // Nothing of these touches the live database, and each begins by clearing what it finds.
+            Action::Prepare | Action::Stage | Action::Discard | Action::Snapshot | Action::Verify | Action::Finish => {
+                Probe::Repeatable(format!("{:?} may be repeated at any time", step.action))
+            }
+            Action::Unspecified | Action::Drain | Action::Resume | Action::Stop | Action::Start => {
+                match super::unsupported(KIND, step) {
+                    Failure::Failed(problem) | Failure::Indeterminate(problem) => Probe::Indeterminate(problem),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! `prepare`: can this database reach the target, and come back? Reads only.
+
+use rollback_proto::problem::{Code, Problem};
+use sqlx::Row as _;
+use sqlx::postgres::PgConnection;
+
+use super::connect::sql_problem;
+use super::tools::Tools;
+use super::{PostgresDriver, State, backup, scratch};
+use crate::driver::Finding;
+use crate::step::StepContext;
+
+/// A scratch copy needs a little more room than the database it is made from.
+const SCRATCH_FACTOR: f64 = 1.2;
+
+impl PostgresDriver {
+    pub(super) async fn do_prepare(&self, step: &StepContext) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let state = match self.state().await {
+            Ok(state) => state,
+            Err(problem) => return vec![Finding::blocker(problem)],
+        };
+        if let Err(problem) = self.look_around(&mut findings).await {
+            findings.push(Finding::blocker(problem));
+        }
+        if let Some(number) = state.applied.dirty {
+            findings.push(Finding::blocker(
+                Problem::new(
+                    Code::MigrationsDiverged,
+                    format!("migration {number} is marked as unfinished in {}", self.config.version_table),
+                )
+                .remedy("find out how far it came, finish it or take it back by hand, and clear the mark"),
+            ));
+        }
+        if state.digest != step.from.digest {
+            findings.push(Finding::blocker(self.moved(&state, step)));
+            return findings;
+        }
+        if step.from.digest == step.to.digest {
+            return findings;
+        }
+        match self.route(&state, step) {
+            Ok(_) => {}
+            Err(problems) => findings.extend(problems.into_iter().map(Finding::blocker)),
+        }
+        match self.edited(&state, step) {
+            Ok(edited) => findings.extend(edited.into_iter().map(Finding::warning)),
+            Err(problem) => findings.push(Finding::blocker(problem)),
+        }
+        findings
+    }
+
+    /// Migration files that are not what was recorded: the recorded ones are used.
+    fn edited(&self, state: &State, step: &StepContext) -> Result<Vec<Problem>, Problem> {
+        let Some(target) = self.archive.recorded(&step.to.digest)? else { return Ok(Vec::new()) };
+        let live = self.archive.recorded(&state.digest)?;
+        let applied = self.applied_set(state)?;
+        let changing = applied.iter().filter(|n| !target.applied.contains_key(n)).copied().collect();
+        let known = self.archive.resolve(&[live.as_ref(), Some(&target)], &changing)?;
+        let files = known.into_values().flat_map(|k| k.edited);
+        Ok(files
+            .map(|file| {
+                Problem::new(
+                    Code::MigrationsDiverged,
+                    format!("{file} was edited after it was recorded; what was recorded is used"),
+                )
+                .remedy("to use the edited file, record the running release again under another name")
+            })
+            .collect())
+    }
+
+    /// Programs, rights, room, other sessions: what has nothing to do with the target.
+    async fn look_around(&self, findings: &mut Vec<Finding>) -> Result<(), Problem> {
+        let failed = |e| sql_problem(Code::DatabaseDown, "look at the server", &e);
+        let mut c = self.connector.live().await?;
+        let row = sqlx::query(
+            "SELECT current_setting('server_version_num')::int AS version, pg_database_size(current_database()) AS size,
+                    (SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user) AS may_create,
+                    has_database_privilege(current_database(), 'CREATE') AS may_keep",
+        )
+        .fetch_one(&mut c)
+        .await
+        .map_err(failed)?;
+        let version = u32::try_from(row.try_get::<i32, _>("version").map_err(failed)?).unwrap_or_default();
+        let size = u64::try_from(row.try_get::<i64, _>("size").map_err(failed)?).unwrap_or_default();
+        if let Err(problem) = Tools::find(&self.config, version / 10_000).await {
+            findings.push(Finding::blocker(problem));
+        }
+        let user = &self.config.user;
+        if !row.try_get::<Option<bool>, _>("may_create").map_err(failed)?.unwrap_or(false) {
+            findings.push(Finding::blocker(lacking(&format!("user {user} may not create databases, which a proof needs"), &format!("ALTER ROLE {user} CREATEDB"))));
+        }
+        if !row.try_get::<bool, _>("may_keep").map_err(failed)? {
+            let database = &self.config.database;
+            findings.push(Finding::blocker(lacking(
+                &format!("user {user} may not create a schema in {database} for rows that an undo needs"),
+                &format!("GRANT CREATE ON DATABASE {database} TO {user}"),
+            )));
+        }
+        self.room(size, &mut c, findings).await?;
+        let leftovers = scratch::leftovers(&mut c, &self.config.database).await?;
+        if !leftovers.is_empty() {
+            let message = format!("scratch databases of an earlier run will be removed: {}", leftovers.join(", "));
+            findings.push(Finding::warning(Problem::new(Code::DatabaseUnclear, message).remedy("nothing")));
+        }
+        let idle: Vec<String> = sqlx::query_scalar(
+            "SELECT concat('pid ', pid, ' (', nullif(application_name, ''), ', user ', usename, ')') FROM pg_stat_activity
+             WHERE datname = current_database() AND state LIKE 'idle in transaction%' AND pid <> pg_backend_pid()
+               AND clock_timestamp() - state_change > interval '5 s' ORDER BY state_change LIMIT 5",
+        )
+        .fetch_all(&mut c)
+        .await
+        .map_err(failed)?;
+        if !idle.is_empty() {
+            let message = format!("sessions that are idle in a transaction may hold locks: {}", idle.join("; "));
+            findings.push(Finding::warning(Problem::new(Code::DatabaseLocked, message)));
+        }
+        Ok(())
+    }
+
+    /// Room for the dump, which compression makes smaller, and for the scratch copy where the server's disk can be seen.
+    async fn room(&self, size: u64, c: &mut PgConnection, findings: &mut Vec<Finding>) -> Result<(), Problem> {
+        let existing = self.config.backups.ancestors().find(|p| p.is_dir());
+        if let Some(free) = existing.and_then(free_bytes)
+            && free < size
+        {
+            let message = format!(
+                "{} has {} free; a backup of {} may need {}",
+                self.config.backups.display(),
+                backup::people_bytes(free),
+                self.config.database,
+                backup::people_bytes(size)
+            );
+            findings.push(Finding::blocker(Problem::new(Code::DiskFull, message)));
+        }
+        // Shown to superusers and members of pg_read_all_settings only; and only a local directory can be looked at.
+        let directory: Option<String> =
+            sqlx::query_scalar("SELECT setting FROM pg_settings WHERE name = 'data_directory'")
+                .fetch_optional(c)
+                .await
+                .map_err(|e| sql_problem(Code::DatabaseDown, "look at the server", &e))?;
+        let local = self.config.host.starts_with('/') || matches!(self.config.host.as_str(), "localhost" | "127.0.0.1");
+        let free = directory.filter(|_| local).and_then(|dir| free_bytes(std::path::Path::new(&dir)));
+        #[expect(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "an estimate")]
+        let needed = (size as f64 * SCRATCH_FACTOR) as u64;
+        match free {
+            Some(free) if free < needed => {
+                let message = format!(
+                    "the server's disk has {} free; a scratch copy of {} needs {}",
+                    backup::people_bytes(free),
+                    self.config.database,
+                    backup::people_bytes(needed)
+                );
+                findings.push(Finding::blocker(Problem::new(Code::DiskFull, message)));
+            }
+            Some(_) => {}
+            None => {
+                let message = format!(
+                    "cannot see the server's disk; a scratch copy of {} needs {} there",
+                    self.config.database,
+                    backup::people_bytes(needed)
+                );
+                findings.push(Finding::warning(Problem::new(Code::DiskFull, message).remedy("look at the server's disk")));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lacking(message: &str, remedy: &str) -> Problem {
+    Problem::new(Code::DatabaseDown, message).remedy(remedy)
+}
+
+fn free_bytes(path: &std::path::Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

@@ -1,0 +1,269 @@
+//! `stage` and `snapshot`: a proven backup, and the rehearsal of the way down and back on the restored copy.
+//!
+//! `stage` makes the backup already, because the rehearsal needs a copy of the real data; `snapshot` seals it if it is
+//! young enough, and makes a new one otherwise.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rollback_proto::problem::{Code, Problem};
+
+use super::archive::Prefer;
+use super::backup::{self, Backup, Manifest, Proof};
+use super::catalog::Schema;
+use super::config::Verify;
+use super::connect::{Settings, database_settings, sql_problem};
+use super::figures::{Figures, sequences};
+use super::keep::Loss;
+use super::migrate::{LegError, Migrator};
+use super::route::{Direction, Leg, Route};
+use super::staging::{self, Rehearsed, Staging};
+use super::tools::Tools;
+use super::{PostgresDriver, keep, scratch};
+use crate::driver::{Done, Failure};
+use crate::step::StepContext;
+
+impl PostgresDriver {
+    pub(super) async fn do_stage(&self, step: &StepContext) -> Result<Done, Failure> {
+        let tag = self.tag(step);
+        let backups = self.config.backups_dir()?;
+        let scratch_left = scratch::drop_leftovers(&self.connector, &self.config.database).await?;
+        let files_left = staging::remove_leftovers(backups)?;
+        if scratch_left + files_left > 0 {
+            step.progress(format!("removed {scratch_left} scratch databases and {files_left} files of an earlier run"));
+        }
+        let state = step.operation("read_schema", self.state()).await?;
+        if state.digest == step.to.digest {
+            return Ok(Done::new("the schema stays as it is"));
+        }
+        if state.digest != step.from.digest {
+            return Err(self.moved(&state, step).into());
+        }
+        // The way back needs the SQL and the schema of where we are, whether or not it was recorded as a release.
+        self.record(&state, Prefer::Archive).await?;
+        let route = self.route(&state, step).map_err(first)?;
+        let staging = Staging::new(backups, &tag);
+        let name = scratch::name(&self.config.database, &tag);
+        let ended = self.prove_and_rehearse(step, &route, &staging, &name, &tag).await;
+        let dropped = step.operation("dropdb", scratch::drop(&self.connector, &name)).await;
+        let summary = match ended {
+            Ok(summary) => summary,
+            Err(problem) => {
+                // The dump is of no use any more; the failure that led here is what matters.
+                let _ = staging.remove();
+                return Err(problem.into());
+            }
+        };
+        dropped?;
+        Ok(Done::new(summary))
+    }
+
+    async fn prove_and_rehearse(
+        &self,
+        step: &StepContext,
+        route: &Route,
+        staging: &Staging,
+        name: &str,
+        tag: &str,
+    ) -> Result<String, Problem> {
+        let (tools, server_version) = self.tools().await?;
+        let backup = self.backup(step, staging, tag);
+        let (mut manifest, schema) = backup.take(&tools, server_version).await?;
+        let restored = backup.prove(&tools, &manifest, &schema, name).await?;
+        manifest.proof = Some(Proof::Restore);
+        staging::write_json(&staging.manifest(), &manifest)?;
+        let loss = self.rehearse(step, route, &schema, &restored, &manifest.figures, name, tag).await?;
+        let kept = describe(&loss);
+        let rehearsed = Rehearsed {
+            rollback_id: step.rollback_id.clone(),
+            component: step.component.clone(),
+            from: step.from.digest.clone(),
+            to: step.to.digest.clone(),
+            route: route.digest(),
+            loss,
+            ended_at: Timestamp::now(),
+        };
+        staging::write_json(&staging.rehearsed(), &rehearsed)?;
+        Ok(format!(
+            "{} rehearsed on a restored copy ({} tables, {} rows){kept}",
+            route.there.names(),
+            manifest.figures.tables.len(),
+            manifest.figures.rows()
+        ))
+    }
+
+    /// There and back on the scratch copy. Every difference to what was there before is a failure.
+    #[expect(clippy::too_many_arguments, reason = "the two schemas and the figures are what is compared")]
+    async fn rehearse(
+        &self,
+        step: &StepContext,
+        route: &Route,
+        live: &Schema,
+        restored: &Schema,
+        figures: &Figures,
+        name: &str,
+        tag: &str,
+    ) -> Result<Loss, Problem> {
+        let failed = |e| sql_problem(Code::RehearsalFailed, format!("read {name}"), &e);
+        let settings = database_settings(&mut self.connector.live().await?).await.map_err(failed)?;
+        let migrator = self.migrator(step, name, &settings, tag);
+        let mut scratch = self.connector.reader(name).await?;
+        let sequences_before = sequences(&mut scratch).await.map_err(failed)?;
+        let there = Leg { schema_after: route.there.schema_after.as_restored(live, restored), ..route.there.clone() };
+        let back = Leg { schema_after: restored.clone(), ..route.back.clone() };
+        let mut loss = Loss::default();
+        for leg in [&there, &back] {
+            let operation = match leg.direction {
+                Direction::Down => {
+                    step.progress(format!("rehearsing down: {}", leg.names()));
+                    loss = step.operation("find_loss", migrator.find_loss(leg)).await?;
+                    "rehearse_down"
+                }
+                Direction::Up => {
+                    step.progress(format!("rehearsing up: {}", leg.names()));
+                    "rehearse_up"
+                }
+            };
+            let ran = step.operation(operation, migrator.run(leg, None, &loss)).await;
+            ran.map_err(|(LegError::RolledBack(p) | LegError::Unknown(p))| rehearsal_failed(&p))?;
+        }
+        step.operation("verify_rehearsal", async {
+            let after = Figures::read(&mut scratch, |_, _, _| {}).await.map_err(failed)?;
+            let sequences_after = sequences(&mut scratch).await.map_err(failed)?;
+            if let Some(differences) = after.differences(figures) {
+                return Err(lossy(&differences));
+            }
+            match sequences_before.iter().find(|(name, value)| sequences_after.get(*name) != Some(value)) {
+                Some((name, _)) => Err(lossy(&format!("sequence {name} has another value"))),
+                None => Ok(()),
+            }
+        })
+        .await?;
+        let _ = sqlx::Connection::close(scratch).await;
+        Ok(loss)
+    }
+
+    pub(super) async fn do_snapshot(&self, step: &StepContext) -> Result<Done, Failure> {
+        let tag = self.tag(step);
+        let backups = self.config.backups_dir()?;
+        let staging = Staging::new(backups, &tag);
+        let backup = self.backup(step, &staging, &tag);
+        let staged: Option<Manifest> = staging::read_json(&staging.manifest())?;
+        let max_age = self.config.snapshot_max_age;
+        let fresh = staged.filter(|m| m.rollback_id == step.rollback_id && m.proof.is_some() && age(m) <= max_age);
+        let (manifest, made) = match fresh {
+            Some(manifest) => (manifest, "staged"),
+            None => (self.make_backup(step, &backup, &tag).await?, "new"),
+        };
+        let receipt = backup.seal(&manifest).await?;
+        let retired = backup::retire(backups, &self.config.database, self.config.retain_backups, &receipt.path)?;
+        let summary = format!(
+            "{made} backup, {}, {} tables, {} rows, verified by {}{}",
+            backup::people_bytes(receipt.bytes),
+            receipt.tables,
+            receipt.rows,
+            receipt.verified,
+            if retired > 0 { format!("; {retired} older ones removed") } else { String::new() }
+        );
+        Ok(Done { summary, observed: None, receipt: Some(receipt) })
+    }
+
+    /// A backup of its own for `snapshot`.
+    async fn make_backup(&self, step: &StepContext, backup: &Backup<'_>, tag: &str) -> Result<Manifest, Problem> {
+        let (tools, server_version) = self.tools().await?;
+        let (mut manifest, schema) = backup.take(&tools, server_version).await?;
+        if self.config.verify == Verify::Restore {
+            let name = scratch::name(&self.config.database, tag);
+            let proven = backup.prove(&tools, &manifest, &schema, &name).await;
+            let dropped = step.operation("dropdb", scratch::drop(&self.connector, &name)).await;
+            proven?;
+            dropped?;
+        }
+        manifest.proof = Some(backup::proof_of(self.config.verify));
+        staging::write_json(&backup.staging.manifest(), &manifest)?;
+        Ok(manifest)
+    }
+
+    fn backup<'a>(&'a self, step: &'a StepContext, staging: &'a Staging, tag: &'a str) -> Backup<'a> {
+        Backup { connector: &self.connector, config: &self.config, step, staging, tag }
+    }
+
+    pub(super) fn migrator<'a>(
+        &'a self,
+        step: &'a StepContext,
+        database: &'a str,
+        settings: &'a Settings,
+        kept: &'a str,
+    ) -> Migrator<'a> {
+        Migrator {
+            connector: &self.connector,
+            config: &self.config,
+            database,
+            settings,
+            rollback_id: &step.rollback_id,
+            kept: keep::schema_name(kept),
+            deadline: step.deadline,
+        }
+    }
+
+    async fn tools(&self) -> Result<(Tools, u32), Problem> {
+        let version = self.server_version().await?;
+        Ok((Tools::find(&self.config, version / 10_000).await?, version))
+    }
+
+    /// `finish` and `discard`: what a rollback leaves beside the live database goes. Rows that were kept stay, unless
+    /// they were all put back.
+    pub(super) async fn do_clear(&self, step: &StepContext) -> Result<Done, Failure> {
+        let tag = self.tag(step);
+        scratch::drop(&self.connector, &scratch::name(&self.config.database, &tag)).await?;
+        if self.config.backups.is_dir() {
+            Staging::new(&self.config.backups, &tag).remove()?;
+        }
+        let kept = keep::schema_name(&tag);
+        let dropped = keep::drop_if_put_back(&mut self.connector.live().await?, &kept).await?;
+        Ok(Done::new(if dropped { "removed, with rows that had been put back" } else { "removed" }))
+    }
+}
+
+fn age(manifest: &Manifest) -> Duration {
+    // A clock that was set back must not make a backup young for ever: then its age counts as the longest.
+    Timestamp::now().duration_since(manifest.taken_at).try_into().unwrap_or(Duration::MAX)
+}
+
+pub(super) fn first(problems: Vec<Problem>) -> Problem {
+    let more = problems.len().saturating_sub(1);
+    match problems.into_iter().next() {
+        Some(mut problem) => {
+            if more > 0 {
+                problem.message.push_str(&format!(" (and {more} more problems)"));
+            }
+            problem
+        }
+        None => Problem::new(Code::Internal, "no way was found, for no reason"),
+    }
+}
+
+fn rehearsal_failed(problem: &Problem) -> Problem {
+    Problem::new(Code::RehearsalFailed, format!("on the restored copy: {}", problem.message))
+        .remedy("mend the migration file and record the running release again; the live database was not touched")
+}
+
+fn lossy(differences: &str) -> Problem {
+    Problem::new(
+        Code::RehearsalFailed,
+        format!("going down and up again does not give the same data back: {differences}; an undo would lose data"),
+    )
+    .remedy("make the down migration keep what it changes, or take it down by hand; the live database was not touched")
+}
+
+fn describe(loss: &Loss) -> String {
+    let parts: Vec<String> = loss
+        .parts
+        .iter()
+        .map(|part| match &part.key {
+            None => format!("table {}", part.table),
+            Some(_) => format!("{} of {}", part.columns.join(", "), part.table),
+        })
+        .collect();
+    if parts.is_empty() { String::new() } else { format!("; will be kept for an undo: {}", parts.join(", ")) }
+}

@@ -1,0 +1,159 @@
+//! `pg_dump` and `pg_restore`: where they are, whether they are new enough, and how they are run.
+//!
+//! Connection settings go through the environment and the password through a file that only we can read: nothing of
+//! either is ever in an argument vector.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rollback_proto::problem::{Code, Problem};
+
+use super::config::PostgresConfig;
+use crate::program::{Program, ProgramError, SAFE_PATH};
+
+/// Where Debian and Ubuntu keep the programs of each major version.
+const VERSIONED: &str = "/usr/lib/postgresql";
+
+/// Names of the files that hold a password for as long as a program runs begin so.
+pub(super) const PASSFILE_PREFIX: &str = ".pgpass-";
+
+/// A directory with `pg_dump` and `pg_restore` of one version.
+#[derive(Clone, Debug)]
+pub(super) struct Tools {
+    dir: PathBuf,
+    pub major: u32,
+}
+
+impl Tools {
+    /// Finds programs that are not older than the server: an older `pg_dump` refuses, an older `pg_restore` may not.
+    /// Of several the newest are taken.
+    pub async fn find(config: &PostgresConfig, server_major: u32) -> Result<Self, Problem> {
+        let mut found: Option<Self> = None;
+        for dir in candidates(config) {
+            let Some(dump) = major_of(&dir.join("pg_dump")).await else { continue };
+            let Some(restore) = major_of(&dir.join("pg_restore")).await else { continue };
+            let major = dump.min(restore);
+            if found.as_ref().is_none_or(|f| f.major < major) {
+                found = Some(Self { dir, major });
+            }
+        }
+        let missing = |message| {
+            let remedy = format!("install postgresql-client-{server_major} or newer, or set bin_dir");
+            Err(Problem::new(Code::ProgramFailed, message).remedy(remedy))
+        };
+        match found {
+            Some(tools) if tools.major >= server_major => Ok(tools),
+            Some(old) => missing(format!(
+                "pg_dump in {} is version {}, the server is version {server_major}",
+                old.dir.display(),
+                old.major
+            )),
+            None => missing("neither pg_dump nor pg_restore was found".to_owned()),
+        }
+    }
+
+    /// Runs one of the programs against `database`.
+    pub async fn run(
+        &self,
+        config: &PostgresConfig,
+        name: &str,
+        database: &str,
+        args: &[&str],
+        limit: Duration,
+    ) -> Result<(), ToolError> {
+        let passfile = password_file(config).map_err(ToolError::Password)?;
+        let mut program = Program::new(self.dir.join(name))
+            .args(args)
+            .env("PGHOST", &config.host)
+            .env("PGPORT", config.port.to_string())
+            .env("PGUSER", &config.user)
+            .env("PGDATABASE", database)
+            .env("PGCONNECT_TIMEOUT", "10")
+            .env("PGAPPNAME", "rollbackctl backup");
+        if let Some(file) = &passfile {
+            program = program.env("PGPASSFILE", file.path());
+        }
+        // On the heap: its buffers would make every future around it large.
+        Box::pin(program.run(limit)).await.map(|_| ()).map_err(ToolError::Program)
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum ToolError {
+    Password(Problem),
+    Program(ProgramError),
+}
+
+impl ToolError {
+    /// A full disk has a code of its own, wherever it is noticed.
+    pub fn problem(self, code: Code, what: impl std::fmt::Display) -> Problem {
+        match self {
+            Self::Password(problem) => problem,
+            Self::Program(error) => {
+                let text = error.to_string();
+                let code = match &error {
+                    ProgramError::Deadline { .. } => Code::StepTimeout,
+                    ProgramError::Failed { .. } if text.contains("No space left on device") => Code::DiskFull,
+                    ProgramError::Failed { .. } if text.contains("lock timeout") => Code::DatabaseLocked,
+                    ProgramError::Failed { .. } | ProgramError::Start { .. } => code,
+                };
+                Problem::from_error(code, what, &error)
+            }
+        }
+    }
+}
+
+fn candidates(config: &PostgresConfig) -> Vec<PathBuf> {
+    if let Some(dir) = &config.bin_dir {
+        return vec![dir.clone()];
+    }
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(VERSIONED)
+        .map(|entries| entries.flatten().map(|e| e.path().join("bin")).collect())
+        .unwrap_or_default();
+    dirs.extend(SAFE_PATH.split(':').map(PathBuf::from));
+    dirs.retain(|dir| dir.join("pg_dump").is_file() && dir.join("pg_restore").is_file());
+    dirs
+}
+
+/// The major version that a program says it has; `None` when it cannot be run.
+async fn major_of(program: &Path) -> Option<u32> {
+    let asking = Program::new(program).arg("--version").run(Duration::from_secs(10));
+    let output = Box::pin(asking).await.ok()?;
+    parse_major(&output.stdout)
+}
+
+/// From `pg_dump (PostgreSQL) 15.14 (Debian …)`.
+fn parse_major(text: &str) -> Option<u32> {
+    let version = text.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
+    let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+    version[..digits].parse().ok()
+}
+
+/// Lives beside the backups (0700), not in /tmp: what a killed agent leaves is found and removed by the next `stage`.
+fn password_file(config: &PostgresConfig) -> Result<Option<tempfile::NamedTempFile>, Problem> {
+    let Some(password) = config.password()? else { return Ok(None) };
+    let dir = config.backups_dir()?;
+    let escaped = password.replace('\\', "\\\\").replace(':', "\\:");
+    let written = tempfile::Builder::new().prefix(PASSFILE_PREFIX).tempfile_in(dir).and_then(|mut file| {
+        file.write_all(format!("*:*:*:*:{escaped}\n").as_bytes())?;
+        Ok(file)
+    });
+    written.map(Some).map_err(|e| Problem::from_error(Code::FileFailed, "write the password for pg_dump", &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read() {
+        for (text, major) in [
+            ("pg_dump (PostgreSQL) 15.14 (Debian 15.14-0+deb12u1)\n", Some(15)),
+            ("pg_restore (PostgreSQL) 18beta1\n", Some(18)),
+            ("pg_dump: not found", None),
+        ] {
+            assert_eq!(parse_major(text), major, "{text}");
+        }
+    }
+}

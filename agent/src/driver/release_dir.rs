@@ -1,0 +1,330 @@
+//! Releases in directories of their own, with a link to the live one:
+//!
+//! ```text
+//! /opt/zekka/releases/v2.9.0/   /opt/zekka/releases/v3.0.0/   /opt/zekka/current -> releases/v3.0.0
+//! ```
+//!
+//! | move | what it does |
+//! |---|---|
+//! | `retain` | the live tree goes into the vault, file by file, under its digest |
+//! | `stage` | the wanted directory is completed from the vault, beside the live one |
+//! | `stop`, `start` | run the configured vectors; end when `/proc` and the health check agree |
+//! | `switch` | exchanges the link, and never touches the process |
+//! | undo | the same moves, the other way |
+//!
+//! Invariants:
+//! - A release directory is never written to once it has its name.
+//! - A real directory at `current` is never touched, unless the configuration says `adopt`.
+//! - Files that the application writes do not belong into a release directory; those that are there all the same are
+//!   named in `exclude`. Changing `exclude` changes the digests of all releases: record them again.
+
+pub mod command;
+pub mod layout;
+pub mod manifest;
+mod moves;
+mod readiness;
+pub mod staging;
+pub mod walk;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rollback_proto::names::check_name;
+use rollback_proto::problem::{Code, Problem};
+use serde::Deserialize;
+
+use self::command::{Command, ProcessConfig};
+use self::layout::Layout;
+use self::manifest::Exclude;
+use super::{
+    Action, Done, Driver, DriverInfo, Failure, Finding, Health, Observation, Probe, Retained, Revision, Role,
+    unsupported,
+};
+use crate::check::HealthCheck;
+use crate::files::{blocking, stays_beneath};
+use crate::step::StepContext;
+use crate::vault::Vault;
+
+const KIND: &str = "release-dir";
+
+/// How long `verify` gives the health check: the application runs since `start`, only a hiccup is waited out.
+const VERIFY_WITHIN: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseDirConfig {
+    /// The component's directory, absolute.
+    pub root: PathBuf,
+    /// Directory of releases, beneath `root`.
+    #[serde(default = "default_releases")]
+    pub releases: PathBuf,
+    /// The link to the live release, beneath `root`.
+    #[serde(default = "default_current")]
+    pub current: PathBuf,
+    /// Components of this host whose content the application reads when it starts.
+    #[serde(default)]
+    pub reads: BTreeSet<String>,
+    /// How the application is started and stopped. Without it, only the link is switched.
+    pub process: Option<ProcessConfig>,
+    pub health: Option<HealthCheck>,
+    /// Paths that do not belong to a release; see [`Exclude`].
+    #[serde(default)]
+    pub exclude: Vec<String>,
+    /// Turn a real directory at `current` into a release and a link at the first switch.
+    #[serde(default)]
+    pub adopt: bool,
+}
+
+fn default_releases() -> PathBuf {
+    "releases".into()
+}
+
+fn default_current() -> PathBuf {
+    "current".into()
+}
+
+#[derive(Clone, Debug)]
+pub struct ReleaseDirDriver {
+    layout: Arc<Layout>,
+    process: Option<Command>,
+    health: Option<HealthCheck>,
+    reads: BTreeSet<String>,
+}
+
+impl ReleaseDirDriver {
+    pub fn new(component: &str, config: ReleaseDirConfig, vault: Arc<Vault>) -> Result<Self, Problem> {
+        check_name("component", component)?;
+        let bad = |why: String| Problem::new(Code::BadConfig, format!("component {component}: {why}"));
+        if !config.root.is_absolute() || config.root.parent().is_none() {
+            return Err(bad(format!(
+                "root {} must be an absolute directory",
+                config.root.display()
+            )));
+        }
+        for path in [&config.releases, &config.current] {
+            if !stays_beneath(path) {
+                return Err(bad(format!("{} must be a path beneath root", path.display())));
+            }
+        }
+        for name in &config.reads {
+            check_name("component", name)?;
+        }
+        let exclude = Exclude::new(&config.exclude).map_err(bad)?;
+        let mut layout = Layout::new(
+            component,
+            config.root,
+            &config.releases,
+            &config.current,
+            exclude,
+            vault,
+        );
+        layout.adopt = config.adopt;
+        let process = config
+            .process
+            .map(|process| Command::new(process, &layout.root, &layout.current, config.health.clone()))
+            .transpose()
+            .map_err(bad)?;
+        Ok(Self {
+            layout: Arc::new(layout),
+            process,
+            health: config.health,
+            reads: config.reads,
+        })
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Layout) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let layout = Arc::clone(&self.layout);
+        blocking(move || work(&layout)).await
+    }
+
+    /// Health of what is live, which should be at `version`.
+    async fn health(&self, version: &str) -> (Health, String) {
+        let pid = match &self.process {
+            Some(process) => match process.running() {
+                Ok(Some(found)) => Some(format!("pid {}, ", found.pid)),
+                Ok(None) if process.has_pid_file() => return (Health::Stopped, "the process does not run".into()),
+                Ok(None) => None,
+                Err(problem) => return (Health::Unhealthy, problem.message),
+            },
+            None => None,
+        };
+        match &self.health {
+            Some(check) => match check.once(Some(version)).await {
+                Ok(passed) => (Health::Healthy, format!("{}{}", pid.unwrap_or_default(), passed.detail)),
+                Err(problem) => (
+                    Health::Unhealthy,
+                    format!("{}{}", pid.unwrap_or_default(), problem.message),
+                ),
+            },
+            None => match pid {
+                Some(pid) => (Health::Healthy, format!("{pid}no health check")),
+                None => (Health::Unknown, "no health check".into()),
+            },
+        }
+    }
+
+    fn process(&self, step: &StepContext) -> Result<&Command, Failure> {
+        self.process.as_ref().ok_or_else(|| unsupported(KIND, step))
+    }
+}
+
+#[async_trait]
+impl Driver for ReleaseDirDriver {
+    fn info(&self) -> DriverInfo {
+        let mut capabilities = vec![
+            Action::Prepare,
+            Action::Stage,
+            Action::Discard,
+            Action::Switch,
+            Action::Verify,
+            Action::Finish,
+        ];
+        if self.process.is_some() {
+            capabilities.extend([Action::Stop, Action::Start]);
+        }
+        DriverInfo {
+            kind: KIND,
+            role: Role::App,
+            capabilities,
+            reads: self.reads.clone(),
+        }
+    }
+
+    async fn observe(&self) -> Result<Observation, Problem> {
+        let revision = self.on_disk(|layout| Ok(layout.live()?.0)).await?;
+        let (health, detail) = self.health(&revision.version).await;
+        Ok(Observation {
+            revision,
+            health,
+            detail,
+        })
+    }
+
+    async fn retain(&self, release: &str) -> Result<Retained, Problem> {
+        check_name("release", release)?;
+        let (revision, manifest) = self.on_disk(Layout::keep_live).await?;
+        Ok(Retained {
+            revision,
+            summary: format!("vault, {}", manifest.summary()),
+        })
+    }
+
+    async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
+        let (from, to, process) = (step.from.clone(), step.to.clone(), self.process.clone());
+        let work = self.on_disk(move |layout| readiness::findings(layout, process.as_ref(), &from, &to));
+        step.operation("look_at_releases", work)
+            .await
+            .unwrap_or_else(|problem| vec![Finding::blocker(problem)])
+    }
+
+    async fn stage(&self, step: &StepContext) -> Result<Done, Failure> {
+        let (to, id, until) = (step.to.clone(), step.rollback_id.clone(), step.deadline);
+        let staged = step
+            .operation(
+                "complete_release",
+                self.on_disk(move |l| l.make_complete(&to, &id, until)),
+            )
+            .await?;
+        Ok(Done::new(match staged {
+            staging::Staged::AlreadyThere(dir) => format!("{} is complete", dir.display()),
+            staging::Staged::Restored { dir, moved_aside: None } => {
+                format!("{} restored from the vault", dir.display())
+            }
+            staging::Staged::Restored {
+                dir,
+                moved_aside: Some(aside),
+            } => {
+                format!(
+                    "{} restored from the vault; what was there is kept as {aside}",
+                    dir.display()
+                )
+            }
+        }))
+    }
+
+    async fn discard(&self, step: &StepContext) -> Result<Done, Failure> {
+        let removed = step.operation("remove_staged", self.on_disk(Layout::discard)).await?;
+        Ok(Done::new(if removed == 0 {
+            "nothing staged"
+        } else {
+            "the staged release was removed"
+        }))
+    }
+
+    async fn switch(&self, step: &StepContext) -> Result<Done, Failure> {
+        let (from, to, id, until) = (
+            step.from.clone(),
+            step.to.clone(),
+            step.rollback_id.clone(),
+            step.deadline,
+        );
+        let seen = step
+            .operation("switch_link", self.on_disk(move |l| l.switch(&from, &to, &id, until)))
+            .await?;
+        let summary = format!("{} points to {}", self.layout.current.display(), seen.version);
+        Ok(Done::at(seen, summary))
+    }
+
+    async fn stop(&self, step: &StepContext) -> Result<Done, Failure> {
+        let process = self.process(step)?;
+        Ok(Done::new(process.stop(step, step.deadline).await?))
+    }
+
+    async fn start(&self, step: &StepContext) -> Result<Done, Failure> {
+        let process = self.process(step)?;
+        let (live, dir) = step
+            .operation("observe", self.on_disk(|l| l.live().map(|(r, d, _)| (r, d))))
+            .await?;
+        if live != step.to {
+            return Err(Failure::Failed(Problem::new(
+                Code::WrongRevision,
+                format!("{} is live, not {}: nothing was started", live.version, step.to.version),
+            )));
+        }
+        let detail = process.start(step, &dir, &step.to.version).await?;
+        Ok(Done::at(live, detail))
+    }
+
+    async fn verify(&self, step: &StepContext) -> Result<Done, Failure> {
+        let (live, dir) = step
+            .operation("observe", self.on_disk(|l| l.live().map(|(r, d, _)| (r, d))))
+            .await?;
+        if let Some(process) = &self.process {
+            process.running_right(&dir)?;
+        }
+        let detail = match &self.health {
+            Some(check) => {
+                let until = step.deadline.min(Instant::now() + VERIFY_WITHIN);
+                step.operation("health_check", check.wait(Some(&live.version), until))
+                    .await?
+                    .detail
+            }
+            None => "no health check".into(),
+        };
+        Ok(Done::at(live, detail))
+    }
+
+    async fn finish(&self, step: &StepContext) -> Result<Done, Failure> {
+        let aside = step.operation("tidy_up", self.on_disk(Layout::settle)).await?;
+        Ok(Done::new(if aside.is_empty() {
+            "nothing left behind".to_owned()
+        } else {
+            format!("kept, because it is not ours to delete: {}", aside.join(", "))
+        }))
+    }
+
+    async fn probe(&self, step: &StepContext) -> Probe {
+        moves::probe(self, step).await
+    }
+}
+
+/// Two revisions of one plan, for messages.
+fn neither(from: &Revision, to: &Revision) -> String {
+    format!("neither {} nor {}", from.version, to.version)
+}

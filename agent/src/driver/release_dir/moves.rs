@@ -1,0 +1,145 @@
+//! The cutover, and what a killed move left behind.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Instant;
+
+use rollback_proto::names::check_name;
+use rollback_proto::problem::{Code, Problem};
+
+use super::layout::{Current, Layout, candidate_names};
+use super::{ReleaseDirDriver, neither};
+use crate::driver::{Action, Done, Probe, Revision};
+use crate::files::io_problem;
+use crate::step::StepContext;
+
+impl Layout {
+    /// Points `current` from one release to the other. Repeatable after a kill at any point; the link is either old or
+    /// new at any time. Nothing is touched when `current` is at neither of the two.
+    pub fn switch(&self, from: &Revision, to: &Revision, id: &str, deadline: Instant) -> Result<Revision, Problem> {
+        check_name("rollback", id)?;
+        let found = self.current()?;
+        let before = match &found {
+            Current::Release(name) => Some(name.clone()),
+            Current::Directory if self.adopt => None,
+            // Nothing would be lost by making the link, but who removed it, and why?
+            Current::Directory | Current::Missing | Current::Elsewhere(_) => return Err(self.bad_layout(&found)),
+        };
+        if let Some(name) = &before {
+            self.expect_known(name, from, to)?;
+        }
+        // Complete already when `stage` ran. An undo finds its release where it was left, or in the vault.
+        let staged = self.make_complete(to, id, deadline)?;
+        let dir = staged.dir();
+        match &before {
+            Some(name) if self.releases.join(name) == dir => {}
+            Some(_) => self.link_to(dir, id)?,
+            None => {}
+        }
+        if self.adopt {
+            let [name, _] = candidate_names(from)?;
+            self.adopt_directory(dir, &name, id)?;
+        }
+        if let Err(problem) = self.expect_linked(dir) {
+            if let Some(name) = before {
+                self.link_to(&self.releases.join(name), id)?;
+            }
+            return Err(problem);
+        }
+        Ok(to.clone())
+    }
+
+    /// The link's release must be one of the two, by name or by content: the application may have written a file into
+    /// its directory since the plan was made, and must come away from there all the same.
+    fn expect_known(&self, name: &str, from: &Revision, to: &Revision) -> Result<(), Problem> {
+        let named = |revision: &Revision| Ok::<_, Problem>(candidate_names(revision)?.iter().any(|c| c == name));
+        if named(from)? || named(to)? {
+            return Ok(());
+        }
+        let dir = self.releases.join(name);
+        if dir.is_dir() {
+            let digest = self.manifest(&dir)?.digest();
+            if digest == from.digest || digest == to.digest {
+                return Ok(());
+            }
+        }
+        Err(Problem::new(
+            Code::WrongRevision,
+            format!(
+                "{} points to {name}, which is {}",
+                self.current.display(),
+                neither(from, to)
+            ),
+        ))
+    }
+
+    /// Does following the link lead to this very directory?
+    fn expect_linked(&self, dir: &Path) -> Result<(), Problem> {
+        let look = |path: &Path| std::fs::metadata(path).map_err(|e| io_problem("look at", path, &e));
+        let (through, direct) = (look(&self.current)?, look(dir)?);
+        if (through.dev(), through.ino()) == (direct.dev(), direct.ino()) {
+            Ok(())
+        } else {
+            Err(Problem::new(
+                Code::WrongRevision,
+                format!(
+                    "{} does not lead to {} after the switch",
+                    self.current.display(),
+                    dir.display()
+                ),
+            ))
+        }
+    }
+}
+
+/// What became of a move whose agent was killed. Every move converges when it is repeated, so the only state that asks
+/// for a person is one that none of them makes.
+pub async fn probe(driver: &ReleaseDirDriver, step: &StepContext) -> Probe {
+    let live = driver
+        .on_disk(|layout| layout.live().map(|(revision, dir, _)| (revision, dir)))
+        .await;
+    match step.action {
+        Action::Switch => match live {
+            Ok((seen, _)) if seen == step.to => Probe::Applied(Done::at(seen, "the link is switched")),
+            Ok((seen, _)) if seen == step.from || seen.version == step.from.version => {
+                Probe::Repeatable("the link is not switched".into())
+            }
+            Ok((seen, _)) => Probe::Indeterminate(Problem::new(
+                Code::WrongRevision,
+                format!("{} is live, {}", seen.version, neither(&step.from, &step.to)),
+            )),
+            Err(problem) => Probe::Indeterminate(problem),
+        },
+        Action::Stop => match driver.process.as_ref().map(super::command::Command::running) {
+            Some(Ok(None))
+                if driver
+                    .process
+                    .as_ref()
+                    .is_some_and(super::command::Command::has_pid_file) =>
+            {
+                Probe::Applied(Done::new("the process does not run"))
+            }
+            Some(Err(problem)) => Probe::Indeterminate(problem),
+            Some(Ok(_)) | None => Probe::Repeatable("stopping may be repeated".into()),
+        },
+        Action::Start => match (live, &driver.process) {
+            (Ok((seen, dir)), Some(process)) if seen == step.to && process.running_right(&dir).is_ok() => {
+                match driver.health(&seen.version).await {
+                    (crate::driver::Health::Healthy, detail) => Probe::Applied(Done::at(seen, detail)),
+                    (_, detail) => Probe::Repeatable(format!("started, not healthy yet: {detail}")),
+                }
+            }
+            (Ok(_), _) => Probe::Repeatable("not started".into()),
+            (Err(problem), _) => Probe::Indeterminate(problem),
+        },
+        Action::Stage
+        | Action::Discard
+        | Action::Finish
+        | Action::Prepare
+        | Action::Verify
+        | Action::Snapshot
+        | Action::Drain
+        | Action::Resume
+        | Action::Unspecified => Probe::Repeatable("the live release is not touched by this move".into()),
+    }
+}

@@ -1,0 +1,87 @@
+//! Looking at components, and pinning what is seen.
+
+use std::sync::Arc;
+
+use rollback_proto::names::check_name;
+use rollback_proto::problem::{Code, Problem};
+use rollback_proto::v1;
+use tracing::Instrument;
+
+use super::drive::guarded;
+use super::{Executor, Inner, stopping};
+use crate::convert;
+use crate::driver::{Driver, Observation};
+
+impl Executor {
+    /// Revision and health of some components, all of them when none is named, side by side. A component that cannot
+    /// be observed, or is not there, carries its problem; the others are not delayed by more than the limit.
+    pub async fn observe(&self, names: Vec<String>) -> Result<Vec<v1::ComponentState>, Problem> {
+        for name in &names {
+            check_name("component", name)?;
+        }
+        let names = if names.is_empty() { self.0.components.keys().cloned().collect() } else { names };
+        if names.len() > self.0.components.len() {
+            return Err(Problem::new(
+                Code::BadRequest,
+                format!("{} components were asked for, this agent has {}", names.len(), self.0.components.len()),
+            ));
+        }
+        let states = names.iter().map(|name| async {
+            let observed = match self.0.components.get(name) {
+                Some(component) => observe_one(name, component.driver.as_ref(), self.0.limits.observe).await,
+                None => Err(unknown(name)),
+            };
+            convert::component_state(name, observed)
+        });
+        Ok(futures::future::join_all(states).await)
+    }
+
+    /// Pins what is live now. Durable when it returns; runs to its end when the caller goes away.
+    pub async fn retain(&self, name: String, release: String) -> Result<v1::RetainResponse, Problem> {
+        check_name("component", &name)?;
+        check_name("release", &release)?;
+        if self.0.tasks.is_closed() {
+            return Err(stopping());
+        }
+        let work = retain_one(Arc::clone(&self.0), name, release).in_current_span();
+        self.0.tasks.spawn(work).await.map_err(|_| stopping())?
+    }
+}
+
+fn unknown(name: &str) -> Problem {
+    Problem::new(Code::UnknownComponent, format!("this agent has no component {name}"))
+}
+
+/// One component, bounded; also for the command line, which has no executor.
+pub async fn observe_one(name: &str, driver: &dyn Driver, limit: std::time::Duration) -> Result<Observation, Problem> {
+    match tokio::time::timeout(limit, guarded(driver.observe())).await {
+        Ok(Ok(observed)) => observed,
+        Ok(Err(panic)) => Err(defect(name, &panic)),
+        Err(_) => Err(Problem::new(
+            Code::StepTimeout,
+            format!("component {name} could not be observed within {} s", limit.as_secs_f32()),
+        )
+        .remedy("look at the component on the host: what it asks does not answer")),
+    }
+}
+
+async fn retain_one(inner: Arc<Inner>, name: String, release: String) -> Result<v1::RetainResponse, Problem> {
+    let component = inner.components.get(&name).ok_or_else(|| unknown(&name))?;
+    let turn = Arc::clone(&component.turn);
+    let Ok(Ok(_turn)) = tokio::time::timeout(inner.limits.retain_turn, turn.acquire_owned()).await else {
+        return Err(Problem::new(Code::ComponentBusy, format!("component {name} is busy with a step")));
+    };
+    match tokio::time::timeout(inner.limits.retain, guarded(component.driver.retain(&release))).await {
+        Ok(Ok(retained)) => retained.map(Into::into),
+        Ok(Err(panic)) => Err(defect(&name, &panic)),
+        Err(_) => Err(Problem::new(
+            Code::StepTimeout,
+            format!("component {name} could not be retained within {} s", inner.limits.retain.as_secs()),
+        )),
+    }
+}
+
+fn defect(name: &str, panic: &str) -> Problem {
+    tracing::error!(component = name, panic, "the driver panicked");
+    Problem::new(Code::Internal, format!("component {name}: a defect of the driver: {panic}"))
+}

@@ -1,0 +1,142 @@
+//! A request to run a step, checked: from here on every name is safe as a part of a file name and as an argument.
+
+use std::time::Duration;
+
+use rollback_proto::names::check_name;
+use rollback_proto::problem::{Code, Problem};
+use rollback_proto::v1::{Action, ExecuteRequest};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+use crate::driver::{DriverInfo, Revision};
+use crate::ledger::{ArgsDigest, Fence, StepKey};
+
+/// No step of any runbook takes longer; an instant further away could not be represented.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+const MAX_DIGEST: usize = 200;
+
+#[derive(Clone, Debug)]
+pub(super) struct Order {
+    pub key: StepKey,
+    pub fence: Fence,
+    pub component: String,
+    pub action: Action,
+    pub from: Revision,
+    pub to: Revision,
+    pub deadline: Instant,
+    pub digest: ArgsDigest,
+    /// As it came: what the ledger keeps.
+    pub request: ExecuteRequest,
+}
+
+/// Does the action change anything that another step of the component could trip over? Exhaustive on purpose.
+pub(super) fn mutates(action: Action) -> bool {
+    match action {
+        Action::Unspecified | Action::Prepare | Action::Verify => false,
+        Action::Stage
+        | Action::Discard
+        | Action::Snapshot
+        | Action::Drain
+        | Action::Resume
+        | Action::Stop
+        | Action::Start
+        | Action::Switch
+        | Action::Finish => true,
+    }
+}
+
+impl Order {
+    /// `component` finds what this host has under a name.
+    pub fn check<'a>(
+        request: ExecuteRequest,
+        component: impl FnOnce(&str) -> Option<&'a DriverInfo>,
+    ) -> Result<Self, Problem> {
+        let order = Self::read(request)?;
+        let info = component(&order.component).ok_or_else(|| {
+            Problem::new(Code::UnknownComponent, format!("this agent has no component {}", order.component))
+        })?;
+        if !info.capabilities.contains(&order.action) {
+            return Err(Problem::new(
+                Code::UnsupportedAction,
+                format!("{} component {} does not offer {:?}", info.kind, order.component, order.action),
+            ));
+        }
+        if order.deadline <= Instant::now() {
+            return Err(Problem::new(
+                Code::StepTimeout,
+                format!("step {} of {} came with no time left", order.key.step_id, order.component),
+            ));
+        }
+        Ok(order)
+    }
+
+    /// Everything that can be judged without knowing this host.
+    pub fn read(request: ExecuteRequest) -> Result<Self, Problem> {
+        let missing = |what: &str| Problem::new(Code::BadRequest, format!("the step has no {what}"));
+        let key = request.key.clone().ok_or_else(|| missing("key"))?;
+        check_name("rollback", &key.rollback_id)?;
+        check_name("step", &key.step_id)?;
+        check_name("leader", &request.leader_id)?;
+        check_name("component", &request.component)?;
+        if i64::try_from(request.epoch).is_err() {
+            return Err(Problem::new(Code::BadRequest, format!("epoch {} is out of range", request.epoch)));
+        }
+        let action = match Action::try_from(request.action) {
+            Ok(Action::Unspecified) | Err(_) => {
+                return Err(Problem::new(Code::BadRequest, format!("action {} is not known here", request.action)));
+            }
+            Ok(action) => action,
+        };
+        let from = revision("from", request.from.clone().ok_or_else(|| missing("`from`"))?)?;
+        let to = revision("to", request.to.clone().ok_or_else(|| missing("`to`"))?)?;
+        // A negative duration does not convert: there is no time left either.
+        let timeout = request.timeout.and_then(|t| Duration::try_from(t).ok()).unwrap_or(Duration::ZERO);
+        Ok(Self {
+            key: StepKey { rollback_id: key.rollback_id, step_id: key.step_id, attempt: key.attempt },
+            fence: Fence { epoch: request.epoch, leader: request.leader_id.clone() },
+            digest: args_digest(&request.component, action, &from, &to),
+            component: request.component.clone(),
+            action,
+            from,
+            to,
+            deadline: Instant::now() + timeout.min(LONGEST),
+            request,
+        })
+    }
+
+    pub fn mutates(&self) -> bool {
+        mutates(self.action)
+    }
+
+    pub fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    pub fn key_reused(&self) -> Problem {
+        Problem::new(Code::KeyReused, format!("step {} is known with other arguments", self.key))
+    }
+}
+
+fn revision(what: &str, revision: rollback_proto::v1::Revision) -> Result<Revision, Problem> {
+    check_name(&format!("`{what}` version"), &revision.version)?;
+    let digest = &revision.digest;
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b':';
+    if digest.is_empty() || digest.len() > MAX_DIGEST || !digest.bytes().all(allowed) {
+        let shown: String = digest.chars().take(40).collect();
+        return Err(Problem::new(Code::BadName, format!("`{what}` digest {shown:?}: not 1 to {MAX_DIGEST} of a-z 0-9 :"))
+            .remedy("use a digest that an agent reported"));
+    }
+    Ok(revision.into())
+}
+
+/// Over what the step does; not over how long it may take or who leads. Each part goes in with its length: no two
+/// different lists of parts read the same.
+fn args_digest(component: &str, action: Action, from: &Revision, to: &Revision) -> ArgsDigest {
+    let mut hash = Sha256::new();
+    let action = action.as_str_name();
+    for part in [component, action, &from.version, &from.digest, &to.version, &to.digest] {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().into()
+}

@@ -1,0 +1,9 @@
+//! The PostgreSQL driver on a real server.
+
+#![expect(clippy::expect_used, reason = "a test says what it expected")]
+
+mod cluster;
+mod faults;
+mod fixture;
+mod refusals;
+mod round_trip;

@@ -1,0 +1,160 @@
+//! Does it keep the promises? The plan is walked once with a model of every component in scope beside it.
+//!
+//! Lanes of a batch run side by side, and the walk takes them one after the other. That is sound because a component
+//! stands in one lane of a batch only, which the shape's check has seen to.
+
+use std::collections::HashMap;
+
+use super::LintError;
+use crate::ids::Target;
+use crate::plan::{Change, PlanBody, Step, Undo};
+use crate::release::{Action, Revision, Role};
+
+/// What the walk knows of a component.
+struct Model<'a> {
+    change: &'a Change,
+    live: &'a Revision,
+    staged: bool,
+    snapshot: bool,
+    stopped: bool,
+    drained: bool,
+    verified: bool,
+}
+
+pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
+    let of_change = |change| Model {
+        change,
+        live: &change.from,
+        staged: false,
+        snapshot: false,
+        stopped: false,
+        drained: false,
+        verified: false,
+    };
+    let mut models: HashMap<&Target, Model<'_>> = body.changes.iter().map(|c| (&c.target, of_change(c))).collect();
+
+    let last_stage = body
+        .steps()
+        .enumerate()
+        .filter(|(_, s)| s.action == Action::Stage)
+        .map(|(i, _)| i)
+        .last();
+    let mut irreversible = false;
+    for (position, step) in body.steps().enumerate() {
+        if !undo_fits(step) {
+            errors.push(LintError::WrongUndo {
+                step: step.id,
+                action: step.action,
+            });
+        }
+        if step.action.changes_service() {
+            if last_stage.is_some_and(|last| position < last) {
+                errors.push(LintError::BeforeStaged { step: step.id });
+            }
+            if irreversible && step.undo != Undo::Impossible {
+                errors.push(LintError::AfterIrreversible { step: step.id });
+            }
+        }
+        irreversible |= step.undo == Undo::Impossible;
+        if let Some(model) = models.get_mut(&step.target) {
+            walk(step, model, errors);
+        }
+    }
+
+    for model in body.changes.iter().filter_map(|c| models.get(&c.target)) {
+        let target = || model.change.target.clone();
+        let lacks = [
+            (
+                model.live != &model.change.to,
+                LintError::NotReached { target: target() },
+            ),
+            (model.stopped, LintError::NeverStarted { target: target() }),
+            (model.drained, LintError::NeverResumed { target: target() }),
+            (!model.verified, LintError::NotVerified { target: target() }),
+        ];
+        errors.extend(
+            lacks
+                .into_iter()
+                .filter_map(|(lacking, error)| lacking.then_some(error)),
+        );
+    }
+}
+
+fn undo_fits(step: &Step) -> bool {
+    let back = match step.action {
+        Action::Prepare | Action::Discard | Action::Snapshot | Action::Verify | Action::Finish => {
+            return step.undo == Undo::Nothing;
+        }
+        Action::Stage => Action::Discard,
+        Action::Drain => Action::Resume,
+        Action::Resume => Action::Drain,
+        Action::Stop => Action::Start,
+        Action::Start => Action::Stop,
+        Action::Switch => Action::Switch,
+    };
+    step.undo == Undo::By(back) || (step.action.changes_service() && step.undo == Undo::Impossible)
+}
+
+/// One step on its component: is the component in the state for it, and in which state is it afterwards?
+fn walk<'a>(step: &'a Step, model: &mut Model<'a>, errors: &mut Vec<LintError>) {
+    let id = step.id;
+    let target = || step.target.clone();
+    let revisions_fit = match step.action {
+        Action::Switch => &step.from == model.live && step.to == model.change.to,
+        Action::Drain | Action::Resume | Action::Stop | Action::Start => {
+            &step.from == model.live && &step.to == model.live
+        }
+        Action::Prepare | Action::Stage | Action::Discard | Action::Snapshot | Action::Verify | Action::Finish => {
+            step.from == model.change.from && step.to == model.change.to
+        }
+    };
+    if !revisions_fit {
+        errors.push(LintError::WrongRevisions {
+            step: id,
+            target: target(),
+        });
+    }
+    let in_state = match step.action {
+        Action::Stop => !std::mem::replace(&mut model.stopped, true),
+        Action::Start => std::mem::replace(&mut model.stopped, false),
+        Action::Drain => !std::mem::replace(&mut model.drained, true),
+        Action::Resume => std::mem::replace(&mut model.drained, false),
+        Action::Verify => {
+            model.verified = true;
+            !model.stopped && !model.drained
+        }
+        Action::Stage => {
+            model.staged = true;
+            true
+        }
+        Action::Snapshot => {
+            model.snapshot = true;
+            true
+        }
+        Action::Switch => {
+            if !model.staged {
+                errors.push(LintError::NotStaged {
+                    step: id,
+                    target: target(),
+                });
+            }
+            if model.change.role == Role::Database && !model.snapshot {
+                errors.push(LintError::NotProtected {
+                    step: id,
+                    target: target(),
+                });
+            }
+            model.live = &step.to;
+            model.verified = false;
+            true
+        }
+        Action::Prepare | Action::Discard | Action::Finish => true,
+    };
+    if !in_state {
+        errors.push(LintError::NotPaused {
+            step: id,
+            action: step.action,
+            target: target(),
+        });
+    }
+}

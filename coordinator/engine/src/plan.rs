@@ -1,0 +1,220 @@
+//! The plan: what a rollback will do, step by step, sealed by a digest before anything starts.
+//!
+//! A plan is a list of phases; a phase is a list of batches that run one after the other; a batch is a set of lanes
+//! that run side by side; a lane is a list of steps, possibly on several hosts, that run one after the other.
+//!
+//! Invariants (checked again by [`crate::lint`], which shares no code with the planner):
+//! - steps are numbered in plan order, from 0, without gaps;
+//! - every step that changes the service has an undo or is marked irreversible;
+//! - nothing that changes the service stands before the last `stage` step;
+//! - no database is switched before its snapshot.
+
+mod seal;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::Direction;
+use crate::ids::{Digest, HostName, ReleaseName, StepId, Target};
+use crate::release::{Action, Revision, Role};
+
+pub use seal::{FORMAT, OpenError};
+
+/// Phases in their one possible order. Which of them a plan has depends on the runbook and on what changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhaseName {
+    Preflight,
+    Stage,
+    Protect,
+    Quiesce,
+    Database,
+    App,
+    Proxy,
+    Verify,
+    Finish,
+}
+
+impl PhaseName {
+    pub const ALL: [PhaseName; 9] = [
+        PhaseName::Preflight,
+        PhaseName::Stage,
+        PhaseName::Protect,
+        PhaseName::Quiesce,
+        PhaseName::Database,
+        PhaseName::App,
+        PhaseName::Proxy,
+        PhaseName::Verify,
+        PhaseName::Finish,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PhaseName::Preflight => "preflight",
+            PhaseName::Stage => "stage",
+            PhaseName::Protect => "protect",
+            PhaseName::Quiesce => "quiesce",
+            PhaseName::Database => "database",
+            PhaseName::App => "app",
+            PhaseName::Proxy => "proxy",
+            PhaseName::Verify => "verify",
+            PhaseName::Finish => "finish",
+        }
+    }
+}
+
+impl fmt::Display for PhaseName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What happens when a step of a phase fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// Reverse every step that was begun, newest first.
+    Undo,
+    /// Stop where it is and wait for a person.
+    Hold,
+    /// Note it and go on; the rollback cannot end better than `partial` when the step mattered.
+    Continue,
+}
+
+/// How a step is reversed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Undo {
+    /// The step changes nothing that anybody would want back (reads, backups).
+    Nothing,
+    /// Run this action with `from` and `to` exchanged.
+    By(Action),
+    /// There is no way back. Such steps come last and need consent.
+    Impossible,
+}
+
+/// One action on one component of one host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    pub id: StepId,
+    pub target: Target,
+    pub action: Action,
+    /// The revision that is live before the step, when everything went as planned.
+    pub from: Revision,
+    /// The revision that is expected to be live after it. Steps that leave the live revision alone and belong to a
+    /// change (prepare, stage, snapshot, verify, finish) carry that change's `from` and `to` instead.
+    pub to: Revision,
+    /// Milliseconds from dispatch.
+    pub timeout_ms: u64,
+    pub undo: Undo,
+}
+
+/// What a step asks its agent for in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move<'a> {
+    pub action: Action,
+    pub from: &'a Revision,
+    /// The revision that is expected to be live afterwards.
+    pub to: &'a Revision,
+}
+
+impl Step {
+    /// The step's move in this direction; `None`: it has no way back, or needs none.
+    pub fn in_direction(&self, direction: Direction) -> Option<Move<'_>> {
+        match (direction, self.undo) {
+            (Direction::Forward, _) => Some(Move {
+                action: self.action,
+                from: &self.from,
+                to: &self.to,
+            }),
+            (Direction::Undo, Undo::By(action)) => Some(Move {
+                action,
+                from: &self.to,
+                to: &self.from,
+            }),
+            (Direction::Undo, Undo::Nothing | Undo::Impossible) => None,
+        }
+    }
+}
+
+impl PlanBody {
+    /// Every step, in plan order.
+    pub fn steps(&self) -> impl Iterator<Item = &Step> {
+        self.phases
+            .iter()
+            .flat_map(|p| &p.batches)
+            .flat_map(|b| &b.lanes)
+            .flat_map(|l| &l.steps)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lane {
+    pub steps: Vec<Step>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    pub lanes: Vec<Lane>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    pub name: PhaseName,
+    pub on_failure: OnFailure,
+    pub batches: Vec<Batch>,
+}
+
+/// One component in scope: where it is and where it shall be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub target: Target,
+    pub role: Role,
+    pub from: Revision,
+    pub to: Revision,
+}
+
+impl Change {
+    /// False: the component is at its target already and is only verified.
+    pub fn is_needed(&self) -> bool {
+        self.from != self.to
+    }
+}
+
+/// A host of the release that the runbook's policy leaves out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Excused {
+    pub host: HostName,
+    pub reason: String,
+}
+
+/// A plan before it is sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanBody {
+    /// Of this format. Readers refuse formats that they do not know.
+    pub format: u32,
+    pub release: ReleaseName,
+    /// Name and version: "default@1".
+    pub runbook: String,
+    pub schema_changes: bool,
+    /// Every component in scope, sorted by target; also those that are at the target already.
+    pub changes: Vec<Change>,
+    pub excused: Vec<Excused>,
+    pub phases: Vec<Phase>,
+}
+
+/// An immutable plan. The digest covers the whole body.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub body: PlanBody,
+    pub digest: Digest,
+}
+
+/// A plan that was read from somewhere does not have the digest that it says it has.
+#[derive(Debug, thiserror::Error)]
+#[error("plan digest is {found}, but its content has {computed}")]
+pub struct SealBroken {
+    pub found: Digest,
+    pub computed: Digest,
+}

@@ -1,0 +1,208 @@
+//! Drafts the phases, one function each, in the order in which they run. Empty lanes, batches and phases are left out.
+//!
+//! What `from` and `to` mean: `to` is the revision expected to be live after the step, `from` the one before. A stop
+//! leaves the observed revision in place (observed → observed), a start after the switch expects the target (target →
+//! target), drain and resume name whatever is live at that moment. The undo exchanges them, so the undo of that stop is
+//! a start that expects the observed revision. Steps that leave the service alone carry the change that they serve.
+
+use std::collections::BTreeSet;
+
+use crate::ids::{StepId, Target};
+use crate::plan::{Batch, Lane, Phase, PhaseName, Step, Undo};
+use crate::release::{Action, Role};
+use crate::runbook::Runbook;
+
+use super::batches::cut;
+use super::scope::{Member, Scope};
+
+pub(super) struct Drafter<'a> {
+    scope: &'a Scope<'a>,
+    runbook: &'a Runbook,
+}
+
+impl<'a> Drafter<'a> {
+    pub fn new(scope: &'a Scope<'a>, runbook: &'a Runbook) -> Self {
+        Self { scope, runbook }
+    }
+
+    pub fn draft(&self) -> Vec<Phase> {
+        let before_finish = [
+            self.phase(PhaseName::Preflight, vec![self.of_changing(Action::Prepare)]),
+            self.phase(PhaseName::Stage, vec![self.of_changing(Action::Stage)]),
+            self.phase(PhaseName::Protect, vec![self.protect()]),
+            self.phase(PhaseName::Quiesce, self.quiesce()),
+            self.phase(PhaseName::Database, vec![self.database()]),
+            self.app(),
+            self.phase(PhaseName::Proxy, vec![self.proxy()]),
+            self.phase(PhaseName::Verify, vec![self.verify()]),
+        ];
+        let mut phases: Vec<Phase> = before_finish.into_iter().flatten().collect();
+        let finish = self.phase(PhaseName::Finish, vec![self.finish(&phases)]);
+        phases.extend(finish);
+        phases
+    }
+
+    fn of_changing(&self, action: Action) -> Vec<Lane> {
+        self.scope
+            .members
+            .iter()
+            .filter(|m| m.changes)
+            .map(|m| lane(vec![self.step(m, action)]))
+            .collect()
+    }
+
+    /// Databases always, even those that stay: the apps around them change, and a backup is the cheapest regret.
+    fn protect(&self) -> Vec<Lane> {
+        let wanted = |m: &&Member<'_>| match m.role() {
+            Role::Database => self.scope.anything_changes,
+            Role::Config | Role::App | Role::Proxy => m.changes && m.can(Action::Snapshot),
+        };
+        self.scope
+            .members
+            .iter()
+            .filter(wanted)
+            .map(|m| lane(vec![self.step(m, Action::Snapshot)]))
+            .collect()
+    }
+
+    /// Users get a maintenance answer first, then the writers stop: all of them, because the schema changes under all.
+    fn quiesce(&self) -> Vec<Vec<Lane>> {
+        if !self.scope.schema_changes {
+            return Vec::new();
+        }
+        let pause = |role, action| -> Vec<Lane> {
+            let members = self.scope.of_role(role).filter(|m| m.can_pause());
+            members.map(|m| lane(vec![self.step(m, action)])).collect()
+        };
+        vec![pause(Role::Proxy, Action::Drain), pause(Role::App, Action::Stop)]
+    }
+
+    fn database(&self) -> Vec<Lane> {
+        let changing = self.scope.of_role(Role::Database).filter(|m| m.changes);
+        changing.map(|m| lane(vec![self.step(m, Action::Switch)])).collect()
+    }
+
+    fn app(&self) -> Option<Phase> {
+        let quiesced = self.scope.schema_changes;
+        let lanes: Vec<Lane> = self.scope.hosts().map(|host| self.app_lane(host, quiesced)).collect();
+        let sizes = if quiesced {
+            &self.runbook.batches_when_quiesced
+        } else {
+            &self.runbook.batches
+        };
+        let batches = cut(without_empty(lanes), sizes).into_iter().map(|b| b.lanes).collect();
+        self.phase(PhaseName::App, batches)
+    }
+
+    /// "config + app" of one host; see the planner's module documentation for why it has this shape.
+    fn app_lane(&self, host: &[Member<'_>], quiesced: bool) -> Lane {
+        let of = |role: Role| host.iter().filter(move |m| m.role() == role);
+        let to_pause = |m: &&Member<'_>| m.can_pause() && (quiesced || m.restarts);
+        let mut steps = Vec::new();
+        if !quiesced {
+            steps.extend(of(Role::App).filter(to_pause).map(|m| self.step(m, Action::Stop)));
+        }
+        for role in [Role::Config, Role::App] {
+            steps.extend(of(role).filter(|m| m.changes).map(|m| self.step(m, Action::Switch)));
+        }
+        steps.extend(of(Role::App).filter(to_pause).map(|m| self.step(m, Action::Start)));
+        lane(steps)
+    }
+
+    fn proxy(&self) -> Vec<Lane> {
+        let drained = |m: &Member<'_>| self.scope.schema_changes && m.can_pause();
+        let steps = |m: &Member<'_>| {
+            let switch = m.changes.then(|| self.step(m, Action::Switch));
+            let resume = drained(m).then(|| self.step(m, Action::Resume));
+            lane(switch.into_iter().chain(resume).collect())
+        };
+        self.scope.of_role(Role::Proxy).map(steps).collect()
+    }
+
+    fn verify(&self) -> Vec<Lane> {
+        self.scope
+            .members
+            .iter()
+            .map(|m| lane(vec![self.step(m, Action::Verify)]))
+            .collect()
+    }
+
+    /// Everything that the rollback left something beside: staged, backed up, or changed.
+    fn finish(&self, phases: &[Phase]) -> Vec<Lane> {
+        let steps = phases
+            .iter()
+            .flat_map(|p| &p.batches)
+            .flat_map(|b| &b.lanes)
+            .flat_map(|l| &l.steps);
+        let touched: BTreeSet<&Target> = steps
+            .filter(|s| s.action.changes_service() || matches!(s.action, Action::Stage | Action::Snapshot))
+            .map(|s| &s.target)
+            .collect();
+        let members = self.scope.members.iter();
+        members
+            .filter(|m| m.can(Action::Finish) && touched.contains(&m.change.target))
+            .map(|m| lane(vec![self.step(m, Action::Finish)]))
+            .collect()
+    }
+
+    fn step(&self, member: &Member<'_>, action: Action) -> Step {
+        let change = &member.change;
+        let (from, to) = match action {
+            Action::Prepare
+            | Action::Stage
+            | Action::Discard
+            | Action::Snapshot
+            | Action::Switch
+            | Action::Verify
+            | Action::Finish => (&change.from, &change.to),
+            Action::Stop | Action::Drain => (&change.from, &change.from),
+            Action::Start | Action::Resume => (&change.to, &change.to),
+        };
+        let undo = match action {
+            Action::Prepare | Action::Discard | Action::Snapshot | Action::Verify | Action::Finish => Undo::Nothing,
+            Action::Stage => Undo::By(Action::Discard),
+            Action::Drain => Undo::By(Action::Resume),
+            Action::Resume => Undo::By(Action::Drain),
+            Action::Stop => Undo::By(Action::Start),
+            Action::Start => Undo::By(Action::Stop),
+            Action::Switch => Undo::By(Action::Switch),
+        };
+        // A step has one timeout for both directions: a stop of one minute may need two to start again.
+        let timeout_ms = match undo {
+            Undo::By(back) => self.runbook.timeout_ms(action).max(self.runbook.timeout_ms(back)),
+            Undo::Nothing | Undo::Impossible => self.runbook.timeout_ms(action),
+        };
+        Step {
+            id: StepId(0),
+            target: change.target.clone(),
+            action,
+            from: from.clone(),
+            to: to.clone(),
+            timeout_ms,
+            undo,
+        }
+    }
+
+    fn phase(&self, name: PhaseName, batches: Vec<Vec<Lane>>) -> Option<Phase> {
+        let batches: Vec<Batch> = batches
+            .into_iter()
+            .map(|lanes| Batch {
+                lanes: without_empty(lanes),
+            })
+            .filter(|batch| !batch.lanes.is_empty())
+            .collect();
+        (!batches.is_empty()).then(|| Phase {
+            name,
+            on_failure: self.runbook.on_failure(name),
+            batches,
+        })
+    }
+}
+
+fn lane(steps: Vec<Step>) -> Lane {
+    Lane { steps }
+}
+
+fn without_empty(lanes: Vec<Lane>) -> Vec<Lane> {
+    lanes.into_iter().filter(|lane| !lane.steps.is_empty()).collect()
+}

@@ -1,0 +1,96 @@
+//! Why there is no plan. All reasons are collected: an operator mends them in one round.
+
+use std::fmt;
+
+use crate::event::Problem;
+use crate::ids::{HostName, Target};
+use crate::problems::NAMED;
+use crate::release::{Action, Role};
+
+/// One reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("the release names nothing that could be rolled back")]
+    NothingInScope,
+    #[error("{target}: the release names it twice")]
+    NamedTwice { target: Target },
+    #[error("{host}: the release names this host, but no such agent is enrolled")]
+    UnknownHost { host: HostName },
+    #[error("{host}: unreachable ({reason}), and the runbook says to block")]
+    HostUnreachable { host: HostName, reason: String },
+    #[error("{} hosts are unreachable, and the runbook leaves out {allowed} at most: {}", hosts.len(), crate::problems::name_some(hosts.iter()))]
+    TooManyUnreachable { hosts: Vec<HostName>, allowed: usize },
+    #[error("{target}: the host has no such component")]
+    UnknownComponent { target: Target },
+    #[error("{target}: could not be observed: {reason}")]
+    Unobserved { target: Target, reason: String },
+    #[error("{target}: was recorded as {recorded}, but is {declared} now")]
+    RoleDiffers {
+        target: Target,
+        recorded: Role,
+        declared: Role,
+    },
+    #[error("{target}: cannot {action}, which the plan needs")]
+    MissingCapability { target: Target, action: Action },
+}
+
+impl Refusal {
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Refusal::NothingInScope => "choose a release that was recorded on this fleet",
+            Refusal::NamedTwice { .. } => "record the release again",
+            Refusal::UnknownHost { .. } => "enroll the host, or choose a release that does not need it",
+            Refusal::HostUnreachable { .. } | Refusal::TooManyUnreachable { .. } => {
+                "bring the hosts and their agents back, or use a runbook that may leave them out"
+            }
+            Refusal::UnknownComponent { .. } => "declare the component in the agent's configuration",
+            Refusal::Unobserved { .. } => "mend what the message says on the host, then plan again",
+            Refusal::RoleDiffers { .. } => "correct the role in the agent's configuration, or record the release again",
+            Refusal::MissingCapability { .. } => "declare how to do it in the agent's configuration of the component",
+        }
+    }
+
+    /// The stable code of this reason.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Refusal::NothingInScope | Refusal::NamedTwice { .. } | Refusal::RoleDiffers { .. } => "RB0202",
+            Refusal::UnknownHost { .. } | Refusal::HostUnreachable { .. } | Refusal::TooManyUnreachable { .. } => {
+                "RB0300"
+            }
+            Refusal::UnknownComponent { .. } => "RB0304",
+            Refusal::Unobserved { .. } => "RB0202",
+            Refusal::MissingCapability { .. } => "RB0305",
+        }
+    }
+
+    pub fn problem(&self) -> Problem {
+        Problem {
+            code: self.code().to_owned(),
+            message: self.to_string(),
+            remedy: self.remedy().to_owned(),
+        }
+    }
+}
+
+/// There is no plan; never without a reason, in the order of the release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanRefused {
+    pub reasons: Vec<Refusal>,
+}
+
+impl fmt::Display for PlanRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no plan can be made: ")?;
+        for (i, reason) in self.reasons.iter().take(NAMED).enumerate() {
+            let separator = if i == 0 { "" } else { "; " };
+            write!(f, "{separator}{reason}")?;
+        }
+        match self.reasons.len().checked_sub(NAMED) {
+            Some(more) if more > 0 => write!(f, "; and {more} more reasons"),
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for PlanRefused {}

@@ -1,0 +1,217 @@
+//! What a plan is about: every component that the release names on a reachable host, and what each one can do.
+//!
+//! Reasons to refuse are collected over the whole fleet before the first is reported.
+
+use std::collections::BTreeSet;
+
+use crate::ids::{ComponentName, HostName};
+use crate::plan::{Change, Excused};
+use crate::release::{Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role};
+use crate::runbook::{Runbook, Unreachable};
+
+use super::refusal::{PlanRefused, Refusal};
+
+/// One component in scope.
+#[derive(Debug)]
+pub(super) struct Member<'a> {
+    pub change: Change,
+    pub changes: bool,
+    /// An app that changes or whose config does: it has to start anew.
+    pub restarts: bool,
+    /// It reads a config that changes.
+    config_changes: bool,
+    capabilities: &'a BTreeSet<Action>,
+    reads: &'a BTreeSet<ComponentName>,
+}
+
+impl Member<'_> {
+    pub fn can(&self, action: Action) -> bool {
+        self.capabilities.contains(&action)
+    }
+
+    pub fn role(&self) -> Role {
+        self.change.role
+    }
+
+    /// Stopping something that cannot be started again, or the reverse, helps nobody.
+    pub fn can_pause(&self) -> bool {
+        match self.role() {
+            Role::App => self.can(Action::Stop) && self.can(Action::Start),
+            Role::Proxy => self.can(Action::Drain) && self.can(Action::Resume),
+            Role::Database | Role::Config => false,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Scope<'a> {
+    /// Sorted by target: the members of a host stand together.
+    pub members: Vec<Member<'a>>,
+    pub excused: Vec<Excused>,
+    pub schema_changes: bool,
+    pub anything_changes: bool,
+}
+
+impl<'a> Scope<'a> {
+    pub fn of(observed: &'a ObservedFleet, release: &Release, runbook: &Runbook) -> Result<Self, PlanRefused> {
+        let mut refusals = Vec::new();
+        let mut members = Vec::new();
+        let mut unreachable = Vec::new();
+
+        let mut entries: Vec<&ReleaseEntry> = release.entries.iter().collect();
+        // A stable sort of sorted entries is one pass.
+        entries.sort_by(|a, b| a.target.cmp(&b.target));
+        for pair in entries.windows(2) {
+            if let [a, b] = pair
+                && a.target == b.target
+            {
+                refusals.push(Refusal::NamedTwice {
+                    target: a.target.clone(),
+                });
+            }
+        }
+        for of_host in entries.chunk_by(|a, b| a.target.host == b.target.host) {
+            let Some(host) = of_host.first().map(|e| &e.target.host) else {
+                continue;
+            };
+            match observed.get(host) {
+                None => refusals.push(Refusal::UnknownHost { host: host.clone() }),
+                Some(ObservedHost::Unreachable { reason }) => {
+                    unreachable.push(Excused {
+                        host: host.clone(),
+                        reason: reason.clone(),
+                    });
+                }
+                Some(ObservedHost::Reachable(components)) => {
+                    let first = members.len();
+                    for entry in of_host {
+                        match member(entry, components.get(&entry.target.component)) {
+                            Ok(member) => members.push(member),
+                            Err(refusal) => refusals.push(refusal),
+                        }
+                    }
+                    mark_restarts(&mut members[first..]);
+                }
+            }
+        }
+
+        let excused = judge_unreachable(unreachable, runbook.unreachable, &mut refusals);
+        let anything_changes = members.iter().any(|m| m.changes);
+        for member in &members {
+            refusals.extend(missing(member, anything_changes));
+        }
+        if members.is_empty() && refusals.is_empty() {
+            refusals.push(Refusal::NothingInScope);
+        }
+        if !refusals.is_empty() {
+            return Err(PlanRefused { reasons: refusals });
+        }
+        let schema_changes = members.iter().any(|m| m.changes && m.role() == Role::Database);
+        Ok(Self {
+            members,
+            excused,
+            schema_changes,
+            anything_changes,
+        })
+    }
+
+    /// Members host by host.
+    pub fn hosts(&self) -> impl Iterator<Item = &[Member<'a>]> {
+        self.members
+            .chunk_by(|a, b| a.change.target.host == b.change.target.host)
+    }
+
+    pub fn of_role(&self, role: Role) -> impl Iterator<Item = &Member<'a>> {
+        self.members.iter().filter(move |m| m.role() == role)
+    }
+}
+
+fn member<'a>(entry: &ReleaseEntry, observed: Option<&'a ObservedComponent>) -> Result<Member<'a>, Refusal> {
+    let target = || entry.target.clone();
+    let component = observed.ok_or_else(|| Refusal::UnknownComponent { target: target() })?;
+    if component.role != entry.role {
+        // The role decides the order and the backups, so a guess could cost data.
+        return Err(Refusal::RoleDiffers {
+            target: target(),
+            recorded: entry.role,
+            declared: component.role,
+        });
+    }
+    let from = match &component.revision {
+        Ok(revision) => revision.clone(),
+        Err(reason) => {
+            return Err(Refusal::Unobserved {
+                target: target(),
+                reason: reason.clone(),
+            });
+        }
+    };
+    let change = Change {
+        target: target(),
+        role: component.role,
+        from,
+        to: entry.revision.clone(),
+    };
+    let changes = change.is_needed();
+    Ok(Member {
+        change,
+        changes,
+        restarts: false,
+        config_changes: false,
+        capabilities: &component.capabilities,
+        reads: &component.reads,
+    })
+}
+
+/// Of one host: which apps have to start anew.
+fn mark_restarts(of_host: &mut [Member<'_>]) {
+    let configs: BTreeSet<ComponentName> = of_host
+        .iter()
+        .filter(|m| m.changes && m.role() == Role::Config)
+        .map(|m| m.change.target.component.clone())
+        .collect();
+    for member in of_host.iter_mut().filter(|m| m.change.role == Role::App) {
+        member.config_changes = member.reads.iter().any(|name| configs.contains(name));
+        member.restarts = member.changes || member.config_changes;
+    }
+}
+
+/// The actions that the plan will ask of this member and that it does not have.
+fn missing(member: &Member<'_>, anything_changes: bool) -> Vec<Refusal> {
+    let mut needed = vec![Action::Verify];
+    if member.changes {
+        needed.extend([Action::Prepare, Action::Stage, Action::Discard, Action::Switch]);
+    }
+    if member.role() == Role::Database && anything_changes {
+        needed.push(Action::Snapshot);
+    }
+    if member.config_changes {
+        // Without these it would go on with the old config, or be put back with the new one.
+        needed.extend([Action::Stop, Action::Start]);
+    }
+    let target = &member.change.target;
+    needed
+        .into_iter()
+        .filter(|action| !member.can(*action))
+        .map(|action| Refusal::MissingCapability {
+            target: target.clone(),
+            action,
+        })
+        .collect()
+}
+
+fn judge_unreachable(hosts: Vec<Excused>, policy: Unreachable, refusals: &mut Vec<Refusal>) -> Vec<Excused> {
+    match policy {
+        Unreachable::Skip(allowed) if hosts.len() <= allowed => hosts,
+        Unreachable::Skip(allowed) => {
+            let hosts: Vec<HostName> = hosts.into_iter().map(|e| e.host).collect();
+            refusals.push(Refusal::TooManyUnreachable { hosts, allowed });
+            Vec::new()
+        }
+        Unreachable::Block => {
+            let block = |Excused { host, reason }| Refusal::HostUnreachable { host, reason };
+            refusals.extend(hosts.into_iter().map(block));
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The problems that the engine itself finds. Codes are those of the one list of error codes that operators search.
+
+use crate::event::Problem;
+use crate::ids::{HostName, Target};
+use crate::plan::{Excused, Step};
+use crate::release::{Action, Revision};
+
+/// How many names a message spells out before it only counts.
+pub(crate) const NAMED: usize = 5;
+
+fn problem(code: &str, message: String, remedy: &str) -> Problem {
+    Problem {
+        code: code.to_owned(),
+        message,
+        remedy: remedy.to_owned(),
+    }
+}
+
+/// "a, b, c and 4 more".
+pub(crate) fn name_some<T: ToString>(items: impl ExactSizeIterator<Item = T>) -> String {
+    let total = items.len();
+    let named: Vec<String> = items.take(NAMED).map(|i| i.to_string()).collect();
+    let mut text = named.join(", ");
+    if total > NAMED {
+        text.push_str(&format!(" and {} more", total - NAMED));
+    }
+    text
+}
+
+/// A step says that it succeeded, but the host does not show it.
+pub(crate) fn wrong_revision(target: &Target, expected: &Revision, observed: Option<&Revision>) -> Problem {
+    let seen = match observed {
+        Some(r) => format!("observed {} ({})", r.version, r.digest),
+        None => "observed nothing".to_owned(),
+    };
+    problem(
+        "RB0400",
+        format!("{target}: {seen} instead of {} ({})", expected.version, expected.digest),
+        "look at the component by hand; something else changed it at the same time",
+    )
+}
+
+/// Puts the step in front of what its agent said, and says how many others failed beside it.
+pub(crate) fn of_step(step: &Step, action: Action, problem: Problem, others: u32) -> Problem {
+    let more = match others {
+        0 => String::new(),
+        n => format!(" (and {n} more of this batch)"),
+    };
+    Problem {
+        message: format!("{action} of {}: {}{more}", step.target, problem.message),
+        ..problem
+    }
+}
+
+/// Preflight's findings, counted, with the first in full.
+pub(crate) fn blocked(first: &Step, problem: Problem, count: u32) -> Problem {
+    let message = match count {
+        1 => format!("1 blocker: {}: {}", first.target, problem.message),
+        n => format!("{n} blockers; the first: {}: {}", first.target, problem.message),
+    };
+    Problem { message, ..problem }
+}
+
+/// A step ended, and nobody can tell how.
+pub(crate) fn indeterminate(step: &Step, problem: Problem) -> Problem {
+    Problem {
+        message: format!(
+            "nobody can tell whether {} of {} took effect: {}",
+            step.action, step.target, problem.message
+        ),
+        ..problem
+    }
+}
+
+/// The way back is barred by a step that cannot be reversed.
+pub(crate) fn irreversible(cause: &Problem) -> Problem {
+    Problem {
+        message: format!(
+            "{}; a step that cannot be reversed has begun, so nothing was undone",
+            cause.message
+        ),
+        ..cause.clone()
+    }
+}
+
+/// A step of the undo did not succeed.
+pub(crate) fn undo_failed(step: &Step, action: Action, why: &Problem, cause: &Problem) -> Problem {
+    problem(
+        "RB0404",
+        format!(
+            "{action} to put {} back to {} did not succeed: {} [{}]. It was being undone because: {}",
+            step.target, step.from.version, why.message, why.code, cause.message
+        ),
+        &format!("{}; then start a rollback to where the fleet shall be", why.remedy),
+    )
+}
+
+/// Hosts failed where the runbook says to go on; `why` is the first failure.
+pub(crate) fn partial(hosts: &[HostName], why: &Problem) -> Problem {
+    Problem {
+        message: format!("not reached on {}; {}", name_some(hosts.iter()), why.message),
+        ..why.clone()
+    }
+}
+
+/// The rest is at the target; these hosts were left out by policy and nobody knows where they are.
+pub(crate) fn excused(excused: &[Excused]) -> Problem {
+    problem(
+        "RB0300",
+        format!(
+            "left out by the runbook: {}",
+            name_some(excused.iter().map(|e| format!("{} ({})", e.host, e.reason)))
+        ),
+        "when the host is back, start the rollback again before it serves",
+    )
+}

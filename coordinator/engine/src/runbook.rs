@@ -1,0 +1,293 @@
+//! Runbooks: the policy that shapes plans, as TOML.
+//!
+//! A runbook decides how many hosts go at once, how long a step may take and what a failure leads to. It does not
+//! decide the order of things: that is the planner's, because the invariants hang on it.
+//!
+//! Invariants, checked when a runbook is read:
+//! - every key is there and no other (a misspelt key must not silently mean the default);
+//! - "continue" stands only where going on cannot break a promise: never before everything is staged and backed up.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{OnFailure, PhaseName};
+use crate::release::Action;
+
+const BUILTIN: [(&str, &str); 2] = [
+    ("default", include_str!("../runbooks/default.toml")),
+    ("emergency", include_str!("../runbooks/emergency.toml")),
+];
+
+/// A checked runbook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Runbook {
+    pub name: String,
+    pub version: u32,
+    pub unreachable: Unreachable,
+    /// Batches of the app phase.
+    pub batches: Vec<BatchSize>,
+    /// The same when all apps are stopped for a schema change.
+    pub batches_when_quiesced: Vec<BatchSize>,
+    pub timeouts: Timeouts,
+    pub on_failure: FailurePolicy,
+}
+
+/// What hosts lead to that do not answer when the plan is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unreachable {
+    /// No plan.
+    Block,
+    /// A plan without them, as long as they are no more than this.
+    Skip(usize),
+}
+
+/// How many hosts a batch takes: `"3"`, or `"25%"` of all hosts of the phase (rounded up).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum BatchSize {
+    Count(usize),
+    Percent(u8),
+}
+
+/// A length of time in a runbook: `"500ms"`, `"30s"`, `"15m"`, `"1h"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Span {
+    pub millis: u64,
+}
+
+/// How long each action may take, from dispatch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timeouts {
+    pub prepare: Span,
+    pub stage: Span,
+    pub discard: Span,
+    pub snapshot: Span,
+    pub drain: Span,
+    pub resume: Span,
+    pub stop: Span,
+    pub start: Span,
+    pub switch: Span,
+    pub verify: Span,
+    pub finish: Span,
+}
+
+/// What a failed step leads to, by phase. The finish phase is absent on purpose: when it runs, the rollback is decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailurePolicy {
+    pub preflight: OnFailure,
+    pub stage: OnFailure,
+    pub protect: OnFailure,
+    pub quiesce: OnFailure,
+    pub database: OnFailure,
+    pub app: OnFailure,
+    pub proxy: OnFailure,
+    pub verify: OnFailure,
+}
+
+/// A runbook cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunbookError {
+    #[error("read runbook")]
+    Toml(#[from] toml::de::Error),
+    #[error("runbook key `{key}`: {problem}")]
+    Invalid { key: String, problem: String },
+    #[error("there is no built-in runbook `{name}`; there are: {}", Runbook::builtin_names().collect::<Vec<_>>().join(", "))]
+    UnknownBuiltin { name: String },
+}
+
+impl Runbook {
+    pub fn builtin(name: &str) -> Result<Self, RunbookError> {
+        Self::parse(Self::builtin_text(name)?)
+    }
+
+    /// The built-in's file, comments and all, as an example to start from.
+    pub fn builtin_text(name: &str) -> Result<&'static str, RunbookError> {
+        BUILTIN
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|(_, text)| *text)
+            .ok_or_else(|| RunbookError::UnknownBuiltin { name: name.to_owned() })
+    }
+
+    pub fn builtin_names() -> impl Iterator<Item = &'static str> {
+        BUILTIN.iter().map(|(name, _)| *name)
+    }
+
+    pub fn parse(text: &str) -> Result<Self, RunbookError> {
+        let runbook: Self = toml::from_str(text)?;
+        runbook.check()?;
+        Ok(runbook)
+    }
+
+    /// "default@1": how plans and reports name it.
+    pub fn label(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
+
+    /// Milliseconds.
+    pub fn timeout_ms(&self, action: Action) -> u64 {
+        self.timeouts.of(action).millis
+    }
+
+    pub fn on_failure(&self, phase: PhaseName) -> OnFailure {
+        match phase {
+            PhaseName::Preflight => self.on_failure.preflight,
+            PhaseName::Stage => self.on_failure.stage,
+            PhaseName::Protect => self.on_failure.protect,
+            PhaseName::Quiesce => self.on_failure.quiesce,
+            PhaseName::Database => self.on_failure.database,
+            PhaseName::App => self.on_failure.app,
+            PhaseName::Proxy => self.on_failure.proxy,
+            PhaseName::Verify => self.on_failure.verify,
+            PhaseName::Finish => OnFailure::Continue,
+        }
+    }
+
+    fn check(&self) -> Result<(), RunbookError> {
+        let name_fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if self.name.is_empty() || self.name.len() > 128 || !self.name.chars().all(name_fits) {
+            return Err(invalid("name", "use 1 to 128 of A-Z a-z 0-9 . _ -"));
+        }
+        for (key, sizes) in [
+            ("batches", &self.batches),
+            ("batches_when_quiesced", &self.batches_when_quiesced),
+        ] {
+            if sizes.is_empty() {
+                return Err(invalid(key, "give at least one batch; [\"100%\"] is all hosts at once"));
+            }
+        }
+        for action in Action::ALL {
+            if self.timeout_ms(action) == 0 {
+                return Err(invalid(
+                    &format!("timeouts.{action}"),
+                    "a step needs some time; give at least 1ms",
+                ));
+            }
+        }
+        for phase in PhaseName::ALL {
+            if self.on_failure(phase) == OnFailure::Continue && !may_continue(phase) {
+                return Err(invalid(
+                    &format!("on_failure.{phase}"),
+                    "\"continue\" would switch hosts that are not ready or not backed up; use \"undo\" or \"hold\"",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Before the app phase every later step leans on every earlier one.
+fn may_continue(phase: PhaseName) -> bool {
+    match phase {
+        PhaseName::Preflight | PhaseName::Stage | PhaseName::Protect | PhaseName::Quiesce | PhaseName::Database => {
+            false
+        }
+        PhaseName::App | PhaseName::Proxy | PhaseName::Verify | PhaseName::Finish => true,
+    }
+}
+
+fn invalid(key: &str, problem: &str) -> RunbookError {
+    RunbookError::Invalid {
+        key: key.to_owned(),
+        problem: problem.to_owned(),
+    }
+}
+
+impl Timeouts {
+    fn of(&self, action: Action) -> Span {
+        match action {
+            Action::Prepare => self.prepare,
+            Action::Stage => self.stage,
+            Action::Discard => self.discard,
+            Action::Snapshot => self.snapshot,
+            Action::Drain => self.drain,
+            Action::Resume => self.resume,
+            Action::Stop => self.stop,
+            Action::Start => self.start,
+            Action::Switch => self.switch,
+            Action::Verify => self.verify,
+            Action::Finish => self.finish,
+        }
+    }
+}
+
+impl BatchSize {
+    /// How many of `total` hosts; at least one, so that every batch makes progress.
+    pub fn of(self, total: usize) -> usize {
+        match self {
+            BatchSize::Count(n) => n,
+            BatchSize::Percent(p) => (total * usize::from(p)).div_ceil(100).max(1),
+        }
+    }
+}
+
+impl TryFrom<String> for BatchSize {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a batch size; write a count (\"3\") or a share (\"25%\")");
+        let size = match text.strip_suffix('%') {
+            Some(share) => BatchSize::Percent(share.parse().ok().filter(|p| *p <= 100).ok_or_else(wrong)?),
+            None => BatchSize::Count(text.parse().map_err(|_| wrong())?),
+        };
+        match size {
+            BatchSize::Count(0) | BatchSize::Percent(0) => Err(format!("`{text}` would be a batch of no hosts")),
+            BatchSize::Count(_) | BatchSize::Percent(_) => Ok(size),
+        }
+    }
+}
+
+impl From<BatchSize> for String {
+    fn from(size: BatchSize) -> Self {
+        match size {
+            BatchSize::Count(n) => n.to_string(),
+            BatchSize::Percent(p) => format!("{p}%"),
+        }
+    }
+}
+
+/// Longest first, so that printing picks the largest unit that fits exactly.
+const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+        let millis = number
+            .parse::<u64>()
+            .ok()
+            .zip(factor)
+            .and_then(|(n, factor)| n.checked_mul(factor));
+        match millis {
+            Some(millis) => Ok(Span { millis }),
+            None => Err(format!(
+                "`{text}` is not a duration; write a whole number with ms, s, m or h (\"30s\")"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, factor) = UNITS
+            .into_iter()
+            .find(|(_, factor)| self.millis.is_multiple_of(*factor))
+            .unwrap_or(("ms", 1));
+        write!(f, "{}{unit}", self.millis / factor)
+    }
+}
+
+impl From<Span> for String {
+    fn from(span: Span) -> Self {
+        span.to_string()
+    }
+}

@@ -1,0 +1,196 @@
+//! Every rule of the second opinion, each shown to bite: a sound plan, spoilt in one way, and what is found.
+
+use rollback_engine::event::Command;
+use rollback_engine::ids::StepId;
+use rollback_engine::lint::{LintError, lint};
+use rollback_engine::machine::{Rejected, State, decide};
+use rollback_engine::plan::{Excused, Lane, OnFailure, PhaseName, Plan, PlanBody, Step, Undo};
+use rollback_engine::release::Action;
+
+use crate::fleets::{create, demo, revision};
+
+fn spoil(with: impl FnOnce(&mut PlanBody)) -> Vec<LintError> {
+    let mut body = demo(true).plan().body;
+    with(&mut body);
+    lint(&Plan::seal(body))
+}
+
+fn steps(body: &mut PlanBody) -> impl Iterator<Item = &mut Step> {
+    body.phases
+        .iter_mut()
+        .flat_map(|p| &mut p.batches)
+        .flat_map(|b| &mut b.lanes)
+        .flat_map(|l| &mut l.steps)
+}
+
+fn first(body: &mut PlanBody, action: Action) -> &mut Step {
+    steps(body).find(|s| s.action == action).expect("such a step")
+}
+
+fn remove(body: &mut PlanBody, gone: impl Fn(&Step) -> bool) {
+    for phase in &mut body.phases {
+        for batch in &mut phase.batches {
+            batch.lanes.iter_mut().for_each(|lane| lane.steps.retain(|s| !gone(s)));
+            batch.lanes.retain(|lane| !lane.steps.is_empty());
+        }
+        phase.batches.retain(|batch| !batch.lanes.is_empty());
+    }
+    body.phases.retain(|phase| !phase.batches.is_empty());
+    (0..).zip(steps(body)).for_each(|(id, step)| step.id = StepId(id));
+}
+
+/// Asserts that something is found that matches.
+macro_rules! found {
+    ($errors:expr, $pattern:pat) => {
+        let errors: Vec<LintError> = $errors;
+        assert!(
+            errors.iter().any(|e| matches!(e, $pattern)),
+            "{} not in {errors:?}",
+            stringify!($pattern)
+        );
+    };
+}
+
+#[test]
+fn shape() {
+    found!(spoil(|b| b.format = 9), LintError::UnknownFormat { found: 9 });
+    found!(spoil(|b| b.changes.clear()), LintError::NothingInScope);
+    found!(spoil(|b| b.changes.reverse()), LintError::ChangesUnsorted { .. });
+    found!(
+        spoil(|b| b.excused.push(Excused {
+            host: "app-1".into(),
+            reason: String::new()
+        })),
+        LintError::ExcusedInScope { .. }
+    );
+    found!(
+        spoil(|b| b.schema_changes = false),
+        LintError::SchemaFlagWrong { said: false }
+    );
+    found!(
+        spoil(|b| b.phases.swap(0, 1)),
+        LintError::PhaseOrder {
+            phase: PhaseName::Preflight
+        }
+    );
+    found!(
+        spoil(|b| b.phases[0].batches[0].lanes.push(Lane { steps: Vec::new() })),
+        LintError::EmptyPart {
+            phase: PhaseName::Preflight
+        }
+    );
+    found!(
+        spoil(|b| b.phases[1].on_failure = OnFailure::Continue),
+        LintError::MustNotContinue {
+            phase: PhaseName::Stage
+        }
+    );
+    found!(
+        spoil(|b| b.phases.last_mut().expect("a phase").on_failure = OnFailure::Undo),
+        LintError::MustContinue {
+            phase: PhaseName::Finish
+        }
+    );
+    found!(
+        spoil(|b| first(b, Action::Switch).id = StepId(0)),
+        LintError::Misnumbered { found: StepId(0), .. }
+    );
+    found!(
+        spoil(|b| first(b, Action::Stage).target.host = "else".into()),
+        LintError::NotInScope { .. }
+    );
+    found!(
+        spoil(|b| first(b, Action::Prepare).action = Action::Switch),
+        LintError::WrongPhase {
+            action: Action::Switch,
+            phase: PhaseName::Preflight,
+            ..
+        }
+    );
+    found!(
+        spoil(|b| first(b, Action::Stop).timeout_ms = 0),
+        LintError::NoTime { .. }
+    );
+    found!(
+        spoil(|b| {
+            let twin = b.phases[1].batches[0].lanes[0].clone();
+            b.phases[1].batches[0].lanes.push(twin);
+        }),
+        LintError::TwoLanes { .. }
+    );
+}
+
+#[test]
+fn safety() {
+    found!(
+        spoil(|b| first(b, Action::Switch).undo = Undo::Nothing),
+        LintError::WrongUndo { .. }
+    );
+    found!(
+        spoil(|b| first(b, Action::Stage).undo = Undo::Impossible),
+        LintError::WrongUndo { .. }
+    );
+    found!(spoil(|b| b.phases.swap(1, 3)), LintError::BeforeStaged { .. });
+    found!(
+        spoil(|b| first(b, Action::Stop).undo = Undo::Impossible),
+        LintError::AfterIrreversible { .. }
+    );
+    found!(
+        spoil(|b| remove(b, |s| s.action == Action::Stage)),
+        LintError::NotStaged { .. }
+    );
+    found!(
+        spoil(|b| remove(b, |s| s.action == Action::Snapshot)),
+        LintError::NotProtected { .. }
+    );
+    found!(
+        spoil(|b| first(b, Action::Switch).from = revision("v1", "db")),
+        LintError::WrongRevisions { .. }
+    );
+    found!(
+        spoil(|b| first(b, Action::Switch).to = revision("v1", "db")),
+        LintError::NotReached { .. }
+    );
+    found!(
+        spoil(|b| first(b, Action::Start).to = revision("v3.0.0", "api")),
+        LintError::WrongRevisions { .. }
+    );
+    found!(
+        spoil(|b| remove(b, |s| s.action == Action::Stop)),
+        LintError::NotPaused {
+            action: Action::Start,
+            ..
+        }
+    );
+    found!(
+        spoil(|b| remove(b, |s| s.action == Action::Start)),
+        LintError::NeverStarted { .. }
+    );
+    found!(
+        spoil(|b| remove(b, |s| s.action == Action::Resume)),
+        LintError::NeverResumed { .. }
+    );
+    found!(
+        spoil(|b| remove(b, |s| s.action == Action::Verify)),
+        LintError::NotVerified { .. }
+    );
+}
+
+/// The last step of a plan may be without a way back, when nothing reversible follows it.
+#[test]
+fn irreversible_steps_may_stand_last() {
+    let errors = spoil(|b| {
+        steps(b)
+            .filter(|s| s.action == Action::Resume)
+            .for_each(|s| s.undo = Undo::Impossible)
+    });
+    assert_eq!(errors, vec![]);
+}
+
+#[test]
+fn the_machine_takes_no_unsound_plan() {
+    let mut body = demo(true).plan().body;
+    remove(&mut body, |s| s.action == Action::Snapshot);
+    let command: Command = create(&Plan::seal(body));
+    assert!(matches!(decide(&State::New, &command), Err(Rejected::Unsound(_))));
+}

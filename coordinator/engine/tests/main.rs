@@ -1,0 +1,12 @@
+//! Tests of the engine, one file for each subject; see the modules.
+
+mod behaviour;
+mod fleets;
+mod journals;
+mod linting;
+mod planning;
+mod properties;
+mod purity;
+mod runbooks;
+mod table;
+mod world;

@@ -1,0 +1,261 @@
+//! What is planned for which fleet, and what is refused.
+
+use std::fmt::Write as _;
+
+use rollback_engine::event::Direction;
+use rollback_engine::ids::Target;
+use rollback_engine::lint::lint;
+use rollback_engine::plan::{OpenError, PhaseName, Plan, Undo};
+use rollback_engine::planner::{Refusal, plan};
+use rollback_engine::release::{Action, Role};
+use rollback_engine::runbook::Runbook;
+
+use crate::fleets::{Fleet, default_runbook, demo};
+
+/// A plan as people read it: a block for each batch, a line for each lane.
+fn render(plan: &Plan) -> String {
+    let mut text = format!("{} by {}\n", plan.body.release, plan.body.runbook);
+    for phase in &plan.body.phases {
+        for (i, batch) in phase.batches.iter().enumerate() {
+            writeln!(text, "\n{} batch {i}, on failure {:?}", phase.name, phase.on_failure).expect("write to a string");
+            for lane in &batch.lanes {
+                let steps = lane.steps.iter().map(|s| {
+                    let undo = match s.undo {
+                        Undo::Nothing => "-".to_owned(),
+                        Undo::By(action) => action.to_string(),
+                        Undo::Impossible => "impossible".to_owned(),
+                    };
+                    let revisions = format!("{} → {}", s.from.version, s.to.version);
+                    format!(
+                        "#{} {} {} [{revisions}; {} s; undo {undo}]",
+                        s.id,
+                        s.action,
+                        s.target,
+                        s.timeout_ms / 1000
+                    )
+                });
+                writeln!(text, "  {}", steps.collect::<Vec<_>>().join("  ▸  ")).expect("write to a string");
+            }
+        }
+    }
+    text
+}
+
+fn refused(fleet: &Fleet, runbook: &Runbook) -> Vec<Refusal> {
+    plan(&fleet.observed, &fleet.release, runbook)
+        .expect_err("a refusal")
+        .reasons
+}
+
+#[test]
+fn demo_fleet_with_a_schema_change() {
+    let plan = demo(true).plan();
+    assert_eq!(lint(&plan), vec![]);
+    insta::assert_snapshot!("demo_schema_change", render(&plan));
+}
+
+#[test]
+fn demo_fleet_without_a_schema_change_rolls_in_batches() {
+    let plan = demo(false).plan();
+    assert_eq!(lint(&plan), vec![]);
+    insta::assert_snapshot!("demo_rolling", render(&plan));
+}
+
+#[test]
+fn fleet_at_its_target_is_only_verified() {
+    let fleet = Fleet::empty()
+        .with("app-1", "api", Role::App, false, &["env"])
+        .with("app-1", "env", Role::Config, false, &[])
+        .with("db-1", "db", Role::Database, false, &[]);
+    let plan = fleet.plan();
+    assert_eq!(lint(&plan), vec![]);
+    let phases: Vec<PhaseName> = plan.body.phases.iter().map(|p| p.name).collect();
+    assert_eq!(phases, [PhaseName::Verify]);
+    assert_eq!(plan.body.steps().count(), 3);
+}
+
+#[test]
+fn app_that_reads_a_changed_config_restarts_without_a_switch_of_its_own() {
+    let fleet = Fleet::empty()
+        .with("app-1", "api", Role::App, false, &["env"])
+        .with("app-1", "env", Role::Config, true, &[])
+        .with("app-1", "worker", Role::App, false, &[]);
+    let plan = fleet.plan();
+    let app = plan
+        .body
+        .phases
+        .iter()
+        .find(|p| p.name == PhaseName::App)
+        .expect("an app phase");
+    let lane: Vec<String> = app.batches[0].lanes[0]
+        .steps
+        .iter()
+        .map(|s| format!("{} {}", s.action, s.target.component))
+        .collect();
+    assert_eq!(
+        lane,
+        ["stop api", "switch env", "start api"],
+        "and the worker, which does not read it, is left alone"
+    );
+}
+
+#[test]
+fn batches_are_shares_of_the_whole_and_the_last_takes_the_rest() {
+    let sizes = |hosts: usize, batches: &str| -> Vec<usize> {
+        let text = Runbook::builtin_text("default").expect("a built-in");
+        let runbook = Runbook::parse(&text.replace(r#"batches = ["1", "100%"]"#, batches)).expect("a runbook");
+        let fleet = (0..hosts).fold(Fleet::empty(), |fleet, i| {
+            fleet.with(&format!("app-{i:03}"), "api", Role::App, true, &[])
+        });
+        let plan = plan(&fleet.observed, &fleet.release, &runbook).expect("a plan");
+        let app = plan
+            .body
+            .phases
+            .iter()
+            .find(|p| p.name == PhaseName::App)
+            .expect("an app phase");
+        app.batches.iter().map(|b| b.lanes.len()).collect()
+    };
+    assert_eq!(sizes(10, r#"batches = ["1", "25%", "100%"]"#), [1, 3, 6]);
+    assert_eq!(sizes(10, r#"batches = ["50%", "50%"]"#), [5, 5]);
+    assert_eq!(sizes(5, r#"batches = ["1", "1"]"#), [1, 4]);
+    assert_eq!(sizes(1, r#"batches = ["1", "25%", "100%"]"#), [1]);
+}
+
+#[test]
+fn every_reason_to_refuse_is_named() {
+    let mut fleet = demo(true)
+        .with("app-3", "api", Role::App, true, &[])
+        .with("app-4", "api", Role::App, true, &[])
+        .with("app-5", "api", Role::App, true, &[])
+        .unreachable("app-5");
+    fleet.observed.remove(&"app-3".into());
+    fleet.component("app-4", "api").revision = Err("no such link".to_owned());
+    fleet.component("db-1", "db").capabilities.remove(&Action::Snapshot);
+    fleet.component("proxy-1", "proxy").role = Role::App;
+    fleet.component("app-2", "api").capabilities.remove(&Action::Stop);
+    if let Some(rollback_engine::release::ObservedHost::Reachable(components)) = fleet.observed.get_mut(&"app-1".into())
+    {
+        components.remove(&"env".into());
+    }
+    let target = |host: &str, component: &str| Target::new(host, component);
+    assert_eq!(
+        refused(&fleet, &default_runbook()),
+        [
+            Refusal::UnknownComponent {
+                target: target("app-1", "env")
+            },
+            Refusal::UnknownHost { host: "app-3".into() },
+            Refusal::Unobserved {
+                target: target("app-4", "api"),
+                reason: "no such link".to_owned()
+            },
+            Refusal::RoleDiffers {
+                target: target("proxy-1", "proxy"),
+                recorded: Role::Proxy,
+                declared: Role::App
+            },
+            Refusal::HostUnreachable {
+                host: "app-5".into(),
+                reason: "connection refused".to_owned()
+            },
+            Refusal::MissingCapability {
+                target: target("app-2", "api"),
+                action: Action::Stop
+            },
+            Refusal::MissingCapability {
+                target: target("db-1", "db"),
+                action: Action::Snapshot
+            },
+        ]
+    );
+    let message = plan(&fleet.observed, &fleet.release, &default_runbook())
+        .expect_err("a refusal")
+        .to_string();
+    assert!(
+        message.contains("app-1/env: the host has no such component"),
+        "{message}"
+    );
+    assert!(message.ends_with("and 2 more reasons"), "{message}");
+}
+
+#[test]
+fn unreachable_hosts_are_left_out_up_to_the_runbooks_number() {
+    let text = Runbook::builtin_text("default").expect("a built-in");
+    let skip_one = text.replace(r#"unreachable = "block""#, "unreachable = { skip = 1 }");
+    let skip_one = Runbook::parse(&skip_one).expect("a runbook");
+
+    let one = demo(false).unreachable("app-2");
+    let plan = plan(&one.observed, &one.release, &skip_one).expect("a plan");
+    assert_eq!(lint(&plan), vec![]);
+    assert_eq!(
+        plan.body.excused.iter().map(|e| e.host.as_str()).collect::<Vec<_>>(),
+        ["app-2"]
+    );
+    assert!(plan.body.steps().all(|s| s.target.host.as_str() != "app-2"));
+
+    let two = one.unreachable("app-1");
+    assert_eq!(
+        refused(&two, &skip_one),
+        [Refusal::TooManyUnreachable {
+            hosts: vec!["app-1".into(), "app-2".into()],
+            allowed: 1
+        }]
+    );
+}
+
+#[test]
+fn release_that_names_nothing_is_refused() {
+    assert_eq!(refused(&Fleet::empty(), &default_runbook()), [Refusal::NothingInScope]);
+}
+
+#[test]
+fn ten_thousand_hosts_are_planned_and_sound() {
+    let fleet = (0..10_000).fold(Fleet::empty(), |mut fleet, i| {
+        // Built by hand: `with` sorts each time.
+        let one = Fleet::empty().with(&format!("app-{i:05}"), "api", Role::App, true, &[]);
+        fleet.observed.extend(one.observed);
+        fleet.release.entries.extend(one.release.entries);
+        fleet
+    });
+    let plan = fleet.plan();
+    assert_eq!(lint(&plan), vec![]);
+    assert_eq!(plan.body.steps().count(), 10_000 * 7);
+}
+
+#[test]
+fn undo_asks_for_the_opposite_with_the_revisions_exchanged() {
+    let plan = demo(true).plan();
+    let of = |action: Action| plan.body.steps().find(|s| s.action == action).expect("such a step");
+    let back = |action| {
+        of(action)
+            .in_direction(Direction::Undo)
+            .map(|m| (m.action, m.from.clone(), m.to.clone()))
+    };
+    let switch = of(Action::Switch);
+    assert_eq!(
+        back(Action::Switch),
+        Some((Action::Switch, switch.to.clone(), switch.from.clone()))
+    );
+    let stop = of(Action::Stop);
+    assert_eq!(
+        back(Action::Stop),
+        Some((Action::Start, stop.from.clone(), stop.from.clone()))
+    );
+    assert_eq!(back(Action::Prepare), None);
+}
+
+#[test]
+fn sealed_plan_opens_only_unchanged() {
+    let plan = demo(true).plan();
+    let json = serde_json::to_string(&plan).expect("a plan is JSON");
+    assert_eq!(Plan::open(json.as_bytes()).expect("an unchanged plan"), plan);
+    // The version is not part of a revision's equality, but consent was given to what was shown.
+    let forged = json.replacen("v3.0.0", "v3.0.1", 1);
+    assert!(matches!(Plan::open(forged.as_bytes()), Err(OpenError::Changed(_))));
+    let newer = json.replacen(r#""format":1"#, r#""format":2"#, 1);
+    assert!(matches!(
+        Plan::open(newer.as_bytes()),
+        Err(OpenError::UnknownFormat { found: 2 })
+    ));
+}

@@ -1,0 +1,455 @@
+//! The invariants of execution, on random fleets with random outcomes in random order, and crashes at any point.
+//!
+//! A case is a fleet, a runbook and a tape of numbers. The tape decides which answer arrives next, what it says, when
+//! the coordinator dies and which answers come twice, so a failing case shrinks to a short story.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use rollback_engine::event::{Command, Direction, Effect, Ending, Event, Outcome, StepResult};
+use rollback_engine::ids::{StepId, Target};
+use rollback_engine::lint::lint;
+use rollback_engine::machine::judge::{Judgement, judge};
+use rollback_engine::machine::{Rejected, State, effects_of, outstanding, transition};
+use rollback_engine::plan::{OnFailure, Plan, Step};
+use rollback_engine::planner::plan;
+use rollback_engine::release::{Action, Role};
+use rollback_engine::runbook::{BatchSize, Runbook, Unreachable};
+
+use crate::fleets::{Fleet, at, create, default_runbook, failed, outcome, revision, unknown};
+use crate::world::World;
+
+/// How often things go wrong.
+#[derive(Clone, Copy, Debug)]
+struct Weather {
+    failures_in_100: u8,
+    unknowns_in_100: u8,
+    lies_in_100: u8,
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    fleet: Fleet,
+    runbook: Runbook,
+    weather: Weather,
+    tape: Vec<u8>,
+}
+
+/// The tape; past its end everything is ordinary: first come, first answered, and well.
+struct Tape<'a>(std::slice::Iter<'a, u8>);
+
+impl Tape<'_> {
+    fn below(&mut self, n: usize) -> usize {
+        self.0.next().map_or(0, |b| usize::from(*b) * n / 256)
+    }
+
+    fn percent(&mut self, percent: u8) -> bool {
+        self.0
+            .next()
+            .is_some_and(|b| usize::from(*b) * 100 / 256 >= 100 - usize::from(percent.min(100)))
+    }
+}
+
+prop_compose! {
+    fn host()(apps in prop::collection::vec((any::<bool>(), any::<bool>(), any::<[bool; 2]>()), 0..3),
+              configs in prop::collection::vec(any::<bool>(), 0..3),
+              database in prop::option::weighted(0.3, any::<bool>()),
+              proxy in prop::option::weighted(0.3, (any::<bool>(), any::<bool>())),
+              unreachable in prop::bool::weighted(0.1))
+             -> (Vec<(bool, bool, [bool; 2])>, Vec<bool>, Option<bool>, Option<(bool, bool)>, bool) {
+        (apps, configs, database, proxy, unreachable)
+    }
+}
+
+fn fleet() -> impl Strategy<Value = Fleet> {
+    prop::collection::vec(host(), 1..5).prop_map(|hosts| {
+        let mut fleet = Fleet::empty();
+        for (h, (apps, configs, database, proxy, unreachable)) in hosts.into_iter().enumerate() {
+            let host = format!("host-{h}");
+            for (i, changes) in configs.iter().enumerate() {
+                fleet = fleet.with(&host, &format!("env-{i}"), Role::Config, *changes, &[]);
+            }
+            for (i, (changes, pausable, reads)) in apps.into_iter().enumerate() {
+                let names = ["env-0", "env-1"];
+                let reads: Vec<&str> = names
+                    .into_iter()
+                    .zip(reads)
+                    .filter_map(|(name, reads)| reads.then_some(name))
+                    .collect();
+                let name = format!("app-{i}");
+                fleet = fleet.with(&host, &name, Role::App, changes, &reads);
+                if !pausable && reads.is_empty() {
+                    fleet.component(&host, &name).capabilities.remove(&Action::Stop);
+                }
+            }
+            if let Some(changes) = database {
+                fleet = fleet.with(&host, "db", Role::Database, changes, &[]);
+            }
+            if let Some((changes, pausable)) = proxy {
+                fleet = fleet.with(&host, "proxy", Role::Proxy, changes, &[]);
+                if !pausable {
+                    fleet.component(&host, "proxy").capabilities.remove(&Action::Drain);
+                }
+            }
+            if unreachable {
+                fleet = fleet.unreachable(&host);
+            }
+        }
+        fleet
+    })
+}
+
+fn runbook() -> impl Strategy<Value = Runbook> {
+    let size = prop_oneof![
+        (1usize..3).prop_map(BatchSize::Count),
+        (1u8..=100).prop_map(BatchSize::Percent)
+    ];
+    let sizes = || prop::collection::vec(size.clone(), 1..4);
+    let strict = || prop_oneof![4 => Just(OnFailure::Undo), 1 => Just(OnFailure::Hold)];
+    let any = || prop_oneof![2 => Just(OnFailure::Undo), 1 => Just(OnFailure::Hold), 2 => Just(OnFailure::Continue)];
+    (sizes(), sizes(), [strict(), strict(), strict()], [any(), any(), any()]).prop_map(
+        |(batches, batches_when_quiesced, [stage, protect, database], [app, proxy, verify])| {
+            let mut runbook = Runbook {
+                batches,
+                batches_when_quiesced,
+                unreachable: Unreachable::Skip(9),
+                ..default_runbook()
+            };
+            runbook.on_failure.stage = stage;
+            runbook.on_failure.protect = protect;
+            runbook.on_failure.database = database;
+            runbook.on_failure.app = app;
+            runbook.on_failure.proxy = proxy;
+            runbook.on_failure.verify = verify;
+            runbook
+        },
+    )
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let weather = prop_oneof![
+        Just(Weather {
+            failures_in_100: 0,
+            unknowns_in_100: 0,
+            lies_in_100: 0
+        }),
+        Just(Weather {
+            failures_in_100: 4,
+            unknowns_in_100: 0,
+            lies_in_100: 2
+        }),
+        Just(Weather {
+            failures_in_100: 4,
+            unknowns_in_100: 2,
+            lies_in_100: 2
+        }),
+        Just(Weather {
+            failures_in_100: 30,
+            unknowns_in_100: 5,
+            lies_in_100: 10
+        }),
+    ];
+    (fleet(), runbook(), weather, prop::collection::vec(any::<u8>(), 0..400)).prop_map(
+        |(fleet, runbook, weather, tape)| Case {
+            fleet,
+            runbook,
+            weather,
+            tape,
+        },
+    )
+}
+
+/// One step at its agent: what it does to the world, and what the agent says.
+fn execute(
+    world: &mut World,
+    weather: Weather,
+    tape: &mut Tape<'_>,
+    step: &Step,
+    direction: Direction,
+) -> Result<Outcome, String> {
+    let asked = step
+        .in_direction(direction)
+        .ok_or("dispatched a step in a direction that it does not have")?;
+    if asked.action == Action::Switch {
+        world.may_switch(&step.target)?;
+    }
+    let seen = |world: &World| Some(revision_with(world.revision(&step.target)));
+    if tape.percent(weather.unknowns_in_100) {
+        if tape.percent(50) {
+            world.carry_out(&step.target, asked)?;
+        }
+        return Ok(unknown());
+    }
+    if tape.percent(weather.failures_in_100) {
+        // A start that fails may leave the process running all the same.
+        if asked.action == Action::Start && tape.percent(50) {
+            world.carry_out(&step.target, asked)?;
+        }
+        return Ok(failed());
+    }
+    if tape.percent(weather.lies_in_100) && matches!(asked.action, Action::Switch | Action::Verify) {
+        // "Succeeded", and nothing happened, or nothing was looked at.
+        let observed = if tape.percent(50) {
+            Some(revision("elsewhere", "x"))
+        } else {
+            None
+        };
+        return Ok(outcome(StepResult::Succeeded, observed));
+    }
+    world.carry_out(&step.target, asked)?;
+    Ok(outcome(StepResult::Succeeded, seen(world)))
+}
+
+fn revision_with(digest: &rollback_engine::ids::Digest) -> rollback_engine::release::Revision {
+    rollback_engine::release::Revision {
+        version: String::new(),
+        digest: digest.clone(),
+    }
+}
+
+/// What came of a case.
+struct Story {
+    state: State,
+    journal: Vec<Event>,
+    closes: usize,
+}
+
+fn play(case: &Case, plan: &Plan, world: &mut World) -> Result<Story, TestCaseError> {
+    let mut tape = Tape(case.tape.iter());
+    let mut state = State::New;
+    let mut journal = Vec::new();
+    let mut pending: Vec<(StepId, Direction, u32)> = Vec::new();
+    let mut closes = 0;
+    let mut command = create(plan);
+    let mut second = 0;
+    loop {
+        let events = transition(&mut state, command.clone()).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        journal.extend(events.iter().cloned());
+        for effect in effects_of(&state, &events) {
+            match effect {
+                Effect::Dispatch {
+                    step,
+                    direction,
+                    attempt,
+                } => pending.push((step, direction, attempt)),
+                Effect::Close => closes += 1,
+            }
+        }
+        if tape.percent(5) {
+            // The same answer again: refused, and nothing has changed.
+            let before = state.clone();
+            prop_assert!(transition(&mut state, command.clone()).is_err());
+            prop_assert_eq!(&state, &before);
+        }
+        if tape.percent(8) {
+            state = crash(&journal, &events, &state, &pending, &mut tape, second)?;
+        }
+        if pending.is_empty() {
+            return Ok(Story { state, journal, closes });
+        }
+        let (step, direction, attempt) = pending.remove(tape.below(pending.len()));
+        let planned = state.step(step).expect("a step of the plan").clone();
+        let outcome = execute(world, case.weather, &mut tape, &planned, direction).map_err(TestCaseError::fail)?;
+        second += 1;
+        if tape.percent(3) {
+            let other = Command::StepEnded {
+                at: at(second),
+                step,
+                direction,
+                attempt: 2,
+                outcome: outcome.clone(),
+            };
+            let refused = matches!(transition(&mut state, other), Err(Rejected::NotInFlight { .. }));
+            prop_assert!(refused, "an answer to another attempt");
+        }
+        command = Command::StepEnded {
+            at: at(second),
+            step,
+            direction,
+            attempt,
+            outcome,
+        };
+    }
+}
+
+/// The coordinator dies and another one reads the journal, whole or torn inside the last transition.
+fn crash(
+    journal: &[Event],
+    last: &[Event],
+    state: &State,
+    pending: &[(StepId, Direction, u32)],
+    tape: &mut Tape<'_>,
+    second: i64,
+) -> Result<State, TestCaseError> {
+    let torn = tape.below(last.len());
+    let mut again = State::replay(journal[..journal.len() - torn].iter().cloned())
+        .map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let missing =
+        transition(&mut again, Command::Resume { at: at(second) }).map_err(|e| TestCaseError::fail(e.to_string()))?;
+    prop_assert_eq!(
+        &missing[..],
+        &journal[journal.len() - torn..],
+        "what was torn off is decided again, the same way"
+    );
+    prop_assert_eq!(&again, state, "replay is the state");
+    let dispatches: BTreeSet<(StepId, Direction, u32)> = outstanding(&again)
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Dispatch {
+                step,
+                direction,
+                attempt,
+            } => Some((step, direction, attempt)),
+            Effect::Close => None,
+        })
+        .collect();
+    prop_assert_eq!(
+        dispatches,
+        pending.iter().copied().collect(),
+        "outstanding is what is in flight"
+    );
+    Ok(again)
+}
+
+/// The invariants that a journal shows by itself.
+fn check_journal(plan: &Plan, journal: &[Event]) -> Result<(), TestCaseError> {
+    let steps: BTreeMap<StepId, &Step> = plan.body.steps().map(|s| (s.id, s)).collect();
+    let stages: BTreeSet<StepId> = steps
+        .values()
+        .filter(|s| s.action == Action::Stage)
+        .map(|s| s.id)
+        .collect();
+    let databases: BTreeSet<_> = plan
+        .body
+        .changes
+        .iter()
+        .filter(|c| c.role == Role::Database)
+        .map(|c| &c.target)
+        .collect();
+    let mut intended = BTreeSet::new();
+    let mut ended = BTreeSet::new();
+    let mut staged = BTreeSet::new();
+    let mut snapshots = BTreeSet::new();
+    for (i, event) in journal.iter().enumerate() {
+        match event {
+            Event::StepIntended {
+                step,
+                direction,
+                attempt,
+                ..
+            } => {
+                let planned = steps[step];
+                prop_assert!(intended.insert((*step, *direction)), "intended twice: {:?}", planned);
+                prop_assert_eq!(*attempt, 1);
+                if *direction == Direction::Forward && planned.action.changes_service() {
+                    prop_assert_eq!(&staged, &stages, "{:?} before everything is staged", planned);
+                }
+                if *direction == Direction::Forward
+                    && planned.action == Action::Switch
+                    && databases.contains(&planned.target)
+                {
+                    prop_assert!(snapshots.contains(&planned.target), "{:?} without a snapshot", planned);
+                }
+            }
+            Event::StepEnded {
+                step,
+                direction,
+                outcome,
+                ..
+            } => {
+                let planned = steps[step];
+                prop_assert!(intended.contains(&(*step, *direction)), "ended before it was intended");
+                prop_assert!(ended.insert((*step, *direction)), "ended twice");
+                if *direction == Direction::Forward && judge(planned, *direction, outcome) == Judgement::Good {
+                    match planned.action {
+                        Action::Stage => _ = staged.insert(*step),
+                        Action::Snapshot => _ = snapshots.insert(planned.target.clone()),
+                        Action::Prepare
+                        | Action::Discard
+                        | Action::Drain
+                        | Action::Resume
+                        | Action::Stop
+                        | Action::Start
+                        | Action::Switch
+                        | Action::Verify
+                        | Action::Finish => {}
+                    }
+                }
+            }
+            Event::Ended { .. } => prop_assert_eq!(i, journal.len() - 1, "the ending is the last event"),
+            Event::Created { .. } => prop_assert_eq!(i, 0),
+            Event::PhaseStarted { .. }
+            | Event::BatchStarted { .. }
+            | Event::PhaseEnded { .. }
+            | Event::UndoStarted { .. } => {}
+        }
+    }
+    prop_assert_eq!(intended, ended, "every intent has its end");
+    Ok(())
+}
+
+/// What was observed at its target by a verification that went well.
+fn verified(state: &State) -> BTreeSet<&Target> {
+    let verifications = state.reports().filter(|r| r.step.action == Action::Verify);
+    let good = verifications.filter(|r| {
+        r.outcome
+            .is_some_and(|o| o.result == StepResult::Succeeded && o.observed.as_ref() == Some(&r.step.to))
+    });
+    good.map(|r| &r.step.target).collect()
+}
+
+/// Did a forward step that matters end with nobody knowing how?
+fn something_is_unknown(state: &State) -> bool {
+    state.reports().filter(|r| r.direction == Direction::Forward).any(|r| {
+        r.outcome
+            .is_some_and(|o| matches!(judge(r.step, r.direction, o), Judgement::Unknown(_)))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn invariants_hold(case in case()) {
+        let Ok(plan) = plan(&case.fleet.observed, &case.fleet.release, &case.runbook) else {
+            // Only a fleet without a single reachable component has no plan here.
+            prop_assume!(false);
+            unreachable!("the case was rejected");
+        };
+        prop_assert_eq!(lint(&plan), vec![]);
+
+        let origin = World::of(&case.fleet.observed, plan.body.schema_changes);
+        let mut world = origin.clone();
+        let story = play(&case, &plan, &mut world)?;
+
+        prop_assert_eq!(story.closes, 1, "the scope is given back once");
+        check_journal(&plan, &story.journal)?;
+        prop_assert_eq!(outstanding(&story.state), vec![Effect::Close]);
+        match story.state.ending() {
+            None => prop_assert!(false, "all answers are in and it has not ended: {:?}", story.journal.last()),
+            Some(Ending::Verified) => {
+                prop_assert_eq!(verified(&story.state).len(), plan.body.changes.len());
+                prop_assert!(plan.body.excused.is_empty());
+                prop_assert_eq!(&world, &origin.at_target(&case.fleet.release));
+            }
+            Some(Ending::Undone { .. }) => prop_assert_eq!(&world, &origin),
+            Some(Ending::Partial { hosts, cause }) => {
+                prop_assert!(!hosts.is_empty() && hosts.is_sorted());
+                prop_assert!(!cause.remedy.is_empty());
+                let verified = verified(&story.state);
+                let listed = |target: &Target| hosts.contains(&target.host);
+                let rest: Vec<&Target> = plan.body.changes.iter().map(|c| &c.target).filter(|t| !listed(t)).collect();
+                prop_assert!(rest.iter().all(|t| verified.contains(t)), "who is not listed was verified");
+            }
+            Some(Ending::Held { cause }) => prop_assert!(!cause.message.is_empty() && !cause.remedy.is_empty()),
+        }
+        if something_is_unknown(&story.state) {
+            prop_assert!(matches!(story.state.ending(), Some(Ending::Held { .. })), "what nobody knows is held");
+            prop_assert_eq!(story.state.run().and_then(|r| r.undo_start()), None, "and not undone blindly");
+        }
+        if case.weather.failures_in_100 == 0 {
+            let verified = matches!(story.state.ending(), Some(Ending::Verified));
+            prop_assert_eq!(verified, plan.body.excused.is_empty(), "in fair weather it arrives");
+        }
+    }
+}

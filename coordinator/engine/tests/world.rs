@@ -1,0 +1,161 @@
+//! A model of the hosts: what the steps that the engine dispatches do to components, for the property tests.
+//!
+//! It knows nothing of plans. An app that starts loads its own revision and those of the configs that it reads, and
+//! that is what its users see until it starts again: an undo that put files back but left the old process is not one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rollback_engine::ids::{Digest, Target};
+use rollback_engine::plan::Move;
+use rollback_engine::release::{Action, ObservedFleet, ObservedHost, Release, Role};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Component {
+    role: Role,
+    pausable: bool,
+    reads: BTreeSet<Target>,
+    revision: Digest,
+    running: bool,
+    drained: bool,
+    /// What the running process was started with.
+    loaded: BTreeMap<Target, Digest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct World {
+    components: BTreeMap<Target, Component>,
+    schema_changes: bool,
+}
+
+impl World {
+    /// Everything runs, and runs what is on disk.
+    pub fn of(observed: &ObservedFleet, schema_changes: bool) -> Self {
+        let mut components = BTreeMap::new();
+        for (host, state) in observed {
+            let ObservedHost::Reachable(of_host) = state else {
+                continue;
+            };
+            for (name, c) in of_host {
+                let has = |a, b| c.capabilities.contains(&a) && c.capabilities.contains(&b);
+                let pausable = match c.role {
+                    Role::App => has(Action::Stop, Action::Start),
+                    Role::Proxy => has(Action::Drain, Action::Resume),
+                    Role::Database | Role::Config => false,
+                };
+                let component = Component {
+                    role: c.role,
+                    pausable,
+                    reads: c
+                        .reads
+                        .iter()
+                        .map(|r| Target {
+                            host: host.clone(),
+                            component: r.clone(),
+                        })
+                        .collect(),
+                    revision: c.revision.as_ref().expect("an observed component").digest.clone(),
+                    running: true,
+                    drained: false,
+                    loaded: BTreeMap::new(),
+                };
+                components.insert(
+                    Target {
+                        host: host.clone(),
+                        component: name.clone(),
+                    },
+                    component,
+                );
+            }
+        }
+        let mut world = Self {
+            components,
+            schema_changes,
+        };
+        for target in world.components.keys().cloned().collect::<Vec<_>>() {
+            world.load(&target);
+        }
+        world
+    }
+
+    /// The same fleet as the release wants it.
+    pub fn at_target(mut self, release: &Release) -> Self {
+        for entry in &release.entries {
+            if let Some(component) = self.components.get_mut(&entry.target) {
+                component.revision = entry.revision.digest.clone();
+            }
+        }
+        for target in self.components.keys().cloned().collect::<Vec<_>>() {
+            self.load(&target);
+        }
+        self
+    }
+
+    pub fn revision(&self, target: &Target) -> &Digest {
+        &self.component(target).revision
+    }
+
+    /// A step takes effect. `Err`: it must not have been dispatched in this state.
+    pub fn carry_out(&mut self, target: &Target, asked: Move<'_>) -> Result<(), String> {
+        match asked.action {
+            Action::Prepare | Action::Stage | Action::Discard | Action::Snapshot | Action::Verify | Action::Finish => {}
+            Action::Stop => self.component_mut(target).running = false,
+            Action::Drain => self.component_mut(target).drained = true,
+            Action::Resume => self.component_mut(target).drained = false,
+            Action::Start => {
+                self.component_mut(target).running = true;
+                self.load(target);
+            }
+            Action::Switch => {
+                self.may_switch(target)?;
+                self.component_mut(target).revision = asked.to.digest.clone();
+                let component = self.component(target);
+                // What cannot be stopped and started takes its new revision up by itself.
+                if component.role != Role::App || !component.pausable {
+                    self.load(target);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody writes while the schema changes; no app runs while its own files are exchanged.
+    pub fn may_switch(&self, target: &Target) -> Result<(), String> {
+        let component = self.component(target);
+        match component.role {
+            Role::Database if self.schema_changes => {
+                let busy = self.components.iter().find(|(_, c)| {
+                    c.pausable
+                        && match c.role {
+                            Role::App => c.running,
+                            Role::Proxy => !c.drained,
+                            Role::Database | Role::Config => false,
+                        }
+                });
+                busy.map_or(Ok(()), |(busy, _)| {
+                    Err(format!("{target} is switched while {busy} is not paused"))
+                })
+            }
+            Role::App if component.pausable && component.running => Err(format!("{target} is switched while it runs")),
+            Role::Database | Role::App | Role::Config | Role::Proxy => Ok(()),
+        }
+    }
+
+    fn load(&mut self, target: &Target) {
+        let component = self.component(target);
+        let read = component
+            .reads
+            .iter()
+            .chain([target])
+            .filter_map(|t| self.components.get_key_value(t));
+        let loaded = read.map(|(t, c)| (t.clone(), c.revision.clone())).collect();
+        self.component_mut(target).loaded = loaded;
+    }
+
+    fn component(&self, target: &Target) -> &Component {
+        self.components.get(target).expect("a component of the fleet")
+    }
+
+    fn component_mut(&mut self, target: &Target) -> &mut Component {
+        self.components.get_mut(target).expect("a component of the fleet")
+    }
+}

@@ -1,0 +1,76 @@
+//! The gRPC services, one file per subject. Handlers translate and delegate; what must not be dropped with a call runs
+//! in tasks of its own (see [`crate::leader`]).
+
+mod agents;
+mod enrollment;
+mod fleet;
+mod releases;
+mod rollbacks;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rollback_proto::tls::{ClientCertificate, CredentialStore, incoming};
+use rollback_proto::v1::enrollment_server::EnrollmentServer;
+use rollback_proto::v1::fleet_server::FleetServer;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+
+use crate::authority::AuthorityLayer;
+use crate::inventory::Inventory;
+use crate::issuer::CertificateAuthority;
+use crate::leader::Leader;
+
+/// Nothing that people or agents send is larger: a registration with some hundred components is a few KiB.
+const MAX_REQUEST: usize = 1024 * 1024;
+/// Streams on one connection at once.
+const MAX_STREAMS: u32 = 256;
+
+/// What the handlers share.
+#[derive(Clone, Debug)]
+pub struct Api {
+    leader: Leader,
+    inventory: Arc<Inventory>,
+    credentials: CredentialStore,
+    issuer: Option<Arc<CertificateAuthority>>,
+    agent_certificate_lifetime: Duration,
+}
+
+impl Api {
+    pub fn new(
+        leader: Leader,
+        inventory: Arc<Inventory>,
+        credentials: CredentialStore,
+        issuer: Option<Arc<CertificateAuthority>>,
+        agent_certificate_lifetime: Duration,
+    ) -> Self {
+        Self {
+            leader,
+            inventory,
+            credentials,
+            issuer,
+            agent_certificate_lifetime,
+        }
+    }
+
+    /// Serves until the process stops.
+    pub async fn serve(self, listener: TcpListener) -> Result<(), tonic::transport::Error> {
+        let stop = self.leader.shared().stop.clone();
+        let connections = incoming(
+            listener,
+            Arc::clone(&self.credentials),
+            ClientCertificate::Optional,
+            stop.clone(),
+        );
+        let trust_domain = self.credentials.load().us.identity.trust_domain.clone();
+        Server::builder()
+            .layer(AuthorityLayer { trust_domain })
+            .max_concurrent_streams(MAX_STREAMS)
+            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .add_service(FleetServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST))
+            .add_service(EnrollmentServer::new(self).max_decoding_message_size(MAX_REQUEST))
+            .serve_with_incoming_shutdown(connections, async move { stop.cancelled().await })
+            .await
+    }
+}

@@ -1,0 +1,111 @@
+//! The Fleet service: one line per RPC; the work is in the files beside this one.
+
+use std::pin::Pin;
+
+use rollback_proto::v1;
+use rollback_proto::v1::fleet_server::Fleet;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
+
+use super::Api;
+
+/// A span for a call, as a child of the caller's.
+macro_rules! traced {
+    ($name:literal, $request:ident, $work:expr) => {{
+        let span = tracing::info_span!($name);
+        rollback_proto::telemetry::continue_trace(&span, $request.metadata());
+        async move { $work.await.map(Response::new).map_err(Status::from) }
+            .instrument(span)
+            .await
+    }};
+}
+
+#[tonic::async_trait]
+impl Fleet for Api {
+    async fn get_server_info(
+        &self,
+        request: Request<v1::GetServerInfoRequest>,
+    ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
+        Ok(Response::new(self.server_info(&request)?))
+    }
+
+    async fn get_fleet(&self, request: Request<v1::GetFleetRequest>) -> Result<Response<v1::GetFleetResponse>, Status> {
+        traced!("get_fleet", request, self.fleet_state())
+    }
+
+    async fn plan_rollback(
+        &self,
+        request: Request<v1::PlanRollbackRequest>,
+    ) -> Result<Response<v1::PlanRollbackResponse>, Status> {
+        traced!("plan_rollback", request, self.plan(request.into_inner()))
+    }
+
+    async fn start_rollback(
+        &self,
+        request: Request<v1::StartRollbackRequest>,
+    ) -> Result<Response<v1::StartRollbackResponse>, Status> {
+        traced!("start_rollback", request, self.start(request))
+    }
+
+    async fn list_rollbacks(
+        &self,
+        request: Request<v1::ListRollbacksRequest>,
+    ) -> Result<Response<v1::ListRollbacksResponse>, Status> {
+        Ok(Response::new(self.list(request.into_inner()).await?))
+    }
+
+    async fn get_rollback(
+        &self,
+        request: Request<v1::GetRollbackRequest>,
+    ) -> Result<Response<v1::GetRollbackResponse>, Status> {
+        Ok(Response::new(self.report(request.into_inner()).await?))
+    }
+
+    type WatchRollbackStream = Pin<Box<dyn Stream<Item = Result<v1::RollbackEvent, Status>> + Send>>;
+
+    async fn watch_rollback(
+        &self,
+        request: Request<v1::WatchRollbackRequest>,
+    ) -> Result<Response<Self::WatchRollbackStream>, Status> {
+        Ok(Response::new(self.watch(request.into_inner()).await?))
+    }
+
+    async fn record_release(
+        &self,
+        request: Request<v1::RecordReleaseRequest>,
+    ) -> Result<Response<v1::RecordReleaseResponse>, Status> {
+        traced!("record_release", request, self.record(request))
+    }
+
+    async fn list_releases(
+        &self,
+        _request: Request<v1::ListReleasesRequest>,
+    ) -> Result<Response<v1::ListReleasesResponse>, Status> {
+        Ok(Response::new(self.all_releases().await?))
+    }
+
+    async fn get_release(
+        &self,
+        request: Request<v1::GetReleaseRequest>,
+    ) -> Result<Response<v1::GetReleaseResponse>, Status> {
+        let release = self.release_called(&request.into_inner().name).await?;
+        Ok(Response::new(v1::GetReleaseResponse {
+            release: Some(crate::convert::release_to_wire(&release)),
+        }))
+    }
+
+    async fn list_agents(
+        &self,
+        _request: Request<v1::ListAgentsRequest>,
+    ) -> Result<Response<v1::ListAgentsResponse>, Status> {
+        Ok(Response::new(self.all_agents()))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        Ok(Response::new(self.token(request).await?))
+    }
+}

@@ -1,0 +1,303 @@
+//! Planning, starting, listing and watching rollbacks.
+
+use std::pin::Pin;
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use opentelemetry::trace::TraceContextExt as _;
+use rollback_engine::event::{Direction, Finding, Severity, StepResult};
+use rollback_engine::ids::RollbackId;
+use rollback_engine::machine::State;
+use rollback_engine::plan::{Plan, Step};
+use rollback_engine::planner;
+use rollback_engine::release::Action;
+use rollback_engine::runbook::Runbook;
+use rollback_proto::names::check_name;
+use rollback_proto::problem::{Code, Problem};
+use rollback_proto::v1;
+use tokio::sync::broadcast::error::RecvError;
+use tokio_stream::Stream;
+use tonic::{Request, Status};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+
+use super::Api;
+use crate::authority::caller;
+use crate::dispatcher::Order;
+use crate::leader::Start;
+use crate::projection::{self, Summary};
+use crate::{convert, survey};
+
+const DEFAULT_RUNBOOK: &str = "default";
+const DEFAULT_LIST: u32 = 20;
+const MAX_LIST: u32 = 1000;
+
+type Events = Pin<Box<dyn Stream<Item = Result<v1::RollbackEvent, Status>> + Send>>;
+
+impl Api {
+    async fn make_plan(&self, target: Option<v1::RollbackTarget>) -> Result<Plan, Problem> {
+        let target = target.ok_or_else(|| Problem::new(Code::BadRequest, "no target is given"))?;
+        check_name("release", &target.release)?;
+        let runbook = if target.runbook.is_empty() {
+            DEFAULT_RUNBOOK
+        } else {
+            &target.runbook
+        };
+        check_name("runbook", runbook)?;
+        let runbook = Runbook::builtin(runbook).map_err(|e| Problem::from_error(Code::BadRequest, "runbook", &e))?;
+        if target.release != "previous" {
+            // Before anything is asked of the fleet: a misspelt release is the commonest mistake.
+            self.release_called(&target.release).await?;
+        }
+        let survey = survey::observe(&self.inventory).await;
+        let release = self.target_release(&target.release, &survey).await?;
+        planner::plan(&survey::observed_fleet(&survey), &release, &runbook)
+            .map_err(|refused| Problem::from_error(Code::PlanRefused, "no plan can be made", &refused))
+    }
+
+    pub async fn plan(&self, request: v1::PlanRollbackRequest) -> Result<v1::PlanRollbackResponse, Problem> {
+        let plan = self.make_plan(request.target).await?;
+        // Preparations are asked under a name of their own: they are no part of any rollback.
+        let id = RollbackId(format!("plan-{}", uuid::Uuid::now_v7()));
+        let prepares: Vec<Step> = plan
+            .body
+            .steps()
+            .filter(|s| s.action == Action::Prepare)
+            .cloned()
+            .collect();
+        let context = tracing::Span::current().context();
+        let prepare = |step: Step| {
+            let order = Order {
+                rollback: id.clone(),
+                step,
+                direction: Direction::Forward,
+                attempt: 1,
+                intended_at: Timestamp::now(),
+                context: context.clone(),
+            };
+            let dispatcher = self.leader.shared().dispatcher.clone();
+            async move {
+                let outcome = dispatcher.execute(&order, &|_| {}).await;
+                let mut findings = outcome.findings;
+                if let StepResult::Failed(p) | StepResult::Indeterminate(p) = outcome.result {
+                    let (severity, code, message, remedy) = (Severity::Blocker, p.code, p.message, p.remedy);
+                    findings.push(Finding {
+                        severity,
+                        code,
+                        message,
+                        remedy,
+                    });
+                }
+                findings
+                    .iter()
+                    .map(|f| convert::finding_to_wire(&order.step, f))
+                    .collect::<Vec<_>>()
+            }
+        };
+        let findings: Vec<Vec<v1::Finding>> = futures::stream::iter(prepares)
+            .map(prepare)
+            .buffered(survey::AT_ONCE)
+            .collect()
+            .await;
+        Ok(v1::PlanRollbackResponse {
+            plan: Some(convert::plan_to_wire(&plan)),
+            findings: findings.into_iter().flatten().collect(),
+        })
+    }
+
+    pub async fn start(
+        &self,
+        request: Request<v1::StartRollbackRequest>,
+    ) -> Result<v1::StartRollbackResponse, Problem> {
+        let started_by = caller(&request)?.identity.name;
+        // The caller's own span, not that of this call: the rollback goes on long after this call has ended.
+        let from_caller = rollback_proto::telemetry::extract(request.metadata());
+        let caller_span = from_caller.span().span_context().clone();
+        let request = request.into_inner();
+        check_name("request id", &request.request_id)?;
+        if request.reason.len() > 4096 || request.incident.len() > 256 {
+            return Err(Problem::new(
+                Code::BadRequest,
+                "reason is longer than 4 KiB, or incident than 256 bytes",
+            ));
+        }
+        let plan = self.make_plan(request.target).await?;
+        let (trace_id, parent_span_id) = if caller_span.is_valid() {
+            (caller_span.trace_id().to_string(), caller_span.span_id().to_string())
+        } else {
+            // Nobody traces the caller: the rollback is a root of its own, under a random trace id.
+            (hex::encode(rand::random::<[u8; 16]>()), String::new())
+        };
+        let id = self
+            .leader
+            .start(Start {
+                plan,
+                request_id: request.request_id,
+                started_by,
+                reason: request.reason,
+                incident: request.incident,
+                trace_id,
+                parent_span_id,
+            })
+            .await?;
+        // Read back rather than remembered: a repeated request is answered with the plan that really runs.
+        let plan = self.leader.state(&id).await?.plan().map(convert::plan_to_wire);
+        Ok(v1::StartRollbackResponse {
+            rollback_id: id.0,
+            plan,
+        })
+    }
+
+    pub async fn list(&self, request: v1::ListRollbacksRequest) -> Result<v1::ListRollbacksResponse, Problem> {
+        let limit = if request.limit == 0 {
+            DEFAULT_LIST
+        } else {
+            request.limit.min(MAX_LIST)
+        };
+        let summaries = self.leader.shared().store.summaries(limit).await?;
+        let rollbacks = summaries.iter().filter_map(|s| serde_json::from_str::<Summary>(s).ok());
+        Ok(v1::ListRollbacksResponse {
+            rollbacks: rollbacks.map(|s| s.to_wire()).collect(),
+        })
+    }
+
+    pub async fn report(&self, request: v1::GetRollbackRequest) -> Result<v1::GetRollbackResponse, Problem> {
+        let id = self.rollback_called(&request.id).await?;
+        let state = self.leader.state(&id).await?;
+        projection::report(&id, &state).ok_or_else(|| Problem::new(Code::NotFound, format!("no rollback {id}")))
+    }
+
+    async fn rollback_called(&self, name: &str) -> Result<RollbackId, Problem> {
+        if name != "latest" {
+            check_name("rollback", name)?;
+            return Ok(name.into());
+        }
+        let newest = self.leader.shared().store.summaries(1).await?;
+        let newest = newest.first().and_then(|s| serde_json::from_str::<Summary>(s).ok());
+        newest
+            .map(|s| s.id.into())
+            .ok_or_else(|| Problem::new(Code::NotFound, "there has been no rollback"))
+    }
+
+    pub async fn watch(&self, request: v1::WatchRollbackRequest) -> Result<Events, Problem> {
+        let id = self.rollback_called(&request.id).await?;
+        // First the subscription, then the journal: nothing falls between them.
+        let live = self.leader.subscribe(&id);
+        let store = std::sync::Arc::clone(&self.leader.shared().store);
+        let stop = self.leader.shared().stop.clone();
+        let recorded = store.events(&id, 0).await?;
+        let Some(first) = recorded.first() else {
+            return Err(Problem::new(Code::NotFound, format!("no rollback {id}")));
+        };
+        let plan_state = State::replay([first.event.clone()])
+            .map_err(|e| Problem::from_error(Code::StoreUnavailable, format_args!("read rollback {id}"), &e))?;
+        let stream = event_stream(request.after_seq, recorded, live, plan_state, store, id, stop);
+        Ok(Box::pin(stream))
+    }
+}
+
+/// What the watcher has not seen yet, from the journal and then live.
+fn event_stream(
+    after_seq: u64,
+    recorded: Vec<crate::store::Recorded>,
+    live: Option<tokio::sync::broadcast::Receiver<v1::RollbackEvent>>,
+    plan_state: State,
+    store: std::sync::Arc<dyn crate::store::Store>,
+    id: RollbackId,
+    stop: tokio_util::sync::CancellationToken,
+) -> impl Stream<Item = Result<v1::RollbackEvent, Status>> + Send {
+    // A watcher that reads slowly blocks this task, falls behind the live channel and then reads the journal.
+    let (tx, rx) = tokio::sync::mpsc::channel(64);
+    tokio::spawn(async move {
+        let mut watcher = Watcher {
+            seen: after_seq,
+            plan_state,
+            tx,
+        };
+        if watcher.journal(&recorded).await == Watch::Over {
+            return;
+        }
+        let Some(mut live) = live else {
+            // It has not ended, but it does not run here (yet): the watcher asks again.
+            let problem = Problem::new(
+                Code::NotLeader,
+                format!("rollback {id} does not run on this coordinator now"),
+            );
+            watcher.fail(problem).await;
+            return;
+        };
+        loop {
+            let received = tokio::select! {
+                () = stop.cancelled() => {
+                    watcher.fail(Problem::new(Code::NotLeader, "the coordinator stops")).await;
+                    return;
+                }
+                received = live.recv() => received,
+            };
+            let over = match received {
+                Ok(event) => watcher.live(event).await,
+                Err(RecvError::Lagged(_) | RecvError::Closed) => match store.events(&id, watcher.seen).await {
+                    Ok(missed) => match (watcher.journal(&missed).await, &received) {
+                        (Watch::GoOn, Err(RecvError::Closed)) => {
+                            watcher
+                                .fail(Problem::new(Code::NotLeader, "the rollback stopped running here"))
+                                .await;
+                            Watch::Over
+                        }
+                        (over, _) => over,
+                    },
+                    Err(error) => {
+                        watcher.fail(error.into()).await;
+                        Watch::Over
+                    }
+                },
+            };
+            if over == Watch::Over {
+                return;
+            }
+        }
+    });
+    tokio_stream::wrappers::ReceiverStream::new(rx)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    GoOn,
+    /// The rollback has ended, or the watcher is gone.
+    Over,
+}
+
+struct Watcher {
+    /// The last event of the journal that was sent.
+    seen: u64,
+    plan_state: State,
+    tx: tokio::sync::mpsc::Sender<Result<v1::RollbackEvent, Status>>,
+}
+
+impl Watcher {
+    async fn journal(&mut self, recorded: &[crate::store::Recorded]) -> Watch {
+        for r in recorded {
+            let event = projection::event(&self.plan_state, r.seq, &r.event);
+            if self.live(event).await == Watch::Over {
+                return Watch::Over;
+            }
+        }
+        Watch::GoOn
+    }
+
+    async fn live(&mut self, event: v1::RollbackEvent) -> Watch {
+        let ended = event.kind() == v1::rollback_event::Kind::Ended;
+        let is_progress = event.seq == 0;
+        if is_progress || event.seq > self.seen {
+            self.seen = self.seen.max(event.seq);
+            if self.tx.send(Ok(event)).await.is_err() {
+                return Watch::Over;
+            }
+        }
+        if ended { Watch::Over } else { Watch::GoOn }
+    }
+
+    async fn fail(&self, problem: Problem) {
+        // The watcher may be gone, which is as good.
+        let _ = self.tx.send(Err(problem.into())).await;
+    }
+}

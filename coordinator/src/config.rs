@@ -1,0 +1,159 @@
+//! `coordinator.toml`: read once, checked as a whole, typed from then on. Every key is described in
+//! `deploy/examples/coordinator.toml`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rollback_proto::names::check_name;
+use rollback_proto::problem::{Code, Problem};
+use rollback_proto::tls::CredentialFiles;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This coordinator's name: the last part of its SPIFFE id, and the leader id that agents remember.
+    pub name: String,
+    /// gRPC for agents and operators.
+    pub listen: SocketAddr,
+    /// Health, readiness and metrics. Plain HTTP; keep it on a private address.
+    pub http: SocketAddr,
+    /// Directory of the SQLite database.
+    pub state: PathBuf,
+    pub tls: CredentialFiles,
+    /// The built-in CA. Absent: certificates come from elsewhere, and agents cannot enroll here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<IssuerConfig>,
+    #[serde(default)]
+    pub agents: AgentsConfig,
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerConfig {
+    /// The CA's private key, 0600.
+    pub key: PathBuf,
+    #[serde(
+        default = "default_agent_lifetime",
+        with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required"
+    )]
+    pub agent_certificate_lifetime: Duration,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentsConfig {
+    /// How often an agent says that it lives. It counts as connected for three of these.
+    #[serde(
+        default = "default_heartbeat",
+        with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required"
+    )]
+    pub heartbeat: Duration,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetryConfig {
+    /// OTLP over gRPC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<String>,
+    #[serde(default = "default_log")]
+    pub log: String,
+    #[serde(default)]
+    pub json: bool,
+}
+
+fn default_agent_lifetime() -> Duration {
+    Duration::from_secs(72 * 3600)
+}
+
+fn default_heartbeat() -> Duration {
+    Duration::from_secs(5)
+}
+
+fn default_log() -> String {
+    "info".to_owned()
+}
+
+impl Default for AgentsConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat: default_heartbeat(),
+        }
+    }
+}
+
+impl Default for TelemetryConfig {
+    fn default() -> Self {
+        Self {
+            otlp: None,
+            log: default_log(),
+            json: false,
+        }
+    }
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<Self, Problem> {
+        let bad = |message: String| Problem::new(Code::BadConfig, format!("{}: {message}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+        // toml's own message shows the line, and for a misspelt key the keys that there are.
+        let config: Self = toml::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        config.check().map_err(bad)?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        check_name("coordinator", &self.name).map_err(|p| p.message)?;
+        if self.agents.heartbeat < Duration::from_millis(100) {
+            return Err("agents.heartbeat is less than 100ms".to_owned());
+        }
+        if let Some(issuer) = &self.issuer
+            && issuer.agent_certificate_lifetime < Duration::from_secs(60)
+        {
+            return Err("issuer.agent_certificate_lifetime is less than 1m".to_owned());
+        }
+        Ok(())
+    }
+
+    pub fn database(&self) -> PathBuf {
+        self.state.join("coordinator.db")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, Problem> {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        std::fs::write(file.path(), text).expect("write");
+        Config::load(file.path())
+    }
+
+    const EXAMPLE: &str = include_str!("../../deploy/examples/coordinator.toml");
+
+    #[test]
+    fn the_commented_example_is_a_configuration_with_the_defaults() {
+        let config = load(EXAMPLE).expect("the example");
+        assert_eq!(config.agents.heartbeat, default_heartbeat());
+        assert_eq!(
+            config.issuer.expect("issuer").agent_certificate_lifetime,
+            default_agent_lifetime()
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_keys_there_are() {
+        let refused = load(&EXAMPLE.replace("heartbeat =", "hartbeat =")).expect_err("a misspelt key");
+        assert_eq!(refused.code, Code::BadConfig);
+        assert!(
+            refused.message.contains("hartbeat") && refused.message.contains("`heartbeat`"),
+            "{refused}"
+        );
+        assert!(refused.message.contains("line "), "{refused}");
+    }
+}

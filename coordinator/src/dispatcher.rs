@@ -1,0 +1,225 @@
+//! Carries a step to its agent and an outcome back.
+//!
+//! Invariants:
+//! - A step is asked for again and again under the *same* key until its agent gives an outcome or its time is over. The
+//!   agent's ledger makes that safe: it joins the running step or answers with the stored result.
+//! - When nobody can tell what came of a step that changes the service, the outcome is `Indeterminate`, never a guess.
+//! - An agent whose ledger was lost cannot vouch for the past: a step that was intended before the loss and changes the
+//!   service is `Indeterminate`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use opentelemetry::Context;
+use rand::Rng as _;
+use rollback_engine::event::{Direction, Outcome, StepResult};
+use rollback_engine::ids::{Epoch, RollbackId};
+use rollback_engine::plan::Step;
+use rollback_engine::release::{Action, Revision};
+use rollback_proto::problem::{Code, Problem};
+use rollback_proto::{telemetry, v1};
+use tokio::time::Instant;
+use v1::agent_client::AgentClient;
+
+use crate::convert;
+use crate::inventory::Inventory;
+
+/// An agent that is busy with its own deadline gets this much longer to say so before we stop listening.
+const GRACE: Duration = Duration::from_secs(5);
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// One execution of a step, as it goes over the wire.
+#[derive(Clone, Debug)]
+pub struct Order {
+    pub rollback: RollbackId,
+    pub step: Step,
+    pub direction: Direction,
+    pub attempt: u32,
+    /// When the intent was written down.
+    pub intended_at: Timestamp,
+    /// The step's span: the agent's spans become its children.
+    pub context: Context,
+}
+
+impl Order {
+    /// What is really asked of the agent: the step, or its undo with `from` and `to` exchanged.
+    pub fn asked(&self) -> (Action, &Revision, &Revision) {
+        match self.step.in_direction(self.direction) {
+            Some(asked) => (asked.action, asked.from, asked.to),
+            // The machine never sends back a step that has no way back; asking for the step itself would be the one
+            // thing that is surely recorded in the agent's ledger already.
+            None => (self.step.action, &self.step.from, &self.step.to),
+        }
+    }
+
+    fn key(&self) -> v1::StepKey {
+        let suffix = match self.direction {
+            Direction::Forward => "",
+            Direction::Undo => ".undo",
+        };
+        v1::StepKey {
+            rollback_id: self.rollback.0.clone(),
+            step_id: format!("{}{suffix}", self.step.id),
+            attempt: self.attempt,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Dispatcher {
+    inventory: Arc<Inventory>,
+    epoch: Epoch,
+    leader: String,
+}
+
+/// Why one attempt to ask brought no outcome.
+enum NoOutcome {
+    /// The agent could not be reached, or the stream broke.
+    Lost(Problem),
+    /// The agent refused to take the step up. It did not do anything.
+    Refused(Problem),
+    /// The agent is busy with another step of this component.
+    Busy(Problem),
+}
+
+impl Dispatcher {
+    pub fn new(inventory: Arc<Inventory>, epoch: Epoch, leader: String) -> Self {
+        Self {
+            inventory,
+            epoch,
+            leader,
+        }
+    }
+
+    /// Executes the step; returns when its outcome is known or its time is over. `progress` gets the running step's
+    /// words. Cancel-safe in the sense that matters: the agent goes on, and asking again joins it.
+    pub async fn execute(&self, order: &Order, progress: &(dyn Fn(v1::Progress) + Send + Sync)) -> Outcome {
+        let host = order.step.target.host.as_str();
+        let timeout = Duration::from_millis(order.step.timeout_ms);
+        let deadline = Instant::now() + timeout + GRACE;
+        let mut pause = RETRY.0;
+        loop {
+            if let Some(lost) = self.ledger_lost(order) {
+                return ended(StepResult::Indeterminate(convert::problem(lost)));
+            }
+            let problem = match tokio::time::timeout_at(deadline, self.ask(order, deadline, progress)).await {
+                Ok(Ok(outcome)) => return outcome,
+                Ok(Err(NoOutcome::Refused(problem))) => {
+                    return ended(StepResult::Failed(convert::problem(problem)));
+                }
+                Ok(Err(NoOutcome::Lost(problem) | NoOutcome::Busy(problem))) => problem,
+                Err(_) => Problem::new(Code::StepTimeout, format!("{host} gave no outcome within {timeout:?}")),
+            };
+            tracing::debug!(host, step = %order.step.id, %problem, "ask again");
+            let next = Instant::now() + pause.mul_f64(rand::rng().random_range(0.5..1.0));
+            if next >= deadline {
+                return given_up(order, problem);
+            }
+            tokio::time::sleep_until(next).await;
+            pause = (pause * 2).min(RETRY.1);
+        }
+    }
+
+    fn ledger_lost(&self, order: &Order) -> Option<Problem> {
+        let record = self.inventory.record(order.step.target.host.as_str())?;
+        let (action, ..) = order.asked();
+        let changed = record.generation_changed_at?;
+        (action.changes_service() && changed > order.intended_at).then(|| {
+            Problem::new(
+                Code::LedgerLost,
+                format!(
+                    "{}: the agent's ledger was replaced at {changed}, after {} was begun",
+                    record.name,
+                    action.as_str()
+                ),
+            )
+        })
+    }
+
+    async fn ask(
+        &self,
+        order: &Order,
+        deadline: Instant,
+        progress: &(dyn Fn(v1::Progress) + Send + Sync),
+    ) -> Result<Outcome, NoOutcome> {
+        let host = order.step.target.host.as_str();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let channel = self.inventory.channel(host, left).await.map_err(NoOutcome::Lost)?;
+        let mut client = AgentClient::new(channel);
+        let (action, from, to) = order.asked();
+        let mut request = tonic::Request::new(v1::ExecuteRequest {
+            key: Some(order.key()),
+            epoch: self.epoch.0,
+            leader_id: self.leader.clone(),
+            component: order.step.target.component.0.clone(),
+            action: convert::action_to_wire(action).into(),
+            from: Some(convert::revision_to_wire(from)),
+            to: Some(convert::revision_to_wire(to)),
+            timeout: Some(convert::duration(left.saturating_sub(GRACE))),
+        });
+        telemetry::inject(&order.context, request.metadata_mut());
+        let mut stream = client
+            .execute(request)
+            .await
+            .map_err(|s| classify(host, &s))?
+            .into_inner();
+        loop {
+            match stream.message().await {
+                Ok(Some(event)) => match event.event {
+                    Some(v1::execute_event::Event::Outcome(outcome)) => {
+                        return Ok(convert::outcome_from_wire(outcome));
+                    }
+                    Some(v1::execute_event::Event::Progress(p)) => progress(p),
+                    Some(v1::execute_event::Event::Accepted(_)) | None => {}
+                },
+                Ok(None) => {
+                    let problem = Problem::new(
+                        Code::HostUnreachable,
+                        format!("{host} ended the call without an outcome"),
+                    );
+                    return Err(NoOutcome::Lost(problem));
+                }
+                Err(status) => return Err(classify(host, &status)),
+            }
+        }
+    }
+}
+
+fn classify(host: &str, status: &tonic::Status) -> NoOutcome {
+    let problem = Problem::from_status(status);
+    let problem = Problem {
+        message: format!("{host}: {}", problem.message),
+        ..problem
+    };
+    match problem.code {
+        Code::ComponentBusy => NoOutcome::Busy(problem),
+        Code::HostUnreachable | Code::StoreUnavailable | Code::NotLeader | Code::Internal => NoOutcome::Lost(problem),
+        Code::WrongPeer if status.code() == tonic::Code::Unavailable => NoOutcome::Lost(problem),
+        // Everything else is an agent's considered no, given before it did anything.
+        _ => NoOutcome::Refused(problem),
+    }
+}
+
+/// The step's time is over and its agent has said nothing.
+fn given_up(order: &Order, problem: Problem) -> Outcome {
+    let (action, ..) = order.asked();
+    let message = format!("{} of {}: {}", action.as_str(), order.step.target, problem.message);
+    let problem = convert::problem(Problem { message, ..problem });
+    if action.changes_service() {
+        ended(StepResult::Indeterminate(problem))
+    } else {
+        ended(StepResult::Failed(problem))
+    }
+}
+
+fn ended(result: StepResult) -> Outcome {
+    Outcome {
+        result,
+        findings: Vec::new(),
+        observed: None,
+        receipt: None,
+        operations: Vec::new(),
+        summary: String::new(),
+    }
+}

@@ -1,0 +1,23 @@
+//! rollbackctl's coordinator: plans rollbacks, carries them out over the fleet's agents, and never forgets one.
+//!
+//! Data flows in one loop: [`api`] → planner → [`leader`] → [`runner`] (one per rollback: command → events → [`store`] →
+//! effects) → [`dispatcher`] → agents, and outcomes come back as commands. Everything that people see is a reading of the
+//! journal ([`projection`], [`journal_spans`]).
+
+pub mod api;
+pub mod authority;
+pub mod config;
+mod convert;
+pub mod daemon;
+pub mod dispatcher;
+pub mod http;
+pub mod init;
+pub mod inventory;
+pub mod issuer;
+pub mod journal_spans;
+pub mod leader;
+pub mod metrics;
+pub mod projection;
+pub mod runner;
+pub mod store;
+mod survey;

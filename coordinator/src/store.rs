@@ -1,0 +1,169 @@
+//! What is kept, and what keeping it promises. SQLite is the embedded default ([`sqlite`]).
+//!
+//! What do we store? Per rollback a journal of events (the truth), a summary (a projection, for lists) and the scope it
+//! holds; the releases; the agents as they last registered; hashes of join tokens; and the lease with its epoch.
+//!
+//! Invariants:
+//! - Once a method that writes returns `Ok`, what it wrote survives a kill and a power cut.
+//! - `create` and `append` are fenced: they write nothing unless the caller's epoch is the store's.
+//! - A rollback's events, its summary and its scope change in one transaction.
+
+pub mod sqlite;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rollback_engine::event::Event;
+use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
+use rollback_engine::release::Release;
+use rollback_proto::problem::{Code, Problem};
+use serde::{Deserialize, Serialize};
+
+/// An event with its place in the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// From 1, without gaps.
+    pub seq: u64,
+    pub event: Event,
+}
+
+/// A rollback about to begin.
+#[derive(Debug)]
+pub struct NewRollback {
+    pub id: RollbackId,
+    /// The caller's name for this request; asking twice starts one rollback.
+    pub request_id: String,
+    pub scope: Vec<Target>,
+    pub events: Vec<Event>,
+    /// JSON.
+    pub summary: String,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Created {
+    New,
+    /// This request has started a rollback already.
+    Existing(RollbackId),
+    /// A running rollback holds one of the targets.
+    ScopeHeld {
+        target: Target,
+        holder: RollbackId,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct NewToken {
+    /// SHA-256 of the secret, hex.
+    pub hash: String,
+    pub name: String,
+    pub created_by: String,
+    pub expires_at: Timestamp,
+}
+
+/// An agent as it last registered. Kept so that a coordinator that starts can dial the fleet before it calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRecord {
+    pub name: String,
+    /// host:port.
+    pub address: String,
+    pub version: String,
+    pub ledger_generation: String,
+    pub components: Vec<ComponentRecord>,
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
+    pub registered_at: Timestamp,
+    pub certificate_expires: Timestamp,
+    /// Set when a registration came with another ledger generation than the one before.
+    #[serde(default)]
+    pub generation_changed_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComponentRecord {
+    pub name: String,
+    pub kind: String,
+    pub role: rollback_engine::release::Role,
+    pub capabilities: std::collections::BTreeSet<rollback_engine::release::Action>,
+    #[serde(default)]
+    pub reads: std::collections::BTreeSet<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another coordinator leads. Step down; never retry.
+    #[error("another coordinator leads with epoch {0:?}")]
+    Fenced(Epoch),
+    /// Somebody else appended to this rollback. Reload.
+    #[error("the journal has gone on without us")]
+    Conflict,
+    /// Nothing was written, or it is unknown whether it was. May pass.
+    #[error("{what}")]
+    Unavailable {
+        what: &'static str,
+        #[source]
+        source: sqlx::Error,
+    },
+    /// What is stored cannot be understood. A person must look.
+    #[error("{what} in the store is damaged: {why}")]
+    Damaged { what: &'static str, why: String },
+}
+
+impl From<StoreError> for Problem {
+    fn from(e: StoreError) -> Self {
+        match &e {
+            StoreError::Fenced(_) => Problem::new(Code::NotLeader, e.to_string()),
+            StoreError::Conflict | StoreError::Unavailable { .. } | StoreError::Damaged { .. } => {
+                Problem::from_error(Code::StoreUnavailable, "store", &e)
+            }
+        }
+    }
+}
+
+#[async_trait]
+pub trait Store: Send + Sync + std::fmt::Debug {
+    /// Takes the lead: a new epoch, higher than every one before.
+    async fn take_lead(&self, leader: &str) -> Result<Epoch, StoreError>;
+
+    /// Begins a rollback, unless its request has begun one or its scope is held.
+    async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError>;
+
+    /// Appends events after the first `after` ones. `ended`: the rollback gives its scope back in the same transaction.
+    async fn append(
+        &self,
+        fence: Epoch,
+        id: &RollbackId,
+        after: u64,
+        events: &[Event],
+        summary: &str,
+        ended: bool,
+    ) -> Result<(), StoreError>;
+
+    /// Events of a rollback after `seq`, in order. Checks the hash chain of what it reads.
+    async fn events(&self, id: &RollbackId, after: u64) -> Result<Vec<Recorded>, StoreError>;
+
+    /// Rollbacks that have not ended.
+    async fn running(&self) -> Result<Vec<RollbackId>, StoreError>;
+
+    /// Summaries (JSON), newest first.
+    async fn summaries(&self, limit: u32) -> Result<Vec<String>, StoreError>;
+
+    async fn summary(&self, id: &RollbackId) -> Result<Option<String>, StoreError>;
+
+    /// Stores a release under a name that is free. `false`: it is taken.
+    async fn add_release(&self, release: &Release) -> Result<bool, StoreError>;
+    async fn release(&self, name: &ReleaseName) -> Result<Option<Release>, StoreError>;
+    /// Newest first.
+    async fn releases(&self) -> Result<Vec<Release>, StoreError>;
+    async fn mark_stable(&self, name: &ReleaseName) -> Result<(), StoreError>;
+
+    async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError>;
+    async fn agents(&self) -> Result<Vec<AgentRecord>, StoreError>;
+
+    async fn add_token(&self, token: &NewToken) -> Result<(), StoreError>;
+    /// Redeems a token by one atomic update. The name it was made for, or `None` when it is unknown, used or expired.
+    async fn redeem_token(&self, hash: &str, now: Timestamp) -> Result<Option<String>, StoreError>;
+}
+
+/// How long an append that the store could not take is tried again before the rollback is left to the next start.
+pub const APPEND_PATIENCE: Duration = Duration::from_secs(60);

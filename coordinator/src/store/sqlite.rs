@@ -1,0 +1,379 @@
+//! The embedded store: one SQLite file in WAL mode with `synchronous=FULL`.
+//!
+//! One connection writes (SQLite has one writer anyway, and queueing for it here is fair), a few read. Every write
+//! transaction begins IMMEDIATE, so that its fence check and its writes see the same lease.
+
+use std::path::Path;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rollback_engine::event::Event;
+use rollback_engine::ids::{Epoch, ReleaseName, RollbackId};
+use rollback_engine::release::Release;
+use sha2::{Digest as _, Sha256};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Row, Sqlite, Transaction};
+
+use super::{AgentRecord, Created, NewRollback, NewToken, Recorded, Store, StoreError};
+
+/// Version of the events' JSON. Raised only when a reader must treat it differently.
+const EVENT_FORMAT: i64 = 1;
+
+#[derive(Debug)]
+pub struct SqliteStore {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+fn unavailable(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
+    move |source| StoreError::Unavailable { what, source }
+}
+
+fn damaged(what: &'static str) -> impl FnOnce(serde_json::Error) -> StoreError {
+    move |e| StoreError::Damaged {
+        what,
+        why: e.to_string(),
+    }
+}
+
+fn chain(prev: &str, seq: u64, payload: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(prev.as_bytes());
+    hash.update(seq.to_be_bytes());
+    hash.update(payload.as_bytes());
+    hex::encode(hash.finalize())
+}
+
+/// SQLite's integers are signed. Sequence numbers and epochs grow by one from zero and never come near the end.
+fn to_sql(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn from_sql(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
+impl SqliteStore {
+    /// Opens or makes the database and brings its schema up to date.
+    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(5));
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .connect_with(options.clone())
+            .await
+            .map_err(unavailable("open the database"))?;
+        sqlx::migrate!("migrations/sqlite")
+            .run(&writer)
+            .await
+            .map_err(|e| StoreError::Unavailable {
+                what: "migrate the database",
+                source: e.into(),
+            })?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(4)
+            .connect_with(options.read_only(true))
+            .await
+            .map_err(unavailable("open the database for reading"))?;
+        Ok(Self { writer, readers })
+    }
+
+    /// A write transaction that holds the lease as the caller knows it, or `Fenced`.
+    async fn fenced(&self, fence: Epoch) -> Result<Transaction<'_, Sqlite>, StoreError> {
+        let mut tx = self
+            .writer
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(unavailable("begin a transaction"))?;
+        let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM lease WHERE id = 1")
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(unavailable("read the lease"))?;
+        if from_sql(epoch) == fence.0 {
+            Ok(tx)
+        } else {
+            Err(StoreError::Fenced(Epoch(from_sql(epoch))))
+        }
+    }
+}
+
+async fn insert_events(
+    tx: &mut Transaction<'_, Sqlite>,
+    id: &RollbackId,
+    after: u64,
+    events: &[Event],
+) -> Result<(), StoreError> {
+    let last: Option<(i64, String)> =
+        sqlx::query_as("SELECT seq, hash FROM events WHERE rollback_id = ? ORDER BY seq DESC LIMIT 1")
+            .bind(id.as_str())
+            .fetch_optional(&mut **tx)
+            .await
+            .map_err(unavailable("read the journal's end"))?;
+    let (last, mut prev) = last.map_or((0, String::new()), |(seq, hash)| (from_sql(seq), hash));
+    if last != after {
+        return Err(StoreError::Conflict);
+    }
+    for (seq, event) in (after + 1..).zip(events) {
+        let payload = serde_json::to_string(event).map_err(damaged("an event"))?;
+        let hash = chain(&prev, seq, &payload);
+        sqlx::query(
+            "INSERT INTO events (rollback_id, seq, format, payload, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?)",
+        )
+        .bind(id.as_str())
+        .bind(to_sql(seq))
+        .bind(EVENT_FORMAT)
+        .bind(&payload)
+        .bind(&prev)
+        .bind(&hash)
+        .execute(&mut **tx)
+        .await
+        .map_err(unavailable("append to the journal"))?;
+        prev = hash;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn take_lead(&self, leader: &str) -> Result<Epoch, StoreError> {
+        let epoch: i64 = sqlx::query_scalar(
+            "UPDATE lease SET epoch = epoch + 1, leader = ?, since = ? WHERE id = 1 RETURNING epoch",
+        )
+        .bind(leader)
+        .bind(Timestamp::now().to_string())
+        .fetch_one(&self.writer)
+        .await
+        .map_err(unavailable("take the lead"))?;
+        Ok(Epoch(from_sql(epoch)))
+    }
+
+    async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError> {
+        let mut tx = self.fenced(fence).await?;
+        let existing: Option<String> = sqlx::query_scalar("SELECT id FROM rollbacks WHERE request_id = ?")
+            .bind(&rollback.request_id)
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(unavailable("look the request up"))?;
+        if let Some(id) = existing {
+            return Ok(Created::Existing(id.into()));
+        }
+        sqlx::query("INSERT INTO rollbacks (id, request_id, running, summary) VALUES (?, ?, 1, ?)")
+            .bind(rollback.id.as_str())
+            .bind(&rollback.request_id)
+            .bind(&rollback.summary)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("write the rollback"))?;
+        for target in &rollback.scope {
+            let taken =
+                sqlx::query("INSERT INTO scope (host, component, rollback_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+                    .bind(target.host.as_str())
+                    .bind(target.component.as_str())
+                    .bind(rollback.id.as_str())
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(unavailable("take the scope"))?;
+            if taken.rows_affected() == 0 {
+                let holder: String =
+                    sqlx::query_scalar("SELECT rollback_id FROM scope WHERE host = ? AND component = ?")
+                        .bind(target.host.as_str())
+                        .bind(target.component.as_str())
+                        .fetch_one(&mut *tx)
+                        .await
+                        .map_err(unavailable("read the scope's holder"))?;
+                // The transaction is dropped, and with it everything above.
+                return Ok(Created::ScopeHeld {
+                    target: target.clone(),
+                    holder: holder.into(),
+                });
+            }
+        }
+        insert_events(&mut tx, &rollback.id, 0, &rollback.events).await?;
+        tx.commit().await.map_err(unavailable("commit the new rollback"))?;
+        Ok(Created::New)
+    }
+
+    async fn append(
+        &self,
+        fence: Epoch,
+        id: &RollbackId,
+        after: u64,
+        events: &[Event],
+        summary: &str,
+        ended: bool,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.fenced(fence).await?;
+        insert_events(&mut tx, id, after, events).await?;
+        sqlx::query("UPDATE rollbacks SET summary = ?, running = ? WHERE id = ?")
+            .bind(summary)
+            .bind(i64::from(!ended))
+            .bind(id.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("write the summary"))?;
+        if ended {
+            sqlx::query("DELETE FROM scope WHERE rollback_id = ?")
+                .bind(id.as_str())
+                .execute(&mut *tx)
+                .await
+                .map_err(unavailable("give the scope back"))?;
+        }
+        tx.commit().await.map_err(unavailable("commit events"))
+    }
+
+    async fn events(&self, id: &RollbackId, after: u64) -> Result<Vec<Recorded>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT seq, payload, prev_hash, hash FROM events WHERE rollback_id = ? AND seq > ? ORDER BY seq",
+        )
+        .bind(id.as_str())
+        .bind(to_sql(after))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(unavailable("read the journal"))?;
+        let mut recorded = Vec::with_capacity(rows.len());
+        let mut expected_prev: Option<String> = (after == 0).then(String::new);
+        for (row, expected_seq) in rows.iter().zip(after + 1..) {
+            let (seq, payload) = (from_sql(row.get("seq")), row.get::<&str, _>("payload"));
+            let (prev, hash) = (row.get::<&str, _>("prev_hash"), row.get::<String, _>("hash"));
+            let linked = expected_prev.as_deref().is_none_or(|expected| expected == prev);
+            if seq != expected_seq || !linked || chain(prev, seq, payload) != hash {
+                return Err(StoreError::Damaged {
+                    what: "the journal",
+                    why: format!("the chain breaks at {id}/{seq}"),
+                });
+            }
+            recorded.push(Recorded {
+                seq,
+                event: serde_json::from_str(payload).map_err(damaged("an event"))?,
+            });
+            expected_prev = Some(hash);
+        }
+        Ok(recorded)
+    }
+
+    async fn running(&self) -> Result<Vec<RollbackId>, StoreError> {
+        let ids: Vec<String> = sqlx::query_scalar("SELECT id FROM rollbacks WHERE running = 1 ORDER BY id")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("list running rollbacks"))?;
+        Ok(ids.into_iter().map(RollbackId::from).collect())
+    }
+
+    async fn summaries(&self, limit: u32) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar("SELECT summary FROM rollbacks ORDER BY id DESC LIMIT ?")
+            .bind(limit)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("list rollbacks"))
+    }
+
+    async fn summary(&self, id: &RollbackId) -> Result<Option<String>, StoreError> {
+        sqlx::query_scalar("SELECT summary FROM rollbacks WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("read a rollback"))
+    }
+
+    async fn add_release(&self, release: &Release) -> Result<bool, StoreError> {
+        let document = serde_json::to_string(release).map_err(damaged("a release"))?;
+        let written =
+            sqlx::query("INSERT INTO releases (name, recorded_at, document) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+                .bind(release.name.as_str())
+                .bind(release.recorded_at.to_string())
+                .bind(document)
+                .execute(&self.writer)
+                .await
+                .map_err(unavailable("write the release"))?;
+        Ok(written.rows_affected() == 1)
+    }
+
+    async fn release(&self, name: &ReleaseName) -> Result<Option<Release>, StoreError> {
+        let document: Option<String> = sqlx::query_scalar("SELECT document FROM releases WHERE name = ?")
+            .bind(name.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("read a release"))?;
+        document
+            .map(|d| serde_json::from_str(&d).map_err(damaged("a release")))
+            .transpose()
+    }
+
+    async fn releases(&self) -> Result<Vec<Release>, StoreError> {
+        let documents: Vec<String> = sqlx::query_scalar("SELECT document FROM releases ORDER BY recorded_at DESC")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("list releases"))?;
+        documents
+            .iter()
+            .map(|d| serde_json::from_str(d).map_err(damaged("a release")))
+            .collect()
+    }
+
+    async fn mark_stable(&self, name: &ReleaseName) -> Result<(), StoreError> {
+        sqlx::query("UPDATE releases SET document = json_set(document, '$.stable', json('true')) WHERE name = ?")
+            .bind(name.as_str())
+            .execute(&self.writer)
+            .await
+            .map_err(unavailable("mark the release stable"))?;
+        Ok(())
+    }
+
+    async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError> {
+        let document = serde_json::to_string(agent).map_err(damaged("an agent"))?;
+        let changed = agent.generation_changed_at.map(|t| t.to_string()).unwrap_or_default();
+        sqlx::query(
+            "INSERT INTO agents (name, document, ledger_generation, generation_changed_at) VALUES (?, ?, ?, ?)
+             ON CONFLICT (name) DO UPDATE SET document = excluded.document,
+                 ledger_generation = excluded.ledger_generation, generation_changed_at = excluded.generation_changed_at",
+        )
+        .bind(&agent.name)
+        .bind(document)
+        .bind(&agent.ledger_generation)
+        .bind(changed)
+        .execute(&self.writer)
+        .await
+        .map_err(unavailable("write the agent"))?;
+        Ok(())
+    }
+
+    async fn agents(&self) -> Result<Vec<AgentRecord>, StoreError> {
+        let documents: Vec<String> = sqlx::query_scalar("SELECT document FROM agents ORDER BY name")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("list agents"))?;
+        documents
+            .iter()
+            .map(|d| serde_json::from_str(d).map_err(damaged("an agent")))
+            .collect()
+    }
+
+    async fn add_token(&self, token: &NewToken) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO tokens (hash, name, created_by, expires_at) VALUES (?, ?, ?, ?)")
+            .bind(&token.hash)
+            .bind(&token.name)
+            .bind(&token.created_by)
+            .bind(token.expires_at.as_second())
+            .execute(&self.writer)
+            .await
+            .map_err(unavailable("write the token"))?;
+        Ok(())
+    }
+
+    async fn redeem_token(&self, hash: &str, now: Timestamp) -> Result<Option<String>, StoreError> {
+        sqlx::query_scalar(
+            "UPDATE tokens SET redeemed_at = ?1 WHERE hash = ?2 AND redeemed_at IS NULL AND expires_at > ?1 RETURNING name",
+        )
+        .bind(now.as_second())
+        .bind(hash)
+        .fetch_optional(&self.writer)
+        .await
+        .map_err(unavailable("redeem the token"))
+    }
+}

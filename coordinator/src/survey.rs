@@ -1,0 +1,108 @@
+//! Asking the whole fleet at once: what is where, can it reach a release, pin what is there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use rollback_engine::ids::ComponentName;
+use rollback_engine::release::{ObservedComponent, ObservedFleet, ObservedHost};
+use rollback_proto::problem::{Code, Problem};
+use rollback_proto::v1;
+use v1::agent_client::AgentClient;
+
+use crate::convert;
+use crate::inventory::{AgentView, Inventory};
+
+/// Hosts asked at once. Each costs a stream on a warm connection; the bound keeps a fleet of thousands from asking for
+/// all its memory in one moment.
+pub const AT_ONCE: usize = 512;
+
+/// A host that has not said what it is by then is unreachable to the survey.
+const OBSERVE_DEADLINE: Duration = Duration::from_secs(15);
+
+/// One host's answer.
+#[derive(Debug)]
+pub struct HostSurvey {
+    pub agent: AgentView,
+    pub states: Result<Vec<v1::ComponentState>, Problem>,
+}
+
+/// Observes every component of every registered host. The answer has one entry per host, sorted by name.
+pub async fn observe(inventory: &Arc<Inventory>) -> Vec<HostSurvey> {
+    let ask = |agent: AgentView| async move {
+        let states = observe_host(inventory, &agent.record.name).await;
+        HostSurvey { agent, states }
+    };
+    futures::stream::iter(inventory.list())
+        .map(ask)
+        .buffered(AT_ONCE)
+        .collect()
+        .await
+}
+
+async fn observe_host(inventory: &Inventory, host: &str) -> Result<Vec<v1::ComponentState>, Problem> {
+    let ask = async {
+        // An agent that is connected answers at once; the patience is for one that is just being dialled.
+        let channel = inventory.channel(host, Duration::from_secs(3)).await?;
+        let mut request = tonic::Request::new(v1::ObserveRequest { components: Vec::new() });
+        rollback_proto::telemetry::inject_current(request.metadata_mut());
+        let response = AgentClient::new(channel).observe(request).await;
+        response.map(|r| r.into_inner().states).map_err(|status| {
+            let problem = Problem::from_status(&status);
+            Problem {
+                message: format!("{host}: {}", problem.message),
+                ..problem
+            }
+        })
+    };
+    tokio::time::timeout(OBSERVE_DEADLINE, ask).await.unwrap_or_else(|_| {
+        Err(Problem::new(
+            Code::HostUnreachable,
+            format!("{host} did not answer within {OBSERVE_DEADLINE:?}"),
+        ))
+    })
+}
+
+/// The survey as the planner wants it.
+pub fn observed_fleet(survey: &[HostSurvey]) -> ObservedFleet {
+    let mut fleet = ObservedFleet::new();
+    for host in survey {
+        let observed = match &host.states {
+            Err(problem) => ObservedHost::Unreachable {
+                reason: problem.message.clone(),
+            },
+            Ok(states) => ObservedHost::Reachable(components(&host.agent, states)),
+        };
+        fleet.insert(host.agent.record.name.as_str().into(), observed);
+    }
+    fleet
+}
+
+fn components(agent: &AgentView, states: &[v1::ComponentState]) -> BTreeMap<ComponentName, ObservedComponent> {
+    let by_name: BTreeMap<&str, &v1::ComponentState> = states.iter().map(|s| (s.component.as_str(), s)).collect();
+    let observe = |record: &crate::store::ComponentRecord| {
+        let revision = match by_name.get(record.name.as_str()) {
+            Some(v1::ComponentState {
+                revision: Some(revision),
+                ..
+            }) => Ok(convert::revision_from_wire(revision.clone())),
+            Some(v1::ComponentState {
+                problem: Some(problem), ..
+            }) => Err(problem.message.clone()),
+            Some(_) | None => Err("the agent said nothing of it".to_owned()),
+        };
+        ObservedComponent {
+            role: record.role,
+            capabilities: record.capabilities.clone(),
+            reads: record.reads.iter().map(|n| n.as_str().into()).collect(),
+            revision,
+        }
+    };
+    agent
+        .record
+        .components
+        .iter()
+        .map(|c| (c.name.as_str().into(), observe(c)))
+        .collect()
+}

@@ -1,0 +1,302 @@
+//! One conformance suite for stores. Every implementation of [`Store`] runs all of it.
+
+use std::sync::Arc;
+
+use jiff::{Timestamp, ToSpan as _};
+use rollback_coordinator::store::sqlite::SqliteStore;
+use rollback_coordinator::store::{Created, NewRollback, NewToken, Store, StoreError};
+use rollback_engine::event::{Event, Problem};
+use rollback_engine::ids::{Epoch, RollbackId, Target};
+use rollback_engine::plan::PhaseName;
+use rollback_engine::release::Release;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_790_000_000 + second).expect("a time")
+}
+
+fn events(n: i64) -> Vec<Event> {
+    (0..n)
+        .map(|i| Event::PhaseStarted {
+            at: at(i),
+            phase: PhaseName::Stage,
+        })
+        .collect()
+}
+
+fn rollback(id: &str, request: &str, hosts: &[&str]) -> NewRollback {
+    NewRollback {
+        id: id.into(),
+        request_id: request.to_owned(),
+        scope: hosts.iter().map(|h| Target::new(*h, "api")).collect(),
+        events: events(2),
+        summary: format!("{{\"id\":\"{id}\"}}"),
+    }
+}
+
+fn id(text: &str) -> RollbackId {
+    text.into()
+}
+
+/// A store in a directory of its own, and a way to open the same one again.
+struct Opened {
+    dir: tempfile::TempDir,
+    store: Arc<dyn Store>,
+}
+
+async fn open() -> Opened {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let store = reopen(&dir).await;
+    Opened { dir, store }
+}
+
+async fn reopen(dir: &tempfile::TempDir) -> Arc<dyn Store> {
+    Arc::new(
+        SqliteStore::open(&dir.path().join("coordinator.db"))
+            .await
+            .expect("open"),
+    )
+}
+
+#[tokio::test]
+async fn epochs_grow_and_fence_every_write_of_an_older_leader() {
+    let Opened { dir, store } = open().await;
+    let old = store.take_lead("a").await.expect("lead");
+    assert_eq!(
+        store
+            .create(old, &rollback("r1", "q1", &["app-1"]))
+            .await
+            .expect("create"),
+        Created::New
+    );
+    let newer = reopen(&dir).await.take_lead("b").await.expect("lead");
+    assert!(newer > old);
+    let refused = store.append(old, &id("r1"), 2, &events(1), "{}", false).await;
+    assert!(
+        matches!(refused, Err(StoreError::Fenced(e)) if e == newer),
+        "{refused:?}"
+    );
+    let refused = store.create(old, &rollback("r2", "q2", &["app-2"])).await;
+    assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
+    assert_eq!(
+        store.events(&id("r1"), 0).await.expect("events").len(),
+        2,
+        "nothing was appended"
+    );
+    store
+        .append(newer, &id("r1"), 2, &events(1), "{}", false)
+        .await
+        .expect("the new leader appends");
+}
+
+#[tokio::test]
+async fn an_append_after_the_wrong_event_is_a_conflict_and_writes_nothing() {
+    let Opened { dir: _dir, store } = open().await;
+    let epoch = store.take_lead("a").await.expect("lead");
+    store
+        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .await
+        .expect("create");
+    for wrong in [0, 1, 3] {
+        let refused = store.append(epoch, &id("r1"), wrong, &events(1), "{}", true).await;
+        assert!(
+            matches!(refused, Err(StoreError::Conflict)),
+            "after {wrong}: {refused:?}"
+        );
+    }
+    assert_eq!(
+        store.running().await.expect("running"),
+        [id("r1")],
+        "it did not end either"
+    );
+}
+
+#[tokio::test]
+async fn a_rollback_comes_back_as_it_was_written() {
+    let Opened { dir, store } = open().await;
+    let epoch = store.take_lead("a").await.expect("lead");
+    store
+        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .await
+        .expect("create");
+    let cause = Problem {
+        code: "RB0500".into(),
+        message: "ä „quoted“".into(),
+        remedy: String::new(),
+    };
+    let more = vec![Event::UndoStarted { at: at(9), cause }];
+    store
+        .append(epoch, &id("r1"), 2, &more, "{\"n\":3}", false)
+        .await
+        .expect("append");
+    drop(store);
+    let store = reopen(&dir).await;
+    let read = store.events(&id("r1"), 0).await.expect("events");
+    assert_eq!(read.iter().map(|r| r.seq).collect::<Vec<_>>(), [1, 2, 3]);
+    assert_eq!(read[2].event, more[0]);
+    assert_eq!(
+        store.events(&id("r1"), 2).await.expect("events").len(),
+        1,
+        "from a cursor"
+    );
+    assert_eq!(
+        store.summary(&id("r1")).await.expect("summary").as_deref(),
+        Some("{\"n\":3}")
+    );
+}
+
+#[tokio::test]
+async fn one_request_starts_one_rollback() {
+    let Opened { dir: _dir, store } = open().await;
+    let epoch = store.take_lead("a").await.expect("lead");
+    assert_eq!(
+        store
+            .create(epoch, &rollback("r1", "q1", &["app-1"]))
+            .await
+            .expect("create"),
+        Created::New
+    );
+    let again = store
+        .create(epoch, &rollback("r2", "q1", &["app-1"]))
+        .await
+        .expect("create");
+    assert_eq!(again, Created::Existing(id("r1")));
+    assert!(store.events(&id("r2"), 0).await.expect("events").is_empty());
+}
+
+#[tokio::test]
+async fn overlapping_scopes_exclude_each_other_until_the_end() {
+    let Opened { dir: _dir, store } = open().await;
+    let epoch = store.take_lead("a").await.expect("lead");
+    store
+        .create(epoch, &rollback("r1", "q1", &["app-1", "app-2"]))
+        .await
+        .expect("create");
+    let held = store
+        .create(epoch, &rollback("r2", "q2", &["app-0", "app-2"]))
+        .await
+        .expect("create");
+    assert_eq!(
+        held,
+        Created::ScopeHeld {
+            target: Target::new("app-2", "api"),
+            holder: id("r1")
+        }
+    );
+    let disjoint = store
+        .create(epoch, &rollback("r3", "q3", &["app-0"]))
+        .await
+        .expect("create");
+    assert_eq!(disjoint, Created::New, "the refused one has left nothing behind");
+    store
+        .append(epoch, &id("r1"), 2, &events(1), "{}", true)
+        .await
+        .expect("end");
+    assert_eq!(store.running().await.expect("running"), [id("r3")]);
+    let free = store
+        .create(epoch, &rollback("r4", "q4", &["app-2"]))
+        .await
+        .expect("create");
+    assert_eq!(free, Created::New);
+}
+
+#[tokio::test]
+async fn of_many_at_once_exactly_one_gets_the_scope() {
+    let Opened { dir: _dir, store } = open().await;
+    let epoch = store.take_lead("a").await.expect("lead");
+    let tries = (0..16).map(|i| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move {
+            store
+                .create(epoch, &rollback(&format!("r{i}"), &format!("q{i}"), &["app-1"]))
+                .await
+                .expect("create")
+        })
+    });
+    let results = futures::future::join_all(tries).await;
+    let new = results.iter().filter(|r| matches!(r, Ok(Created::New))).count();
+    assert_eq!(new, 1);
+    assert_eq!(store.running().await.expect("running").len(), 1);
+}
+
+#[tokio::test]
+async fn a_token_is_redeemed_once_and_in_time() {
+    let Opened { dir: _dir, store } = open().await;
+    let token = |hash: &str, expires_at| NewToken {
+        hash: hash.to_owned(),
+        name: "app-1".to_owned(),
+        created_by: "admin".to_owned(),
+        expires_at,
+    };
+    let now = at(0);
+    store.add_token(&token("good", now + 1.minute())).await.expect("add");
+    store.add_token(&token("late", now)).await.expect("add");
+    assert_eq!(store.redeem_token("late", now).await.expect("redeem"), None, "expired");
+    assert_eq!(store.redeem_token("unknown", now).await.expect("redeem"), None);
+    let tries = (0..8).map(|_| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move { store.redeem_token("good", now).await.expect("redeem") })
+    });
+    let redeemed = futures::future::join_all(tries).await;
+    assert_eq!(
+        redeemed
+            .iter()
+            .filter(|r| matches!(r, Ok(Some(name)) if name == "app-1"))
+            .count(),
+        1
+    );
+}
+
+#[tokio::test]
+async fn a_release_is_never_overwritten() {
+    let Opened { dir: _dir, store } = open().await;
+    let release = |commit: &str| Release {
+        name: "v1".into(),
+        commit: commit.to_owned(),
+        notes: String::new(),
+        recorded_at: at(0),
+        recorded_by: "admin".to_owned(),
+        entries: Vec::new(),
+        stable: false,
+    };
+    assert!(store.add_release(&release("aaa")).await.expect("add"));
+    assert!(!store.add_release(&release("bbb")).await.expect("add"));
+    store.mark_stable(&"v1".into()).await.expect("mark");
+    let read = store.release(&"v1".into()).await.expect("read").expect("there");
+    assert_eq!((read.commit.as_str(), read.stable), ("aaa", true));
+    assert_eq!(store.release(&"v2".into()).await.expect("read"), None);
+}
+
+/// Only for stores whose file a person can edit: SQLite.
+#[tokio::test]
+async fn a_journal_that_was_tampered_with_is_refused() {
+    for tamper in [
+        "UPDATE events SET payload = replace(payload, 'stage', 'proxy') WHERE seq = 2",
+        "DELETE FROM events WHERE seq = 2",
+        "UPDATE events SET prev_hash = 'x' WHERE seq = 3",
+    ] {
+        let Opened { dir, store } = open().await;
+        let epoch = store.take_lead("a").await.expect("lead");
+        store
+            .create(epoch, &rollback("r1", "q1", &["app-1"]))
+            .await
+            .expect("create");
+        store
+            .append(epoch, &id("r1"), 2, &events(2), "{}", false)
+            .await
+            .expect("append");
+        drop(store);
+        let path = format!("sqlite://{}", dir.path().join("coordinator.db").display());
+        let pool = sqlx::SqlitePool::connect(&path).await.expect("open by hand");
+        sqlx::query(tamper).execute(&pool).await.expect("tamper");
+        pool.close().await;
+        let read = reopen(&dir).await.events(&id("r1"), 0).await;
+        assert!(matches!(read, Err(StoreError::Damaged { .. })), "{tamper}: {read:?}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_leads_before_somebody_has_taken_the_lead() {
+    let Opened { dir: _dir, store } = open().await;
+    let refused = store.create(Epoch(1), &rollback("r1", "q1", &["app-1"])).await;
+    assert!(matches!(refused, Err(StoreError::Fenced(Epoch(0)))), "{refused:?}");
+}

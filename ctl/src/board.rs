@@ -1,0 +1,237 @@
+//! What is known of a running rollback: its phases, the steps that run, and how far each has come. Built from the plan
+//! and the events, nothing else; drawing it is `output::tree`'s part.
+//!
+//! Events may come twice or late (after a reconnect); each is applied at most once per step and changes only its own
+//! row, so the picture is right again as soon as the journal was read to its end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use rollback_proto::v1::rollback_event::Kind;
+use rollback_proto::v1::{Plan, RollbackEvent, RollbackState};
+
+use crate::output::text::timestamp;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PhaseState {
+    Waiting,
+    Running,
+    Done,
+    /// One of its steps did not succeed, and the phase was left.
+    Failed,
+}
+
+#[derive(Clone, Debug)]
+pub struct PhaseRow {
+    pub name: String,
+    pub state: PhaseState,
+    pub started: Option<Timestamp>,
+    pub ended: Option<Timestamp>,
+    /// Steps of the plan; grows when an event names a step that the plan did not.
+    pub total: usize,
+    pub done: BTreeSet<u32>,
+    pub failed: BTreeSet<u32>,
+    /// Counted from 0.
+    pub batch: u32,
+    pub batches: usize,
+}
+
+/// A step that runs now.
+#[derive(Clone, Debug)]
+pub struct Running {
+    pub phase: String,
+    pub host: String,
+    pub component: String,
+    pub action: i32,
+    pub since: Option<Timestamp>,
+    /// What it said last.
+    pub says: String,
+    /// 0 to 1, negative when unknown.
+    pub fraction: f64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Undo {
+    pub started: Option<Timestamp>,
+    pub done: usize,
+    pub failed: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Board {
+    pub id: String,
+    pub release: String,
+    pub started: Option<Timestamp>,
+    pub phases: Vec<PhaseRow>,
+    /// By step and direction (true: undo).
+    pub running: BTreeMap<(u32, bool), Running>,
+    pub undo: Option<Undo>,
+    pub ended: Option<(RollbackState, bool)>,
+    pub ended_at: Option<Timestamp>,
+}
+
+impl Board {
+    pub fn new(id: &str, plan: Option<&Plan>) -> Self {
+        let phases = plan
+            .map(|plan| plan.phases.iter().map(PhaseRow::of_plan).collect())
+            .unwrap_or_default();
+        let release = plan.map(|plan| plan.release.clone()).unwrap_or_default();
+        Self {
+            id: id.to_owned(),
+            release,
+            phases,
+            ..Self::default()
+        }
+    }
+
+    pub fn apply(&mut self, event: &RollbackEvent) {
+        let at = timestamp(event.at.as_ref());
+        let key = (event.step_id, event.undo);
+        match Kind::try_from(event.kind).unwrap_or(Kind::Unspecified) {
+            Kind::Created => self.started = at,
+            Kind::PhaseStarted => {
+                let row = self.phase(&event.phase);
+                row.state = PhaseState::Running;
+                row.started = at;
+            }
+            Kind::PhaseEnded => {
+                let row = self.phase(&event.phase);
+                row.state = if row.failed.is_empty() {
+                    PhaseState::Done
+                } else {
+                    PhaseState::Failed
+                };
+                row.ended = at;
+            }
+            Kind::BatchStarted => self.phase(&event.phase).batch = event.batch,
+            Kind::StepStarted => {
+                let running = Running {
+                    phase: event.phase.clone(),
+                    host: event.host.clone(),
+                    component: event.component.clone(),
+                    action: event.action,
+                    since: at,
+                    says: String::new(),
+                    fraction: -1.0,
+                };
+                self.running.insert(key, running);
+            }
+            Kind::Progress => {
+                if let Some(running) = self.running.get_mut(&key) {
+                    running.says.clone_from(&event.message);
+                    running.fraction = event.fraction;
+                }
+            }
+            Kind::StepSucceeded => {
+                self.running.remove(&key);
+                if event.undo {
+                    self.undo.get_or_insert_default().done += 1;
+                } else {
+                    let row = self.phase(&event.phase);
+                    row.done.insert(event.step_id);
+                    row.failed.remove(&event.step_id);
+                }
+            }
+            Kind::StepFailed | Kind::StepIndeterminate => {
+                self.running.remove(&key);
+                if event.undo {
+                    self.undo.get_or_insert_default().failed += 1;
+                } else {
+                    self.phase(&event.phase).failed.insert(event.step_id);
+                }
+            }
+            Kind::UndoStarted => {
+                self.leave_running_phases(at);
+                self.undo.get_or_insert_default().started = at;
+            }
+            Kind::Ended => {
+                self.leave_running_phases(at);
+                self.running.clear();
+                let state = RollbackState::try_from(event.state).unwrap_or(RollbackState::Unspecified);
+                self.ended = Some((state, event.blocked));
+                self.ended_at = at;
+            }
+            Kind::Resumed | Kind::Unspecified => {}
+        }
+    }
+
+    /// Phases that were left before their end was written.
+    fn leave_running_phases(&mut self, at: Option<Timestamp>) {
+        for row in self.phases.iter_mut().filter(|row| row.state == PhaseState::Running) {
+            row.state = PhaseState::Failed;
+            row.ended = at;
+        }
+    }
+
+    /// The row of a phase; a phase that the plan did not show gets one at the end.
+    fn phase(&mut self, name: &str) -> &mut PhaseRow {
+        let index = self.phases.iter().position(|row| row.name == name).unwrap_or_else(|| {
+            self.phases.push(PhaseRow::named(name));
+            self.phases.len() - 1
+        });
+        &mut self.phases[index]
+    }
+}
+
+impl PhaseRow {
+    fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            state: PhaseState::Waiting,
+            started: None,
+            ended: None,
+            total: 0,
+            done: BTreeSet::new(),
+            failed: BTreeSet::new(),
+            batch: 0,
+            batches: 0,
+        }
+    }
+
+    fn of_plan(phase: &rollback_proto::v1::PlanPhase) -> Self {
+        let total = phase
+            .batches
+            .iter()
+            .flat_map(|b| &b.lanes)
+            .map(|lane| lane.steps.len())
+            .sum();
+        Self {
+            total,
+            batches: phase.batches.len(),
+            ..Self::named(&phase.name)
+        }
+    }
+
+    pub fn total(&self) -> usize {
+        self.total.max(self.done.len() + self.failed.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::samples;
+
+    #[test]
+    fn a_failed_phase_is_left_when_the_undo_begins() {
+        let mut board = Board::new("r1", samples::plan_response().plan.as_ref());
+        for event in samples::undone_events() {
+            board.apply(&event);
+        }
+        let app = board.phases.iter().find(|p| p.name == "app").expect("planned");
+        assert_eq!(app.state, PhaseState::Failed);
+        assert_eq!(board.ended, Some((RollbackState::Undone, false)));
+        assert!(board.running.is_empty());
+        assert!(board.undo.expect("was undone").done > 0);
+    }
+
+    #[test]
+    fn events_that_come_twice_count_once() {
+        let mut board = Board::new("r1", samples::plan_response().plan.as_ref());
+        for event in samples::undone_events().iter().filter(|e| !e.undo) {
+            board.apply(event);
+            board.apply(event);
+        }
+        assert!(board.phases.iter().all(|p| p.done.len() <= p.total));
+    }
+}

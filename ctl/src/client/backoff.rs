@@ -1,0 +1,30 @@
+//! How long to wait before asking again.
+
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(3);
+
+/// Doubles from 100 ms to 3 s, each pause shortened by up to a half at random, so that many operators' terminals do not
+/// come back in the same instant. It has no end of its own: the caller decides when to give up.
+#[derive(Clone, Debug)]
+pub struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    pub fn new() -> Self {
+        Self { next: FIRST }
+    }
+
+    /// Call when something worked.
+    pub fn reset(&mut self) {
+        self.next = FIRST;
+    }
+
+    pub async fn pause(&mut self) {
+        let pause = self.next.mul_f64(rand::random_range(0.5..=1.0));
+        self.next = (self.next * 2).min(LONGEST);
+        tokio::time::sleep(pause).await;
+    }
+}

@@ -1,0 +1,117 @@
+//! `rollbackctl fleet plan`
+
+use anyhow::Context as _;
+use clap::Args;
+use rollback_proto::names::check_name;
+use rollback_proto::problem::Problem;
+use rollback_proto::v1::{PlanRollbackRequest, PlanRollbackResponse, RollbackTarget};
+use serde_json::json;
+
+use crate::cli::{Format, OutputArgs};
+use crate::client::{CallError, Client, PREPARE};
+use crate::exit::ExitCode;
+use crate::output::paint::Paint;
+use crate::output::{self, findings, json as documents, plan};
+use crate::session::Session;
+
+/// Show what a rollback would do, and whether it could; changes nothing
+///
+/// Computes the plan and lets every host check that it can follow it (is the release still there, is there room on the
+/// disk, does the backup work, …). Blockers come first, each with what to do.
+///
+/// Exit codes: 0 nothing would change, 2 the plan has changes, 3 blocked, 1 error.
+///
+/// Examples:
+///   rollbackctl fleet plan --to v2.9.0
+///   rollbackctl fleet plan --to previous -o json
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Where to go; the same for planning and for doing.
+#[derive(Args, Clone, Debug)]
+pub struct TargetArgs {
+    /// The release to go back to, or `previous`: the newest stable one that is not what runs now
+    #[arg(long, value_name = "RELEASE")]
+    pub to: String,
+    /// The procedure that shapes the plan (phases, batches, what happens on failure)
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub runbook: String,
+}
+
+impl TargetArgs {
+    /// Checks the names here, so that a wrong one costs no round trip.
+    pub fn target(&self) -> Result<RollbackTarget, Problem> {
+        check_name("release", &self.to)?;
+        check_name("runbook", &self.runbook)?;
+        Ok(RollbackTarget {
+            release: self.to.clone(),
+            runbook: self.runbook.clone(),
+        })
+    }
+}
+
+pub async fn run(session: &Session, args: PlanArgs) -> anyhow::Result<ExitCode> {
+    let target = args.target.target()?;
+    let mut client = session.client()?;
+    let response = fetch(&mut client, target).await?;
+    let planned = response
+        .plan
+        .as_ref()
+        .context("the coordinator answered without a plan")?;
+    let exit = verdict(&response);
+    output::data(&match args.output.output {
+        Format::Table => text(&response, Paint::stdout()),
+        Format::Json => {
+            let body = json!({
+                "plan": documents::plan(planned),
+                "findings": documents::findings(&response.findings),
+                "changes": plan::changing(planned),
+                "blocked": exit == ExitCode::Blocked,
+                "exit_code": exit.number(),
+            });
+            documents::document("fleet_plan", body)
+        }
+    })?;
+    Ok(exit)
+}
+
+pub async fn fetch(client: &mut Client, target: RollbackTarget) -> Result<PlanRollbackResponse, CallError> {
+    let request = PlanRollbackRequest { target: Some(target) };
+    client
+        .call(PREPARE, request, |mut fleet, request| async move {
+            fleet.plan_rollback(request).await
+        })
+        .await
+}
+
+/// Blocked wins: a plan that cannot be followed is no plan.
+pub fn verdict(response: &PlanRollbackResponse) -> ExitCode {
+    if findings::blockers(&response.findings) > 0 {
+        ExitCode::Blocked
+    } else if response.plan.as_ref().is_some_and(|p| plan::changing(p) > 0) {
+        ExitCode::HasChanges
+    } else {
+        ExitCode::Done
+    }
+}
+
+/// The plan and its findings.
+pub fn text(response: &PlanRollbackResponse, paint: Paint) -> String {
+    let plan = response
+        .plan
+        .as_ref()
+        .map(|p| plan::render(p, paint))
+        .unwrap_or_default();
+    let findings = findings::render(&response.findings, paint);
+    if findings.is_empty() {
+        plan
+    } else {
+        format!("{plan}\n{findings}")
+    }
+}

@@ -1,0 +1,327 @@
+//! The JSON of every reading verb. One object on one line, with `schema` and `kind`; within one schema version fields are only added.
+//!
+//! Times are RFC 3339 in UTC, durations whole milliseconds, unknown values `null`. Enumerations are the words that the
+//! tables use, in lower case.
+
+use rollback_proto::problem::Problem;
+use rollback_proto::v1;
+use serde_json::{Value, json};
+
+use super::checks::Check;
+use super::releases::Difference;
+use super::text::{millis, timestamp};
+use super::words;
+use crate::exit::ExitCode;
+
+/// The version of everything in this file.
+pub const SCHEMA: &str = "rollbackctl/v1";
+
+/// Adds schema and kind and writes one line. `body` is an object.
+pub fn document(kind: &str, body: Value) -> String {
+    let mut document = json!({"schema": SCHEMA, "kind": kind});
+    if let (Value::Object(document), Value::Object(body)) = (&mut document, body) {
+        document.extend(body);
+    }
+    document.to_string()
+}
+
+/// What stands on stdout when a verb failed before it had an answer.
+pub fn failure(error: &anyhow::Error, exit: ExitCode) -> String {
+    let told = match super::problem::find(error) {
+        Some(problem) => of_problem(problem),
+        None => json!({"code": null, "message": format!("{error:#}"), "remedy": null}),
+    };
+    document("error", json!({"error": told, "exit_code": exit.number()}))
+}
+
+fn of_problem(problem: &Problem) -> Value {
+    json!({"code": problem.code.id(), "message": problem.message, "remedy": problem.remedy})
+}
+
+fn problem(problem: Option<&v1::Problem>) -> Value {
+    problem.map_or(
+        Value::Null,
+        |p| json!({"code": p.code, "message": p.message, "remedy": p.remedy}),
+    )
+}
+
+fn time(at: Option<&prost_types::Timestamp>) -> Value {
+    timestamp(at).map_or(Value::Null, |t| Value::String(t.to_string()))
+}
+
+fn took(start: Option<&prost_types::Timestamp>, end: Option<&prost_types::Timestamp>) -> Value {
+    timestamp(start)
+        .zip(timestamp(end))
+        .map_or(Value::Null, |(start, end)| json!(millis(start, end)))
+}
+
+fn revision(revision: Option<&v1::Revision>) -> Value {
+    revision.map_or(Value::Null, |r| json!({"version": r.version, "digest": r.digest}))
+}
+
+/// proto's empty string stands for "not there".
+fn text(value: &str) -> Value {
+    if value.is_empty() {
+        Value::Null
+    } else {
+        Value::String(value.to_owned())
+    }
+}
+
+pub fn fleet(fleet: &v1::GetFleetResponse) -> Value {
+    let host = |h: &v1::HostState| {
+        let agent = h.agent.clone().unwrap_or_default();
+        let role = |name: &str| agent.components.iter().find(|c| c.name == name).map_or(0, |c| c.role);
+        let components = h.states.iter().map(|s| {
+            json!({
+                "name": s.component,
+                "role": words::role(role(&s.component)),
+                "revision": revision(s.revision.as_ref()),
+                "health": words::health(s.health).0.to_lowercase(),
+                "detail": s.detail,
+                "problem": problem(s.problem.as_ref()),
+            })
+        });
+        json!({
+            "name": agent.name,
+            "reachable": h.problem.is_none(),
+            "problem": problem(h.problem.as_ref()),
+            "components": components.collect::<Vec<_>>(),
+        })
+    };
+    json!({
+        "release": text(&fleet.matches_release),
+        "hosts": fleet.hosts.iter().map(host).collect::<Vec<_>>(),
+        "active": fleet.active.iter().map(summary).collect::<Vec<_>>(),
+    })
+}
+
+pub fn plan(plan: &v1::Plan) -> Value {
+    let step = |s: &v1::PlanStep| {
+        json!({
+            "id": s.id,
+            "host": s.host,
+            "component": s.component,
+            "action": words::action(s.action),
+            "from": revision(s.from.as_ref()),
+            "to": revision(s.to.as_ref()),
+            "undo": (s.undo != 0).then(|| words::action(s.undo)),
+            "irreversible": s.irreversible,
+        })
+    };
+    let batch = |b: &v1::PlanBatch| {
+        let lanes = b.lanes.iter().map(|l| l.steps.iter().map(step).collect::<Vec<_>>());
+        json!({"lanes": lanes.collect::<Vec<_>>()})
+    };
+    let phase = |p: &v1::PlanPhase| {
+        json!({
+            "name": p.name,
+            "on_failure": text(&p.on_failure),
+            "batches": p.batches.iter().map(batch).collect::<Vec<_>>(),
+        })
+    };
+    let change = |c: &v1::PlanChange| {
+        json!({
+            "host": c.host,
+            "component": c.component,
+            "role": words::role(c.role),
+            "from": revision(c.from.as_ref()),
+            "to": revision(c.to.as_ref()),
+            "changes": c.changes,
+        })
+    };
+    json!({
+        "digest": plan.digest,
+        "release": plan.release,
+        "runbook": plan.runbook,
+        "schema_changes": plan.schema_changes,
+        "changes": plan.changes.iter().map(change).collect::<Vec<_>>(),
+        "excused": plan.excused.iter().map(|e| json!({"host": e.host, "reason": e.reason})).collect::<Vec<_>>(),
+        "phases": plan.phases.iter().map(phase).collect::<Vec<_>>(),
+    })
+}
+
+pub fn findings(findings: &[v1::Finding]) -> Value {
+    let finding = |f: &v1::Finding| {
+        let severity = match words::severity(f.severity) {
+            v1::Severity::Ok => "ok",
+            v1::Severity::Warning => "warning",
+            v1::Severity::Blocker => "blocker",
+            v1::Severity::Unspecified => "unknown",
+        };
+        json!({
+            "severity": severity,
+            "code": text(&f.code),
+            "message": f.message,
+            "remedy": text(&f.remedy),
+            "host": text(&f.host),
+            "component": text(&f.component),
+        })
+    };
+    Value::Array(findings.iter().map(finding).collect())
+}
+
+pub fn summary(r: &v1::RollbackSummary) -> Value {
+    let state = v1::RollbackState::try_from(r.state).unwrap_or(v1::RollbackState::Unspecified);
+    json!({
+        "rollback_id": r.id,
+        "release": r.release,
+        "runbook": r.runbook,
+        "state": words::state(state),
+        "blocked": r.blocked,
+        "phase": text(&r.phase),
+        "started_by": r.started_by,
+        "reason": text(&r.reason),
+        "incident": text(&r.incident),
+        "started_at": time(r.started_at.as_ref()),
+        "ended_at": time(r.ended_at.as_ref()),
+        "ms": took(r.started_at.as_ref(), r.ended_at.as_ref()),
+        "trace_id": text(&r.trace_id),
+        "steps_total": r.steps_total,
+        "steps_done": r.steps_done,
+        "problem": problem(r.problem.as_ref()),
+        "failed_hosts": r.failed_hosts,
+    })
+}
+
+/// A rollback with its phases and findings: what `fleet rollback` and `rollback watch` end with.
+pub fn rollback(details: &v1::GetRollbackResponse) -> Value {
+    let phase = |p: &v1::PhaseTiming| {
+        json!({
+            "name": p.name,
+            "ms": took(p.started_at.as_ref(), p.ended_at.as_ref()),
+            "started_at": time(p.started_at.as_ref()),
+            "ended_at": time(p.ended_at.as_ref()),
+        })
+    };
+    let mut body = summary(&details.summary.clone().unwrap_or_default());
+    body["phases"] = Value::Array(details.phases.iter().map(phase).collect());
+    body["findings"] = findings(&details.findings);
+    body
+}
+
+/// [`rollback`] with every step and the plan.
+pub fn rollback_in_full(details: &v1::GetRollbackResponse) -> Value {
+    let step = |s: &v1::StepReport| {
+        let outcome = s.outcome.clone().unwrap_or_default();
+        let result = match v1::outcome::Status::try_from(outcome.status) {
+            Ok(v1::outcome::Status::Succeeded) => Some("succeeded"),
+            Ok(v1::outcome::Status::Failed) => Some("failed"),
+            Ok(v1::outcome::Status::Indeterminate) => Some("indeterminate"),
+            Ok(v1::outcome::Status::Unspecified) | Err(_) => None,
+        };
+        let operation = |o: &v1::Operation| {
+            let ms = o.duration.map(|d| d.seconds as f64 * 1e3 + f64::from(d.nanos) / 1e6);
+            json!({"name": o.name, "ms": ms})
+        };
+        json!({
+            "id": s.id,
+            "undo": s.undo,
+            "attempt": s.attempt,
+            "phase": text(&s.phase),
+            "host": s.host,
+            "component": s.component,
+            "action": words::action(s.action),
+            "started_at": time(s.started_at.as_ref()),
+            "ended_at": time(s.ended_at.as_ref()),
+            "ms": took(s.started_at.as_ref(), s.ended_at.as_ref()),
+            "result": result,
+            "problem": problem(outcome.problem.as_ref()),
+            "observed": revision(outcome.observed.as_ref()),
+            "summary": text(&outcome.summary),
+            "operations": outcome.operations.iter().map(operation).collect::<Vec<_>>(),
+        })
+    };
+    let mut body = rollback(details);
+    body["steps"] = Value::Array(details.steps.iter().map(step).collect());
+    body["plan"] = details.plan.as_ref().map_or(Value::Null, plan);
+    body
+}
+
+pub fn release(r: &v1::Release) -> Value {
+    let entry = |e: &v1::ReleaseEntry| {
+        json!({
+            "host": e.host,
+            "component": e.component,
+            "role": words::role(e.role),
+            "revision": revision(e.revision.as_ref()),
+            "summary": text(&e.summary),
+        })
+    };
+    json!({
+        "name": r.name,
+        "commit": text(&r.commit),
+        "notes": text(&r.notes),
+        "recorded_at": time(r.recorded_at.as_ref()),
+        "recorded_by": r.recorded_by,
+        "stable": r.stable,
+        "digest": r.digest,
+        "entries": r.entries.iter().map(entry).collect::<Vec<_>>(),
+    })
+}
+
+pub fn difference(d: &Difference) -> Value {
+    json!({
+        "host": d.host,
+        "component": d.component,
+        "a": revision(d.a.as_ref()),
+        "b": revision(d.b.as_ref()),
+    })
+}
+
+pub fn agent(a: &v1::AgentInfo) -> Value {
+    let component = |c: &v1::ComponentInfo| {
+        json!({
+            "name": c.name,
+            "kind": c.kind,
+            "role": words::role(c.role),
+            "capabilities": c.capabilities.iter().map(|a| words::action(*a)).collect::<Vec<_>>(),
+            "reads": c.reads,
+        })
+    };
+    json!({
+        "name": a.name,
+        "address": a.address,
+        "version": a.version,
+        "connected": a.connected,
+        "last_seen": time(a.last_seen.as_ref()),
+        "certificate_expires": time(a.certificate_expires.as_ref()),
+        "labels": a.labels,
+        "components": a.components.iter().map(component).collect::<Vec<_>>(),
+    })
+}
+
+pub fn server(s: &v1::GetServerInfoResponse) -> Value {
+    json!({
+        "version": s.version,
+        "leader_id": text(&s.leader_id),
+        "epoch": s.epoch,
+        "now": time(s.now.as_ref()),
+        "agents": s.agents,
+        "agents_connected": s.agents_connected,
+        "caller": text(&s.caller),
+    })
+}
+
+pub fn check(c: &Check) -> Value {
+    json!({"level": c.level.word(), "name": c.name, "message": c.message, "remedy": text(&c.remedy)})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::samples::{self, golden};
+
+    #[test]
+    fn every_document_has_its_schema() {
+        let details = samples::details(v1::RollbackState::Undone, true);
+        let fleet = document("fleet_status", fleet(&samples::fleet()));
+        let rollback = document("rollback", rollback(&details));
+        let pretty = |text: &str| {
+            let value: Value = serde_json::from_str(text).expect("is JSON");
+            assert_eq!(value["schema"], SCHEMA);
+            serde_json::to_string_pretty(&value).expect("is a value")
+        };
+        golden!("json", format!("{}\n{}", pretty(&fleet), pretty(&rollback)));
+    }
+}

@@ -1,0 +1,193 @@
+//! A plan as people read it at 3 a.m.: what changes where, in which order, and what cannot be undone.
+
+use std::collections::BTreeMap;
+
+use rollback_proto::v1::{Action, Plan, PlanBatch, PlanChange, PlanPhase, PlanStep};
+
+use super::paint::{Paint, Tone};
+use super::table::{Table, cell, plain};
+use super::text::{change, clean, count, name_some, short, target};
+use super::words;
+
+/// Hosts that a line of a batch names before it only counts.
+const NAMED_HOSTS: usize = 6;
+
+/// Components that change.
+pub fn changing(plan: &Plan) -> usize {
+    plan.changes.iter().filter(|c| c.changes).count()
+}
+
+/// The whole plan.
+pub fn render(plan: &Plan, paint: Paint) -> String {
+    let mut text = heading(plan, paint);
+    text.push('\n');
+    text.push_str(&changes(plan, paint));
+    if !plan.phases.is_empty() {
+        text.push('\n');
+        text.push_str(&phases(plan, paint));
+        text.push('\n');
+        text.push_str(&no_way_back(plan, paint));
+    }
+    text
+}
+
+/// Release, runbook, digest and what it means for users.
+fn heading(plan: &Plan, paint: Paint) -> String {
+    let title = format!("Rollback to {}", clean(&plan.release));
+    let mut text = format!(
+        "{}   runbook {}   plan {}\n",
+        paint.tone(Tone::Strong, &title),
+        clean(&plan.runbook),
+        short(&plan.digest)
+    );
+    text.push_str(if plan.schema_changes {
+        "The database schema changes: users get a maintenance answer while it does.\n"
+    } else if changing(plan) > 0 {
+        "The database schema stays: hosts are switched in batches, without a maintenance window.\n"
+    } else {
+        "Nothing changes: every component is at the target already and is only verified.\n"
+    });
+    text
+}
+
+/// What changes, one line per component; what stays is only counted.
+pub fn changes(plan: &Plan, paint: Paint) -> String {
+    let hosts: std::collections::BTreeSet<&str> = plan
+        .changes
+        .iter()
+        .filter(|c| c.changes)
+        .map(|c| c.host.as_str())
+        .collect();
+    let title = paint.tone(Tone::Strong, "Changes:");
+    let mut text = format!(
+        "{title} {} on {}\n",
+        count(changing(plan), "component", "components"),
+        count(hosts.len(), "host", "hosts")
+    );
+    let mut table = Table::new(paint, &[]);
+    for c in plan.changes.iter().filter(|c| c.changes) {
+        let (from, to) = change(c.from.as_ref(), c.to.as_ref());
+        table.row([
+            plain(target(&c.host, &c.component)),
+            plain(words::role(c.role)),
+            plain(from),
+            plain("→"),
+            cell(Tone::Strong, to),
+        ]);
+    }
+    if !table.is_empty() {
+        text.push_str(&table.render(2));
+    }
+    let stays: Vec<&PlanChange> = plan.changes.iter().filter(|c| !c.changes).collect();
+    if !stays.is_empty() {
+        let names: Vec<String> = stays.iter().map(|c| target(&c.host, &c.component)).collect();
+        let names = name_some(names.iter().map(String::as_str), NAMED_HOSTS);
+        text.push_str(&format!("  {} at the target already: {names}\n", stays.len()));
+    }
+    for excused in &plan.excused {
+        let what = paint.tone(Tone::Warn, "left out:");
+        text.push_str(&format!(
+            "  {what} {} ({})\n",
+            clean(&excused.host),
+            clean(&excused.reason)
+        ));
+    }
+    text
+}
+
+fn phases(plan: &Plan, paint: Paint) -> String {
+    let mut text = format!("{}\n", paint.tone(Tone::Strong, "Phases:"));
+    for phase in &plan.phases {
+        text.push_str(&phase_lines(phase));
+    }
+    text
+}
+
+fn phase_lines(phase: &PlanPhase) -> String {
+    let mut text = String::new();
+    let many = phase.batches.len() > 1;
+    for (index, batch) in phase.batches.iter().enumerate() {
+        let name = if index == 0 { clean(&phase.name) } else { String::new() };
+        let place = if many {
+            format!("{}/{}", index + 1, phase.batches.len())
+        } else {
+            String::new()
+        };
+        let actions = actions(batch);
+        let hosts = name_some(steps(batch).map(|s| s.host.as_str()), NAMED_HOSTS);
+        text.push_str(format!("  {name:<10} {place:<5} {actions:<24} {hosts}").trim_end());
+        if index == 0 && !phase.on_failure.is_empty() {
+            text.push_str(&format!("   (on failure: {})", clean(&phase.on_failure)));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn steps(batch: &PlanBatch) -> impl Iterator<Item = &PlanStep> {
+    batch.lanes.iter().flat_map(|lane| &lane.steps)
+}
+
+/// "stop, switch, start": in the order of the first lane that has them.
+fn actions(batch: &PlanBatch) -> String {
+    let mut seen: Vec<&str> = Vec::new();
+    for step in steps(batch) {
+        let word = words::action(step.action);
+        if !seen.contains(&word) {
+            seen.push(word);
+        }
+    }
+    seen.join(", ")
+}
+
+/// Steps with no way back, and what happens when something fails.
+fn no_way_back(plan: &Plan, paint: Paint) -> String {
+    let title = paint.tone(Tone::Strong, "Cannot be undone:");
+    let all = || plan.phases.iter().flat_map(|p| &p.batches).flat_map(steps);
+    let mut by_action: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for step in all().filter(|s| s.irreversible) {
+        by_action
+            .entry(words::action(step.action))
+            .or_default()
+            .push(target(&step.host, &step.component));
+    }
+    if by_action.is_empty() {
+        let undoable = all().filter(|s| s.undo != i32::from(Action::Unspecified)).count();
+        let steps = count(
+            undoable,
+            "step that changes anything has",
+            "steps that change anything have",
+        );
+        return format!("{title} nothing; {steps} a way back\n");
+    }
+    let mut text = format!("{title}\n");
+    for (action, targets) in by_action {
+        let targets = name_some(targets.iter().map(String::as_str), NAMED_HOSTS);
+        text.push_str(&format!("  {} {targets}\n", paint.tone(Tone::Bad, action)));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::findings;
+    use crate::output::samples::{self, golden};
+
+    #[test]
+    fn plan_with_a_schema_change() {
+        let response = samples::plan_response();
+        let plan = response.plan.expect("has a plan");
+        let text = format!(
+            "{}\n{}",
+            render(&plan, Paint::PLAIN),
+            findings::render(&response.findings, Paint::PLAIN)
+        );
+        golden!("plan", text);
+    }
+
+    #[test]
+    fn plan_without_changes() {
+        golden!("plan_no_change", render(&samples::plan_without_changes(), Paint::PLAIN));
+    }
+}

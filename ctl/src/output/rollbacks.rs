@@ -1,0 +1,117 @@
+//! Rollbacks that were: the list, and the steps of one.
+
+use rollback_proto::v1::outcome::Status;
+use rollback_proto::v1::{GetRollbackResponse, RollbackState, RollbackSummary, StepReport};
+
+use super::findings;
+use super::paint::{Paint, Tone};
+use super::problem::brief;
+use super::summary;
+use super::table::{Table, cell, plain, right};
+use super::text::{NONE, clean, duration, millis, or_none, stamp, target, timestamp};
+use super::words;
+
+pub fn list(rollbacks: &[RollbackSummary], paint: Paint) -> String {
+    if rollbacks.is_empty() {
+        return "No rollback has been started on this fleet.\n".to_owned();
+    }
+    let mut table = Table::new(
+        paint,
+        &[
+            "ID", "TO", "STATE", "PHASE", "STEPS", "STARTED", "TOOK", "BY", "INCIDENT", "REASON",
+        ],
+    );
+    for r in rollbacks {
+        let state = RollbackState::try_from(r.state).unwrap_or(RollbackState::Unspecified);
+        let (word, tone) = words::state_told(state, r.blocked);
+        let (start, end) = (timestamp(r.started_at.as_ref()), timestamp(r.ended_at.as_ref()));
+        let took = start
+            .zip(end)
+            .map_or_else(|| NONE.to_owned(), |(start, end)| duration(millis(start, end)));
+        table.row([
+            plain(clean(&r.id)),
+            plain(clean(&r.release)),
+            cell(tone, word),
+            plain(or_none(&r.phase)),
+            right(format!("{}/{}", r.steps_done, r.steps_total)),
+            plain(stamp(start)),
+            right(took),
+            plain(or_none(&r.started_by)),
+            plain(or_none(&r.incident)),
+            plain(clean(&r.reason)),
+        ]);
+    }
+    table.render(0)
+}
+
+/// The summary, then every step in the order in which it was begun, then what preflight found.
+pub fn show(details: &GetRollbackResponse, paint: Paint) -> String {
+    let mut text = summary::render(details, paint);
+    if !details.steps.is_empty() {
+        text.push_str(&format!("\n{}\n", paint.tone(Tone::Strong, "Steps:")));
+        text.push_str(&steps(&details.steps, paint));
+    }
+    // A blocked rollback's findings stand in the summary already.
+    let told = details.summary.as_ref().is_some_and(|s| s.blocked);
+    if !told && !details.findings.is_empty() {
+        text.push('\n');
+        text.push_str(&findings::render(&details.findings, paint));
+    }
+    text
+}
+
+fn steps(steps: &[StepReport], paint: Paint) -> String {
+    let mut table = Table::new(paint, &["PHASE", "WHERE", "ACTION", "TOOK", "RESULT", "DETAIL"]);
+    for step in steps {
+        let (start, end) = (timestamp(step.started_at.as_ref()), timestamp(step.ended_at.as_ref()));
+        let took = start
+            .zip(end)
+            .map_or_else(|| NONE.to_owned(), |(start, end)| duration(millis(start, end)));
+        let (result, tone, detail) = outcome(step);
+        let undo = if step.undo { "undo: " } else { "" };
+        let again = if step.attempt > 1 {
+            format!(" (attempt {})", step.attempt)
+        } else {
+            String::new()
+        };
+        table.row([
+            plain(or_none(&step.phase)),
+            plain(target(&step.host, &step.component)),
+            plain(format!("{undo}{}{again}", words::action(step.action))),
+            right(took),
+            cell(tone, result),
+            plain(detail),
+        ]);
+    }
+    table.render(2)
+}
+
+fn outcome(step: &StepReport) -> (&'static str, Tone, String) {
+    let Some(outcome) = &step.outcome else {
+        return ("running", Tone::Strong, String::new());
+    };
+    let detail = match &outcome.problem {
+        Some(problem) => brief(problem),
+        None => clean(&outcome.summary),
+    };
+    match Status::try_from(outcome.status) {
+        Ok(Status::Succeeded) => ("ok", Tone::Good, detail),
+        Ok(Status::Failed) => ("FAILED", Tone::Bad, detail),
+        Ok(Status::Indeterminate) => ("UNCLEAR", Tone::Bad, detail),
+        Ok(Status::Unspecified) | Err(_) => ("unknown", Tone::Dim, detail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::samples::{self, golden};
+
+    #[test]
+    fn the_list_and_one_of_it() {
+        let details = samples::details(RollbackState::Undone, false);
+        let summary = details.summary.clone().expect("has a summary");
+        let text = format!("{}\n{}", list(&[summary], Paint::PLAIN), show(&details, Paint::PLAIN));
+        golden!("rollbacks", text);
+    }
+}

@@ -1,0 +1,135 @@
+//! The fleet as it is now: what runs where, whether it is healthy, and which release that makes.
+
+use rollback_proto::v1::{AgentInfo, ComponentState, GetFleetResponse, HostState, RollbackState, RollbackSummary};
+
+use super::paint::{Paint, Tone};
+use super::problem::brief;
+use super::table::{Table, cell, plain};
+use super::text::{NONE, clean, count, or_none, short, stamp, timestamp};
+use super::words;
+
+pub fn render(fleet: &GetFleetResponse, paint: Paint) -> String {
+    let mut text = String::new();
+    text.push_str(&match fleet.matches_release.as_str() {
+        "" => format!(
+            "release      {}\n",
+            paint.tone(Tone::Warn, "none: what runs matches no recorded release")
+        ),
+        name => format!("release      {}\n", paint.tone(Tone::Strong, &clean(name))),
+    });
+    let away = fleet.hosts.iter().filter(|h| h.problem.is_some()).count();
+    let hosts = count(fleet.hosts.len(), "host", "hosts");
+    let away = match away {
+        0 => "all reachable".to_owned(),
+        n => paint.tone(Tone::Bad, &format!("{n} not reachable")),
+    };
+    text.push_str(&format!("hosts        {hosts}, {away}\n"));
+    for rollback in &fleet.active {
+        text.push_str(&format!("running now  {}\n", active(rollback, paint)));
+    }
+    if fleet.hosts.is_empty() {
+        text.push_str("\nNo agent is enrolled. Make a token for a host: rollbackctl agent token NAME\n");
+        return text;
+    }
+    text.push('\n');
+    let mut table = Table::new(
+        paint,
+        &["HOST", "COMPONENT", "ROLE", "VERSION", "DIGEST", "HEALTH", "DETAIL"],
+    );
+    for host in &fleet.hosts {
+        rows(&mut table, host);
+    }
+    text.push_str(&table.render(0));
+    text
+}
+
+/// One running rollback in one line; also how the holder of a scope is shown.
+pub fn active(rollback: &RollbackSummary, paint: Paint) -> String {
+    let state = RollbackState::try_from(rollback.state).unwrap_or(RollbackState::Unspecified);
+    let (state, tone) = words::state_told(state, rollback.blocked);
+    let mut line = format!(
+        "{} to {}: {}, phase {}, {} of {} steps, by {} since {}",
+        clean(&rollback.id),
+        clean(&rollback.release),
+        paint.tone(tone, state),
+        or_none(&rollback.phase),
+        rollback.steps_done,
+        rollback.steps_total,
+        or_none(&rollback.started_by),
+        stamp(timestamp(rollback.started_at.as_ref())),
+    );
+    if !rollback.reason.is_empty() {
+        line.push_str(&format!(" ({})", clean(&rollback.reason)));
+    }
+    line
+}
+
+fn rows(table: &mut Table, host: &HostState) {
+    let unnamed = AgentInfo::default();
+    let agent = host.agent.as_ref().unwrap_or(&unnamed);
+    let name = or_none(&agent.name);
+    if let Some(problem) = &host.problem {
+        table.row([
+            plain(name),
+            plain(NONE),
+            plain(NONE),
+            plain(NONE),
+            plain(NONE),
+            cell(Tone::Bad, "UNREACHABLE"),
+            plain(brief(problem)),
+        ]);
+        return;
+    }
+    for state in &host.states {
+        let role = agent
+            .components
+            .iter()
+            .find(|c| c.name == state.component)
+            .map_or(0, |c| c.role);
+        table.row(component_row(&name, role, state));
+    }
+}
+
+fn component_row(host: &str, role: i32, state: &ComponentState) -> [comfy_table::Cell; 7] {
+    let revision = state.revision.as_ref();
+    let (health, detail) = match (&state.problem, revision) {
+        (Some(problem), None) => (cell(Tone::Bad, "UNOBSERVED"), brief(problem)),
+        (Some(problem), Some(_)) => {
+            let (word, tone) = words::health(state.health);
+            (cell(tone, word), brief(problem))
+        }
+        (None, _) => {
+            let (word, tone) = words::health(state.health);
+            (cell(tone, word), clean(&state.detail))
+        }
+    };
+    [
+        plain(host),
+        plain(clean(&state.component)),
+        plain(words::role(role)),
+        plain(revision.map_or_else(|| NONE.to_owned(), |r| or_none(&r.version))),
+        cell(
+            Tone::Dim,
+            revision.map_or_else(|| NONE.to_owned(), |r| short(&r.digest)),
+        ),
+        health,
+        plain(detail),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::samples::{self, golden};
+
+    #[test]
+    fn status_of_a_troubled_fleet() {
+        golden!("status", render(&samples::fleet(), Paint::PLAIN));
+    }
+
+    #[test]
+    fn an_empty_fleet_says_what_to_do() {
+        let text = render(&GetFleetResponse::default(), Paint::PLAIN);
+        assert!(text.contains("rollbackctl agent token NAME"), "{text}");
+    }
+}

@@ -1,0 +1,82 @@
+//! The words for the wire's closed sets. A value that this version does not know reads "unknown".
+
+use rollback_proto::v1::{Action, Health, Role, RollbackState, Severity};
+
+use super::paint::Tone;
+
+pub fn role(value: i32) -> &'static str {
+    match Role::try_from(value) {
+        Ok(Role::Database) => "database",
+        Ok(Role::Config) => "config",
+        Ok(Role::App) => "app",
+        Ok(Role::Proxy) => "proxy",
+        Ok(Role::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+pub fn action(value: i32) -> &'static str {
+    match Action::try_from(value) {
+        Ok(Action::Prepare) => "prepare",
+        Ok(Action::Stage) => "stage",
+        Ok(Action::Discard) => "discard",
+        Ok(Action::Snapshot) => "snapshot",
+        Ok(Action::Drain) => "drain",
+        Ok(Action::Resume) => "resume",
+        Ok(Action::Stop) => "stop",
+        Ok(Action::Start) => "start",
+        Ok(Action::Switch) => "switch",
+        Ok(Action::Verify) => "verify",
+        Ok(Action::Finish) => "finish",
+        Ok(Action::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+pub fn health(value: i32) -> (&'static str, Tone) {
+    match Health::try_from(value) {
+        Ok(Health::Healthy) => ("healthy", Tone::Good),
+        Ok(Health::Unhealthy) => ("UNHEALTHY", Tone::Bad),
+        Ok(Health::Stopped) => ("stopped", Tone::Warn),
+        // No check is configured: nothing to worry about, nothing to rely on.
+        Ok(Health::Unknown) => ("unchecked", Tone::Dim),
+        Ok(Health::Unspecified) | Err(_) => ("unknown", Tone::Dim),
+    }
+}
+
+pub fn severity(value: i32) -> Severity {
+    Severity::try_from(value).unwrap_or(Severity::Unspecified)
+}
+
+/// A state as scripts read it.
+pub fn state(value: RollbackState) -> &'static str {
+    match value {
+        RollbackState::Unspecified => "unknown",
+        RollbackState::Running => "running",
+        RollbackState::Undoing => "undoing",
+        RollbackState::Verified => "verified",
+        RollbackState::Undone => "undone",
+        RollbackState::Partial => "partial",
+        RollbackState::Held => "held",
+    }
+}
+
+/// A state as people read it; preflight's refusal has a word of its own.
+pub fn state_told(value: RollbackState, blocked: bool) -> (&'static str, Tone) {
+    match (value, blocked) {
+        (RollbackState::Verified, _) => ("verified", Tone::Good),
+        (RollbackState::Undone, true) => ("blocked", Tone::Warn),
+        (RollbackState::Undone, false) => ("undone", Tone::Warn),
+        (RollbackState::Partial, _) => ("PARTIAL", Tone::Bad),
+        (RollbackState::Held, _) => ("HELD", Tone::Bad),
+        (RollbackState::Running, _) => ("running", Tone::Strong),
+        (RollbackState::Undoing, _) => ("undoing", Tone::Warn),
+        (RollbackState::Unspecified, _) => ("unknown", Tone::Dim),
+    }
+}
+
+/// Has it ended?
+pub fn is_over(value: RollbackState) -> bool {
+    match value {
+        RollbackState::Verified | RollbackState::Undone | RollbackState::Partial | RollbackState::Held => true,
+        RollbackState::Unspecified | RollbackState::Running | RollbackState::Undoing => false,
+    }
+}

@@ -1,0 +1,286 @@
+//! Errors that an operator can see: a stable code, what happened, and what to do next. They cross the wire in the
+//! details of a gRPC status and inside messages, and are listed in `docs/errors.md` (a test compares the two).
+//!
+//! Numbers are never reused. Hundreds by subject: 00 asking, 01 identity, 02 releases and plans, 03 hosts, 04 steps,
+//! 05 files and processes, 06 nginx, 07 databases, 09 the programs themselves.
+
+use std::fmt;
+
+use tonic::metadata::{MetadataMap, MetadataValue};
+
+use crate::v1;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $status:ident, $remedy:literal;)*) => {
+        /// A stable error code.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            pub const ALL: &'static [Code] = &[$(Code::$name,)*];
+
+            /// `RB0007`: what operators search for.
+            pub fn id(self) -> &'static str {
+                match self { $(Code::$name => concat!("RB", $number),)* }
+            }
+
+            /// What to do next when nothing better is known where the error arose.
+            pub fn remedy(self) -> &'static str {
+                match self { $(Code::$name => $remedy,)* }
+            }
+
+            /// The gRPC status that carries it.
+            pub fn status(self) -> tonic::Code {
+                match self { $(Code::$name => tonic::Code::$status,)* }
+            }
+
+            pub fn from_id(id: &str) -> Option<Self> {
+                match id { $(concat!("RB", $number) => Some(Code::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+codes! {
+    /// A name does not pass the allow-list.
+    BadName = "0001", InvalidArgument, "use 1 to 128 of A-Z a-z 0-9 . _ + -, not beginning with - or .";
+    /// A request lacks something or contradicts itself.
+    BadRequest = "0002", InvalidArgument, "correct the request as the message says";
+    /// The thing asked for does not exist.
+    NotFound = "0003", NotFound, "list what there is: rollbackctl rollback list, release list, agent list";
+    /// The caller's role may not do this.
+    Forbidden = "0100", PermissionDenied, "use a certificate whose role may do this; rollbackctl doctor shows yours";
+    /// No or an unusable certificate.
+    Unauthenticated = "0101", Unauthenticated, "give a certificate of this fleet: rollbackctl doctor says what is missing";
+    /// A join token is wrong, used or expired.
+    BadToken = "0102", PermissionDenied, "make a new one: rollbackctl agent token NAME";
+    /// A private key is readable by others, or a certificate file cannot be used.
+    BadCredentials = "0103", FailedPrecondition, "fix the file that the message names (keys: chmod 600)";
+    /// No release of this name.
+    UnknownRelease = "0200", NotFound, "list the recorded ones: rollbackctl release list";
+    /// The name is taken by a release with other content.
+    ReleaseExists = "0201", AlreadyExists, "choose another name; a recorded release is never overwritten";
+    /// No plan can be made.
+    PlanRefused = "0202", FailedPrecondition, "mend what the message lists, or ask: rollbackctl fleet status";
+    /// Another rollback holds (part of) the scope.
+    ScopeHeld = "0203", Aborted, "watch it: rollbackctl rollback watch latest";
+    /// `prepare` found blockers; nothing was touched.
+    Blocked = "0204", FailedPrecondition, "mend the blockers listed, then run the same command again";
+    /// The release could not be recorded because part of the fleet could not be observed or retained.
+    RecordIncomplete = "0205", FailedPrecondition, "mend the hosts listed, then record again";
+    /// Cannot reach a host's agent.
+    HostUnreachable = "0300", Unavailable, "look at the host and its rollback-agent; rollbackctl agent list shows when it was last seen";
+    /// The peer is not the agent it should be.
+    WrongPeer = "0301", PermissionDenied, "enroll the agent again; somebody else answers at its address";
+    /// The agent's ledger is not the one that the coordinator knew.
+    LedgerLost = "0302", DataLoss, "look at the host by hand before starting another rollback";
+    /// A leader with a lower epoch, or another leader of the same epoch.
+    StaleLeader = "0303", FailedPrecondition, "nothing: a newer coordinator leads";
+    /// The agent has no such component.
+    UnknownComponent = "0304", NotFound, "declare the component in the agent's configuration";
+    /// An action that this kind of component does not have.
+    UnsupportedAction = "0305", Unimplemented, "use a runbook that does not ask for it";
+    /// What was observed after a step is not what the step was for.
+    WrongRevision = "0400", FailedPrecondition, "look at the component by hand; something else changed it at the same time";
+    /// The step did not end in time.
+    StepTimeout = "0401", DeadlineExceeded, "look at the host; raise the step's timeout in the runbook if it is only slow";
+    /// The agent was stopped inside a step and cannot tell what came of it.
+    StepIndeterminate = "0402", Unknown, "look at the component by hand, then start a rollback to where it shall be";
+    /// A step with a known key came with other arguments.
+    KeyReused = "0403", FailedPrecondition, "report this: a coordinator must never do so";
+    /// A step of the undo failed.
+    UndoFailed = "0404", FailedPrecondition, "mend the component by hand, then start a rollback to where the fleet shall be";
+    /// The component is busy with another step.
+    ComponentBusy = "0405", Aborted, "wait for the running step: rollbackctl rollback list";
+    /// The health check did not pass in time.
+    Unhealthy = "0500", FailedPrecondition, "read the application's log on the host";
+    /// A revision is neither on the host nor in the vault.
+    RevisionMissing = "0501", FailedPrecondition, "put the release back on the host, or roll back to another one";
+    /// Content differs from the digest that was recorded.
+    RevisionDamaged = "0502", DataLoss, "put the recorded content back, or roll back to another release";
+    /// Not enough room.
+    DiskFull = "0503", ResourceExhausted, "free disk space on the host";
+    /// A program of the host failed.
+    ProgramFailed = "0504", Internal, "read the message; run the program by hand on the host";
+    /// Reading or writing a file failed.
+    FileFailed = "0505", Internal, "look at the file that the message names: rights, disk, mount";
+    /// The process did not stop.
+    StillRunning = "0506", FailedPrecondition, "stop the process by hand";
+    /// A path is not what it should be (a directory instead of a link, outside its root, …).
+    BadLayout = "0507", FailedPrecondition, "bring the path into the layout that docs/components.md describes";
+    /// A check that the agent's configuration declares did not pass.
+    CheckFailed = "0508", FailedPrecondition, "look at what the check asks";
+    /// `nginx -t` refuses the configuration.
+    NginxConfig = "0600", FailedPrecondition, "mend the configuration that the message quotes";
+    /// nginx took the reload but goes on serving the old configuration.
+    NginxNotServing = "0601", FailedPrecondition, "read nginx's error log: a port in use or a missing file";
+    /// nginx does not run.
+    NginxDown = "0602", FailedPrecondition, "start nginx";
+    /// The site does not include the managed file.
+    NginxInclude = "0603", FailedPrecondition, "add the include line that the message shows to the server block";
+    /// Cannot connect to the database.
+    DatabaseDown = "0700", Unavailable, "look at the database server and the agent's connection settings";
+    /// A backup could not be made or does not prove to be whole.
+    BackupUnproven = "0701", DataLoss, "nothing was changed; look at the message, free disk, and try again";
+    /// A migration has no way down.
+    NoDownMigration = "0702", FailedPrecondition, "write the down migration, or roll back without the database";
+    /// The applied migrations are not those that are known.
+    MigrationsDiverged = "0703", FailedPrecondition, "bring schema_migrations and the migration files together by hand";
+    /// Rehearsing on a copy did not end at the recorded schema.
+    RehearsalFailed = "0704", FailedPrecondition, "mend the down migration; the live database was not touched";
+    /// A migration failed on the live database and was rolled back.
+    MigrationFailed = "0705", Aborted, "the transaction was rolled back; read the message";
+    /// Another session holds a lock that the migration needs.
+    DatabaseLocked = "0706", Aborted, "end the sessions that the message names, then try again";
+    /// The database is in a state that only a person can judge.
+    DatabaseUnclear = "0707", Unknown, "look at the database by hand: the message says what was found";
+    /// The coordinator's store refuses or cannot be reached.
+    StoreUnavailable = "0900", Unavailable, "look at the coordinator's disk and log";
+    /// This coordinator does not lead any more.
+    NotLeader = "0901", Unavailable, "ask again; the leader answers";
+    /// A configuration file is wrong.
+    BadConfig = "0902", InvalidArgument, "correct the configuration: the check-config command explains every key";
+    /// A defect of ours.
+    Internal = "0999", Internal, "report this with the daemon's log";
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.id())
+    }
+}
+
+/// An error with its code, as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Problem {
+    pub code: Code,
+    /// What happened, with the names that are needed to find it. One line.
+    pub message: String,
+    /// What to do next.
+    pub remedy: String,
+}
+
+impl Problem {
+    /// With the code's general remedy.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            remedy: code.remedy().to_owned(),
+        }
+    }
+
+    /// From an error and its chain of causes. `what` is "verb + object": "open ledger".
+    pub fn from_error(code: Code, what: impl fmt::Display, error: &dyn std::error::Error) -> Self {
+        let mut message = format!("{what}: {error}");
+        let mut cause = error.source();
+        while let Some(source) = cause {
+            message.push_str(": ");
+            message.push_str(&source.to_string());
+            cause = source.source();
+        }
+        Self::new(code, message)
+    }
+
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+
+    /// Reads a problem that a peer sent in a status; statuses that carry none are given the code that fits best.
+    pub fn from_status(status: &tonic::Status) -> Self {
+        let meta = status.metadata();
+        let text = |key: &str| {
+            meta.get_bin(key)
+                .and_then(|v| v.to_bytes().ok())
+                .map(|b| String::from_utf8_lossy(&b).into_owned())
+        };
+        let code = meta.get(CODE_KEY).and_then(|v| v.to_str().ok()).and_then(Code::from_id);
+        let code = code.unwrap_or(match status.code() {
+            tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => Code::HostUnreachable,
+            tonic::Code::PermissionDenied => Code::Forbidden,
+            tonic::Code::Unauthenticated => Code::Unauthenticated,
+            tonic::Code::NotFound => Code::NotFound,
+            tonic::Code::InvalidArgument => Code::BadRequest,
+            tonic::Code::Ok
+            | tonic::Code::Unknown
+            | tonic::Code::AlreadyExists
+            | tonic::Code::ResourceExhausted
+            | tonic::Code::FailedPrecondition
+            | tonic::Code::Aborted
+            | tonic::Code::OutOfRange
+            | tonic::Code::Unimplemented
+            | tonic::Code::Internal
+            | tonic::Code::DataLoss => Code::Internal,
+        });
+        let problem = Self::new(code, status.message());
+        match text(REMEDY_KEY) {
+            Some(remedy) => problem.remedy(remedy),
+            None => problem,
+        }
+    }
+}
+
+const CODE_KEY: &str = "rb-code";
+const REMEDY_KEY: &str = "rb-remedy-bin";
+
+impl From<Problem> for tonic::Status {
+    fn from(p: Problem) -> Self {
+        let mut meta = MetadataMap::new();
+        meta.insert(CODE_KEY, MetadataValue::from_static(p.code.id()));
+        meta.insert_bin(REMEDY_KEY, MetadataValue::from_bytes(p.remedy.as_bytes()));
+        tonic::Status::with_metadata(p.code.status(), p.message, meta)
+    }
+}
+
+impl From<Problem> for v1::Problem {
+    fn from(p: Problem) -> Self {
+        Self {
+            code: p.code.id().to_owned(),
+            message: p.message,
+            remedy: p.remedy,
+        }
+    }
+}
+
+impl From<v1::Problem> for Problem {
+    /// A code that this version does not know (a newer peer's) becomes `Internal`, with the code kept in the text.
+    fn from(p: v1::Problem) -> Self {
+        match Code::from_id(&p.code) {
+            Some(code) => Self {
+                code,
+                message: p.message,
+                remedy: p.remedy,
+            },
+            None => Self {
+                code: Code::Internal,
+                message: format!("{}: {}", p.code, p.message),
+                remedy: p.remedy,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_unique_and_read_back() {
+        let ids: BTreeSet<_> = Code::ALL.iter().map(|c| c.id()).collect();
+        assert_eq!(ids.len(), Code::ALL.len());
+        for code in Code::ALL {
+            assert_eq!(Code::from_id(code.id()), Some(*code));
+        }
+    }
+
+    #[test]
+    fn survives_the_trip_through_a_status() {
+        let sent = Problem::new(Code::DiskFull, "app-1/api: 3 MB free").remedy("gib Platz frei – jetzt");
+        assert_eq!(Problem::from_status(&tonic::Status::from(sent.clone())), sent);
+    }
+}

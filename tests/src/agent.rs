@@ -1,0 +1,167 @@
+//! An agent as a process: its configuration, enrollment by token, its life and its death.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+
+use crate::binaries::Binaries;
+use crate::ctl::Ctl;
+use crate::process::{Daemon, Launch, run};
+
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Who an agent is and where its files are.
+#[derive(Clone, Debug)]
+pub struct AgentSpec {
+    pub name: String,
+    /// Directory of the host: configuration, certificates, ledger and vault go below it.
+    pub host_dir: PathBuf,
+    /// host:port of the coordinator.
+    pub coordinator: String,
+    pub otlp: Option<String>,
+    /// The `[[component]]` tables, as TOML.
+    pub components: String,
+    pub tier: &'static str,
+}
+
+impl AgentSpec {
+    fn dir(&self) -> PathBuf {
+        self.host_dir.join("agent")
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir().join("agent.toml")
+    }
+
+    pub fn pki(&self) -> PathBuf {
+        self.dir().join("pki")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir().join("state")
+    }
+
+    /// Writes `agent.toml`.
+    pub fn write_config(&self) -> Result<()> {
+        std::fs::create_dir_all(self.dir()).context("make the agent's directory")?;
+        let telemetry = match &self.otlp {
+            Some(otlp) => format!("[telemetry]\notlp = \"{otlp}\"\nlog = \"info\"\n"),
+            None => String::new(),
+        };
+        let text = format!(
+            "name = \"{}\"\nlisten = \"127.0.0.1:0\"\ncoordinators = [\"{}\"]\nstate = \"{}\"\npki = \"{}\"\n\
+             [labels]\ntier = \"{}\"\n{telemetry}{}",
+            self.name,
+            self.coordinator,
+            self.state().display(),
+            self.pki().display(),
+            self.tier,
+            self.components,
+        );
+        std::fs::write(self.config(), text).context("write agent.toml")
+    }
+}
+
+#[derive(Debug)]
+pub struct Agent {
+    pub spec: AgentSpec,
+    program: PathBuf,
+    log: PathBuf,
+    ready_file: PathBuf,
+    launch: Launch,
+    daemon: Option<Daemon>,
+    /// host:port of its gRPC server.
+    address: String,
+}
+
+impl Agent {
+    /// Writes the configuration and enrolls with a token that an operator made. Does not run it yet.
+    pub async fn enroll(binaries: &Binaries, spec: AgentSpec, ctl: &Ctl, log: &Path, keep: bool) -> Result<Self> {
+        let program = binaries.path("rollback-agent");
+        spec.write_config()?;
+        let token = ctl.token(&spec.name).await?;
+        let mut enroll = Command::new(&program);
+        enroll
+            .args([
+                "enroll",
+                "--coordinator",
+                &spec.coordinator,
+                "--token",
+                &token,
+                "--config",
+            ])
+            .arg(spec.config());
+        run(&mut enroll)?;
+        Ok(Self {
+            ready_file: spec.dir().join("ready.json"),
+            spec,
+            program,
+            log: log.to_owned(),
+            launch: Launch {
+                outlives_us: keep,
+                ..Launch::default()
+            },
+            daemon: None,
+            address: String::new(),
+        })
+    }
+
+    /// Starts the process; also after [`Agent::kill`] and [`Agent::stop`].
+    pub async fn run(&mut self) -> Result<()> {
+        match std::fs::remove_file(&self.ready_file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).context("remove the ready file"),
+            Ok(()) | Err(_) => {}
+        }
+        let name = format!("agent of {}", self.spec.name);
+        let (config, ready) = (
+            self.spec.config().display().to_string(),
+            self.ready_file.display().to_string(),
+        );
+        let args = ["run", "--config", &config, "--ready-file", &ready];
+        let mut daemon = Daemon::start(&name, &self.launch, &self.program, &args, &self.log)?;
+        let ready = daemon.wait_ready(&self.ready_file, READY_WITHIN).await?;
+        let ready: serde_json::Value = serde_json::from_str(&ready).context("parse the ready file")?;
+        self.address = ready["grpc"]
+            .as_str()
+            .context("the ready file names the port")?
+            .to_owned();
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    pub fn kill(&mut self) -> Result<()> {
+        self.daemon.as_mut().context("the agent runs")?.kill()
+    }
+
+    pub async fn stop(&mut self) -> Result<()> {
+        match &mut self.daemon {
+            Some(daemon) => daemon.stop(Signal::TERM, Duration::from_secs(15)).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    pub fn let_go(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            daemon.let_go();
+        }
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Daemon::pid)
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+}

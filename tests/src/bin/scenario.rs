@@ -1,0 +1,67 @@
+//! Tells scenarios on a real fleet: `scenario list`, `scenario run NAME [--json] [--keep]`. The last line of stdout is
+//! one JSON object; the exit status is 0 only if all expectations were met.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use fleet_tests::scenario::{ALL, Options, Scenario};
+use serde_json::json;
+
+#[derive(Parser)]
+#[command(about = "Stories told on a real fleet")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Names all scenarios.
+    List,
+    /// Tells one.
+    Run {
+        name: String,
+        /// Nothing but the JSON object.
+        #[arg(long)]
+        json: bool,
+        /// Leave the fleet up and say how to use it.
+        #[arg(long)]
+        keep: bool,
+    },
+}
+
+fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    match cli.verb {
+        Verb::List => {
+            let mut out = std::io::stdout().lock();
+            for scenario in ALL {
+                writeln!(out, "{:<20} {}", scenario.name, scenario.about)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Run { name, json, keep } => {
+            let scenario = Scenario::find(&name)
+                .with_context(|| format!("there is no scenario {name}; `scenario list` names all of them"))?;
+            let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
+            runtime.block_on(run(scenario, Options { keep, quiet: json }))
+        }
+    }
+}
+
+async fn run(scenario: &'static Scenario, options: Options) -> Result<ExitCode> {
+    // Dropping the story ends the fleet.
+    let (ok, json) = tokio::select! {
+        report = scenario.run(options) => {
+            if let Some(error) = &report.error {
+                eprintln!("{error}");
+            }
+            (report.ok, report.json)
+        }
+        _ = tokio::signal::ctrl_c() => (false, json!({ "scenario": scenario.name, "ok": false, "error": "interrupted" })),
+    };
+    writeln!(std::io::stdout().lock(), "{json}")?;
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,133 @@
+//! The web service: health, version, deals.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::installation::Installation;
+
+type Answer = (StatusCode, Json<Value>);
+
+struct Service {
+    installation: Installation,
+    greeting: String,
+    pool: PgPool,
+    queries: AtomicU64,
+}
+
+/// Serves until SIGTERM; requests under way are answered first.
+pub fn serve(installation: Installation) -> Result<()> {
+    installation.note("start")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(run(installation.clone()));
+    installation.note("stop")?;
+    result
+}
+
+async fn run(installation: Installation) -> Result<()> {
+    let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    tokio::select! {
+        _ = term.recv() => return Ok(()),
+        () = tokio::time::sleep(installation.fault().start_delay()) => {}
+    }
+    let var = |name: &str| std::env::var(name).with_context(|| format!("the environment lacks {name}"));
+    let pool = PgPoolOptions::new()
+        .max_connections(4)
+        .acquire_timeout(Duration::from_secs(2))
+        .connect_lazy(&var("DATABASE_URL")?)
+        .context("read DATABASE_URL")?;
+    let address = format!("127.0.0.1:{}", var("PORT")?);
+    let service = Service {
+        installation,
+        greeting: var("GREETING")?,
+        pool,
+        queries: AtomicU64::new(0),
+    };
+    let router = Router::new()
+        .route("/api/health", get(health))
+        .route("/api/version", get(version))
+        .route("/api/deals", get(deals))
+        .with_state(Arc::new(service));
+    let listener = tokio::net::TcpListener::bind(&address)
+        .await
+        .with_context(|| format!("listen on {address}"))?;
+    let until_asked = async move {
+        term.recv().await;
+    };
+    axum::serve(listener, router)
+        .with_graceful_shutdown(until_asked)
+        .await
+        .context("serve")
+}
+
+fn failed(error: impl std::fmt::Display) -> Answer {
+    (
+        StatusCode::INTERNAL_SERVER_ERROR,
+        Json(json!({ "error": error.to_string() })),
+    )
+}
+
+/// 200 only if the database answers and its schema is the one that this version was written for.
+async fn health(State(service): State<Arc<Service>>) -> Answer {
+    let release = &service.installation.release;
+    if service.installation.fault().unhealthy {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(json!({ "status": "unhealthy", "version": release.version })),
+        );
+    }
+    let schema = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version)::bigint FROM schema_migrations");
+    match schema.fetch_one(&service.pool).await {
+        Ok(Some(schema)) if schema == release.schema => (
+            StatusCode::OK,
+            Json(json!({ "status": "ok", "version": release.version })),
+        ),
+        Ok(found) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Json(json!({ "status": "schema", "wanted": release.schema, "found": found })),
+        ),
+        Err(error) => failed(error),
+    }
+}
+
+async fn version(State(service): State<Arc<Service>>) -> Answer {
+    let version = &service.installation.release.version;
+    (
+        StatusCode::OK,
+        Json(json!({ "version": version, "greeting": service.greeting })),
+    )
+}
+
+/// The newest deals. The bug of a faulty version fails every second query.
+async fn deals(State(service): State<Arc<Service>>) -> Answer {
+    if service.installation.release.faulty && service.queries.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
+        return failed("deal stage is not a number");
+    }
+    let query = match service.installation.release.schema {
+        1 => "SELECT id, title, amount, NULL AS stage FROM deals ORDER BY id DESC LIMIT 20",
+        _ => "SELECT id, title, amount, stage FROM deals ORDER BY id DESC LIMIT 20",
+    };
+    match sqlx::query_as::<_, (i64, String, i64, Option<String>)>(query)
+        .fetch_all(&service.pool)
+        .await
+    {
+        Ok(rows) => {
+            let deal =
+                |(id, title, amount, stage)| json!({ "id": id, "title": title, "amount": amount, "stage": stage });
+            (StatusCode::OK, Json(rows.into_iter().map(deal).collect()))
+        }
+        Err(error) => failed(error),
+    }
+}

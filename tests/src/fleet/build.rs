@@ -1,0 +1,273 @@
+//! Starting a fleet.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{Fleet, HOSTS, Mount};
+use crate::agent::{Agent, AgentSpec};
+use crate::binaries::Binaries;
+use crate::coordinator::Coordinator;
+use crate::ctl::Ctl;
+use crate::nginx::Nginx;
+use crate::postgres::{DATABASE, Postgres, ROLE};
+use crate::process::run;
+use crate::wait;
+use crate::zekka::{AppHost, Version, Zekka};
+
+/// Files and directories that a small disk has room for.
+pub const SMALL_DISK_FILES: u32 = 64;
+
+/// What a fleet shall be like. The default is small and quick.
+#[derive(Clone, Debug)]
+pub struct FleetBuilder {
+    rows: u64,
+    durable: bool,
+    keep: bool,
+    otlp: Option<String>,
+    site_extra: BTreeMap<Version, String>,
+    down_extra: BTreeMap<Version, String>,
+    pg_bin_dir: Option<PathBuf>,
+    small_disk: Option<(&'static str, u32)>,
+}
+
+impl Default for FleetBuilder {
+    fn default() -> Self {
+        Self {
+            rows: 2_000,
+            durable: false,
+            keep: false,
+            otlp: None,
+            site_extra: BTreeMap::new(),
+            down_extra: BTreeMap::new(),
+            pg_bin_dir: None,
+            small_disk: None,
+        }
+    }
+}
+
+impl FleetBuilder {
+    /// Deals in the database.
+    #[must_use]
+    pub fn rows(mut self, rows: u64) -> Self {
+        self.rows = rows;
+        self
+    }
+
+    /// PostgreSQL with fsync, for figures that mean something.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// The fleet shall outlive the harness.
+    #[must_use]
+    pub fn keep(mut self, keep: bool) -> Self {
+        self.keep = keep;
+        self
+    }
+
+    /// All programs export their spans there.
+    #[must_use]
+    pub fn otlp(mut self, endpoint: &str) -> Self {
+        self.otlp = Some(endpoint.to_owned());
+        self
+    }
+
+    /// More lines for the server block of a version's nginx site.
+    #[must_use]
+    pub fn site_extra(mut self, version: Version, lines: &str) -> Self {
+        self.site_extra.insert(version, lines.to_owned());
+        self
+    }
+
+    /// SQL in front of a version's own down migration.
+    #[must_use]
+    pub fn down_extra(mut self, version: Version, sql: &str) -> Self {
+        self.down_extra.insert(version, sql.to_owned());
+        self
+    }
+
+    /// The directory in which db-1's agent finds `pg_dump` and `pg_restore`.
+    #[must_use]
+    pub fn pg_bin_dir(mut self, dir: &Path) -> Self {
+        self.pg_bin_dir = Some(dir.to_owned());
+        self
+    }
+
+    /// The releases of one app host are on a disk of their own of so many MiB and [`SMALL_DISK_FILES`] files.
+    #[must_use]
+    pub fn small_disk(mut self, host: &'static str, mib: u32) -> Self {
+        self.small_disk = Some((host, mib));
+        self
+    }
+
+    /// Starts everything but the application, enrolls the agents and waits until the coordinator is in touch with all.
+    pub async fn start(self) -> Result<Fleet> {
+        let binaries = Binaries::ready()?;
+        let temp = tempfile::Builder::new()
+            .prefix("rollback-fleet-")
+            .tempdir()
+            .context("make the fleet's directory")?;
+        // PostgreSQL's and nginx's accounts have to get through.
+        std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(0o755)).context("open the directory")?;
+        let dir = temp.path().to_owned();
+        let host = |name: &str| dir.join("hosts").join(name);
+        let log = |name: &str| dir.join("log").join(format!("{name}.log"));
+        for name in HOSTS {
+            std::fs::create_dir_all(host(name)).with_context(|| format!("make {name}"))?;
+        }
+
+        let postgres = Postgres::start(
+            &host("db-1").join("postgres"),
+            &log("postgres"),
+            self.durable,
+            self.keep,
+        )
+        .await?;
+        let nginx = Nginx::lay_out(&host("proxy-1").join("nginx"), &log("nginx"), self.keep)?;
+        let mut mounts = Vec::new();
+        let mut hosts = Vec::new();
+        for name in ["app-1", "app-2"] {
+            let app = AppHost::lay_out(name, &host(name).join("opt/zekka"))?;
+            if let Some((small, mib)) = self.small_disk
+                && small == name
+            {
+                let releases = app.root.join("releases");
+                let limits = format!("size={mib}m,nr_inodes={SMALL_DISK_FILES}");
+                run(Command::new("mount")
+                    .args(["-t", "tmpfs", "-o", &limits, "tmpfs"])
+                    .arg(&releases))
+                .context("mount a small disk (this needs root and CAP_SYS_ADMIN)")?;
+                mounts.push(Mount(releases));
+            }
+            hosts.push(app);
+        }
+        let otlp = self.otlp.as_deref();
+        let coordinator = Coordinator::start(
+            &binaries,
+            &dir.join("coordinator"),
+            &log("coordinator"),
+            otlp,
+            self.keep,
+        )
+        .await?;
+        let ctl = Ctl::new(&binaries, &coordinator.context());
+        let mut fleet = Fleet {
+            binaries,
+            coordinator,
+            agents: BTreeMap::new(),
+            zekka: Zekka {
+                hosts,
+                migrations: host("db-1").join("migrations"),
+                secret: format!("{:032x}", rand::random::<u128>()),
+                site_extra: self.site_extra.clone(),
+                down_extra: self.down_extra.clone(),
+                rows: self.rows,
+                let_go: false,
+            },
+            nginx,
+            postgres,
+            ctl,
+            _mounts: mounts,
+            dir: temp,
+        };
+        if let Err(error) = self.join(&mut fleet).await {
+            return Err(error.context(format!("start the fleet; its logs end so:\n{}", fleet.tails())));
+        }
+        Ok(fleet)
+    }
+
+    async fn join(&self, fleet: &mut Fleet) -> Result<()> {
+        for name in HOSTS {
+            let (components, tier) = match name {
+                "db-1" => (self.database_component(fleet)?, "db"),
+                "proxy-1" => (proxy_component(fleet), "proxy"),
+                app => (app_components(fleet.app(app)?), "app"),
+            };
+            let spec = AgentSpec {
+                name: name.to_owned(),
+                host_dir: fleet.host_dir(name),
+                coordinator: fleet.coordinator.endpoint().to_owned(),
+                otlp: self.otlp.clone(),
+                components,
+                tier,
+            };
+            let log = fleet.dir().join("log").join(format!("agent-{name}.log"));
+            let mut agent = Agent::enroll(&fleet.binaries, spec, &fleet.ctl, &log, self.keep).await?;
+            agent.run().await?;
+            fleet.agents.insert(name.to_owned(), agent);
+        }
+        fleet.wait_connected(&HOSTS).await
+    }
+
+    fn database_component(&self, fleet: &Fleet) -> Result<String> {
+        let dir = fleet.host_dir("db-1");
+        let password = dir.join("db.password");
+        rollback_proto::tls::write_private(&password, fleet.postgres.password().as_bytes())
+            .context("write the password's file")?;
+        let bin_dir = self.pg_bin_dir.as_deref().unwrap_or(fleet.postgres.bin());
+        Ok(format!(
+            "[[component]]\nname = \"db\"\nkind = \"postgres\"\ndatabase = \"{DATABASE}\"\nhost = \"{}\"\nport = {}\n\
+             user = \"{ROLE}\"\npassword_file = \"{}\"\nmigrations = \"{}\"\nbackups = \"{}\"\nbin_dir = \"{}\"\n",
+            fleet.postgres.socket().display(),
+            fleet.postgres.port(),
+            password.display(),
+            fleet.zekka.migrations.display(),
+            dir.join("backups").display(),
+            bin_dir.display(),
+        ))
+    }
+}
+
+fn app_components(host: &AppHost) -> String {
+    let program = host.current().join("bin/zekka-app").display().to_string();
+    let log = host.root.join("log/app.log");
+    format!(
+        "[[component]]\nname = \"env\"\nkind = \"env-file\"\npath = \"{env}\"\n\
+         [[component]]\nname = \"api\"\nkind = \"release-dir\"\nroot = \"{root}\"\nreads = [\"env\"]\n\
+         process = {{ start = [\"{program}\", \"launch\"], stop = [\"{program}\", \"stop\"], \
+         pid_file = \"{pid}\", env_file = \"{env}\", log = \"{log}\" }}\n\
+         health = {{ http = \"{health}\", version = \"/api/version\", within = \"8s\" }}\n",
+        env = host.env_file().display(),
+        root = host.root.display(),
+        pid = host.pid_file().display(),
+        log = log.display(),
+        health = host.url("/api/health"),
+    )
+}
+
+fn proxy_component(fleet: &Fleet) -> String {
+    format!(
+        "[[component]]\nname = \"proxy\"\nkind = \"nginx\"\nprefix = \"{}\"\nconfig = \"{}\"\nroot = \"{}\"\n\
+         pid_file = \"{}\"\nerror_log = \"{}\"\nfiles = [\"sites-enabled/zekka.conf\"]\nmanaged_include = \"rollbackctl/zekka.inc\"\nmarker_url = \"{}\"\n",
+        fleet.nginx.prefix().display(),
+        fleet.nginx.config().display(),
+        fleet.nginx.root().display(),
+        fleet.nginx.pid_file().display(),
+        fleet.nginx.error_log().display(),
+        fleet.nginx.url("/-/rollbackctl"),
+    )
+}
+
+impl Fleet {
+    /// Waits until the coordinator says of every one of these hosts that it is connected.
+    pub async fn wait_connected(&self, hosts: &[&str]) -> Result<()> {
+        let what = format!("the coordinator is in touch with {}", hosts.join(", "));
+        wait::until_true(&what, Duration::from_secs(30), async || {
+            let Ok(answer) = self.ctl.run(&["agent", "list", "-o", "json"]).await else {
+                return false;
+            };
+            let Ok(json) = answer.json() else { return false };
+            let agents = json["agents"].as_array().cloned().unwrap_or_default();
+            let connected = |name: &&str| agents.iter().any(|a| a["name"] == **name && a["connected"] == true);
+            hosts.iter().all(connected)
+        })
+        .await
+    }
+}

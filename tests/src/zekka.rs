@@ -1,0 +1,325 @@
+//! The sample application's releases, and installing them by hand: the part of a deployment tool.
+//!
+//! Files are in `tests/zekka`. v3.0.0 differs from v2.9.0 in everything that a release holds: its content, a migration
+//! (a column and a table), the env file and the nginx site.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::binaries::Binaries;
+use crate::nginx::Nginx;
+use crate::postgres::Postgres;
+use crate::process::{self, run};
+use crate::wait;
+
+const HEALTHY_WITHIN: Duration = Duration::from_secs(30);
+
+/// The two releases of the sample application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    V2_9_0,
+    V3_0_0,
+}
+
+/// What a version is made of, before the values of a fleet are filled in.
+struct Content {
+    release: &'static str,
+    env: &'static str,
+    site: &'static str,
+}
+
+impl Version {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V2_9_0 => "v2.9.0",
+            Self::V3_0_0 => "v3.0.0",
+        }
+    }
+
+    /// The highest migration that it needs.
+    pub fn schema(self) -> i64 {
+        match self {
+            Self::V2_9_0 => 1,
+            Self::V3_0_0 => 2,
+        }
+    }
+
+    /// GREETING in its env file, which `/api/version` repeats.
+    pub fn greeting(self) -> &'static str {
+        match self {
+            Self::V2_9_0 => "steady",
+            Self::V3_0_0 => "shiny",
+        }
+    }
+
+    fn content(self) -> Content {
+        match self {
+            Self::V2_9_0 => Content {
+                release: include_str!("../zekka/v2.9.0/release.json"),
+                env: include_str!("../zekka/v2.9.0/env.production"),
+                site: include_str!("../zekka/v2.9.0/zekka.conf"),
+            },
+            Self::V3_0_0 => Content {
+                release: include_str!("../zekka/v3.0.0/release.json"),
+                env: include_str!("../zekka/v3.0.0/env.production"),
+                site: include_str!("../zekka/v3.0.0/zekka.conf"),
+            },
+        }
+    }
+
+    /// Migration number, name, up, down: of this version alone.
+    fn migration(self) -> (i64, &'static str, &'static str, &'static str) {
+        match self {
+            Self::V2_9_0 => (
+                1,
+                "001_deals",
+                include_str!("../zekka/migrations/001_deals.up.sql"),
+                include_str!("../zekka/migrations/001_deals.down.sql"),
+            ),
+            Self::V3_0_0 => (
+                2,
+                "002_deal_stages",
+                include_str!("../zekka/migrations/002_deal_stages.up.sql"),
+                include_str!("../zekka/migrations/002_deal_stages.down.sql"),
+            ),
+        }
+    }
+}
+
+/// A host of the application.
+#[derive(Clone, Debug)]
+pub struct AppHost {
+    pub name: String,
+    /// `/opt/zekka` of this host.
+    pub root: PathBuf,
+    pub port: u16,
+}
+
+impl AppHost {
+    pub fn lay_out(name: &str, root: &Path) -> Result<Self> {
+        for sub in ["releases", "run", "log"] {
+            std::fs::create_dir_all(root.join(sub)).with_context(|| format!("make {sub}"))?;
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            root: root.to_owned(),
+            port: process::free_port()?,
+        })
+    }
+
+    pub fn release_dir(&self, version: Version) -> PathBuf {
+        self.root.join("releases").join(version.name())
+    }
+
+    pub fn env_file(&self) -> PathBuf {
+        self.root.join(".env.production")
+    }
+
+    pub fn current(&self) -> PathBuf {
+        self.root.join("current")
+    }
+
+    pub fn pid_file(&self) -> PathBuf {
+        self.root.join("run/app.pid")
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        process::from_pid_file(&self.pid_file())
+    }
+
+    /// What the application noted of its starts and stops: (event, version).
+    pub fn effects(&self) -> Result<Vec<(String, String)>> {
+        let text = std::fs::read_to_string(self.root.join("log/effects.log")).context("read effects.log")?;
+        let entry = |line: &str| -> Option<(String, String)> {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            Some((line["event"].as_str()?.to_owned(), line["version"].as_str()?.to_owned()))
+        };
+        text.lines()
+            .map(|l| entry(l).with_context(|| format!("line of effects.log: {l}")))
+            .collect()
+    }
+
+    /// Makes a version slow to start or never healthy, until changed again.
+    pub fn set_fault(&self, version: Version, unhealthy: bool, start_delay: Duration) -> Result<()> {
+        let delay = u64::try_from(start_delay.as_millis()).context("a delay in milliseconds")?;
+        let faults = json!({ version.name(): { "unhealthy": unhealthy, "start_delay_ms": delay } });
+        std::fs::write(self.root.join("faults.json"), faults.to_string()).context("write faults.json")
+    }
+
+    pub fn clear_faults(&self) -> Result<()> {
+        std::fs::write(self.root.join("faults.json"), "{}").context("write faults.json")
+    }
+
+    fn call(&self, verb: &str) -> Result<()> {
+        let env = std::fs::read_to_string(self.env_file()).context("read the env file")?;
+        let pairs = env
+            .lines()
+            .filter(|l| !l.starts_with('#'))
+            .filter_map(|l| l.split_once('='));
+        let mut command = Command::new(self.current().join("bin/zekka-app"));
+        command
+            .arg(verb)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .envs(pairs)
+            .current_dir("/");
+        run(&mut command).map(drop)
+    }
+
+    /// Ends the process whoever started it, with force if it must be.
+    pub fn end(&self) {
+        if let Some(pid) = self.pid() {
+            // Nothing can be done about a failure, and the fleet goes on ending.
+            let _ = process::kill(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Everything that belongs to an installation of the sample application.
+#[derive(Debug)]
+pub struct Zekka {
+    pub hosts: Vec<AppHost>,
+    pub migrations: PathBuf,
+    /// A value that must never be seen outside the hosts.
+    pub secret: String,
+    /// More lines for the server block of a version's nginx site.
+    pub site_extra: BTreeMap<Version, String>,
+    /// SQL in front of a version's own down migration.
+    pub down_extra: BTreeMap<Version, String>,
+    /// Deals in the database; users are a hundredth of that.
+    pub rows: u64,
+    /// The daemons outlive this value.
+    pub let_go: bool,
+}
+
+impl Drop for Zekka {
+    fn drop(&mut self) {
+        if !self.let_go {
+            self.hosts.iter().for_each(AppHost::end);
+        }
+    }
+}
+
+impl Zekka {
+    /// The directory of a release, as a deployment unpacks it.
+    pub fn unpack(&self, binaries: &Binaries, host: &AppHost, version: Version) -> Result<()> {
+        let dir = host.release_dir(version);
+        for sub in ["bin", "public"] {
+            std::fs::create_dir_all(dir.join(sub)).with_context(|| format!("make {sub}"))?;
+        }
+        std::fs::copy(binaries.path("zekka-app"), dir.join("bin/zekka-app")).context("copy zekka-app")?;
+        std::fs::write(dir.join("release.json"), version.content().release).context("write release.json")?;
+        let page = format!("<!doctype html>\n<title>zekka {}</title>\n", version.name());
+        std::fs::write(dir.join("public/index.html"), page).context("write index.html")
+    }
+
+    pub fn render_env(&self, postgres: &Postgres, host: &AppHost, version: Version) -> String {
+        let text = version.content().env.replace("{database_url}", &postgres.url());
+        text.replace("{port}", &host.port.to_string())
+            .replace("{secret}", &self.secret)
+    }
+
+    pub fn render_site(&self, nginx: &Nginx, version: Version) -> String {
+        let upstream: Vec<String> = self
+            .hosts
+            .iter()
+            .map(|h| format!("    server 127.0.0.1:{};", h.port))
+            .collect();
+        let extra = self.site_extra.get(&version).map_or("", String::as_str);
+        let text = version.content().site.replace("{port}", &nginx.port().to_string());
+        let text = text
+            .replace("{upstream}", &upstream.join("\n"))
+            .replace("{extra}", extra);
+        text.replace("{managed_include}", "rollbackctl/zekka.inc")
+    }
+
+    /// Puts the migration's two files where the agent finds them, and applies it.
+    fn migrate_up(&self, postgres: &Postgres, version: Version) -> Result<()> {
+        let (number, name, up, down) = version.migration();
+        let before = self.down_extra.get(&version).map_or("", String::as_str);
+        std::fs::create_dir_all(&self.migrations).context("make the directory of migrations")?;
+        std::fs::write(self.migrations.join(format!("{name}.up.sql")), up).context("write the up migration")?;
+        std::fs::write(
+            self.migrations.join(format!("{name}.down.sql")),
+            format!("{before}{down}"),
+        )
+        .context("write the down migration")?;
+        let table = "CREATE TABLE IF NOT EXISTS schema_migrations \
+                     (version bigint PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());";
+        postgres.migrate(&format!(
+            "{table}{up};INSERT INTO schema_migrations (version) VALUES ({number})"
+        ))
+    }
+
+    fn seed(&self, postgres: &Postgres) -> Result<()> {
+        let (users, deals) = ((self.rows / 100).max(1), self.rows);
+        postgres.migrate(&format!(
+            "INSERT INTO users (email) SELECT 'user' || n || '@zekka.example' FROM generate_series(1, {users}) n;\
+             INSERT INTO deals (owner, title, amount) \
+             SELECT 1 + n % {users}, 'Deal ' || n || ' ' || md5(n::text), (n * 7919) % 1000000 \
+             FROM generate_series(1, {deals}) n;"
+        ))
+    }
+
+    /// The down file of a version's migration.
+    pub fn down_file(&self, version: Version) -> PathBuf {
+        self.migrations.join(format!("{}.down.sql", version.migration().1))
+    }
+
+    /// Brings a version live on every host and waits until every one of them serves it.
+    pub async fn deploy(
+        &self,
+        binaries: &Binaries,
+        postgres: &Postgres,
+        nginx: &mut Nginx,
+        version: Version,
+    ) -> Result<()> {
+        for host in &self.hosts {
+            self.unpack(binaries, host, version)?;
+        }
+        self.migrate_up(postgres, version)?;
+        if version == Version::V2_9_0 {
+            self.seed(postgres)?;
+        }
+        for host in &self.hosts {
+            if host.pid().is_some() {
+                host.call("stop")?;
+            }
+            write_secret(&host.env_file(), &self.render_env(postgres, host, version))?;
+            let temp = host.root.join("current.new");
+            std::os::unix::fs::symlink(Path::new("releases").join(version.name()), &temp).context("make the link")?;
+            std::fs::rename(&temp, host.current()).context("swap the link")?;
+            host.call("launch")?;
+        }
+        std::fs::write(nginx.site(), self.render_site(nginx, version)).context("write the site")?;
+        if nginx.pid().is_some() {
+            nginx.reload().await?;
+        } else {
+            nginx.start().await?;
+        }
+        let client = reqwest::Client::new();
+        for host in &self.hosts {
+            let what = format!("{} of {} is healthy", version.name(), host.name);
+            wait::until_true(&what, HEALTHY_WITHIN, async || {
+                let answer = client.get(host.url("/api/health")).send().await;
+                answer.is_ok_and(|a| a.status().is_success())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+}
+
+fn write_secret(path: &Path, text: &str) -> Result<()> {
+    rollback_proto::tls::write_private(path, text.as_bytes()).with_context(|| format!("write {}", path.display()))
+}

@@ -1,0 +1,43 @@
+//! Every scenario, the demo among them, as a test. Each has a fleet of its own.
+
+use fleet_tests::scenario::{ALL, Options, Scenario};
+
+async fn tell(name: &str) {
+    let scenario = Scenario::find(name).expect("the scenario exists");
+    let report = scenario
+        .run(Options {
+            keep: false,
+            quiet: true,
+        })
+        .await;
+    if let Some(error) = report.error {
+        panic!("{name}: {error}");
+    }
+}
+
+macro_rules! scenarios {
+    ($($test:ident = $name:literal,)*) => {
+        $(#[tokio::test(flavor = "multi_thread")]
+        async fn $test() {
+            tell($name).await;
+        })*
+
+        #[test]
+        fn no_scenario_is_forgotten() {
+            let told = [$($name),*];
+            let forgotten: Vec<_> = ALL.iter().map(|s| s.name).filter(|name| !told.contains(name)).collect();
+            assert!(forgotten.is_empty(), "{forgotten:?}");
+        }
+    };
+}
+
+scenarios! {
+    zekka = "zekka",
+    undo_on_unhealthy = "undo-on-unhealthy",
+    blocked_preflight = "blocked-preflight",
+    restored_from_vault = "restored-from-vault",
+    coordinator_killed = "coordinator-killed",
+    agent_killed = "agent-killed",
+    two_operators = "two-operators",
+    trace = "trace",
+}

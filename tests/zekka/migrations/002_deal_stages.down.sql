@@ -1,0 +1,3 @@
+DROP TABLE deal_events;
+
+ALTER TABLE deals DROP COLUMN stage;
