@@ -38,4 +38,4 @@ lint-tools:
 
 dependencies:
 	@tests/install-dependencies.sh
-	@command -v $(CARGO) >/dev/null || { echo "A Rust toolchain is missing: https://rustup.rs" >&2; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "A Rust toolchain (cargo) is missing: install one first" >&2; exit 1; }

@@ -147,13 +147,15 @@ impl HealthCheck {
     pub async fn wait(&self, expected: Option<&str>, deadline: Instant) -> Result<Passed, Problem> {
         let begun = Instant::now();
         let end = deadline.min(begun + self.within);
+        let mut last = format!("{}: no answer", self.target());
         loop {
             let left = end.saturating_duration_since(Instant::now());
-            let last = match tokio::time::timeout(left.max(Duration::from_millis(1)), self.once(expected)).await {
+            match tokio::time::timeout(left.max(Duration::from_millis(1)), self.once(expected)).await {
                 Ok(Ok(passed)) => return Ok(passed),
-                Ok(Err(problem)) => problem.message,
-                Err(_) => format!("{}: no answer", self.target()),
-            };
+                Ok(Err(problem)) => last = problem.message,
+                // The end came in the middle of a try: the answer before it says more.
+                Err(_) => {}
+            }
             if Instant::now() + self.every >= end {
                 return Err(Problem::new(
                     Code::Unhealthy,

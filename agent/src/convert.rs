@@ -10,13 +10,19 @@ use crate::step::TimedOperation;
 
 impl From<Revision> for v1::Revision {
     fn from(r: Revision) -> Self {
-        Self { version: r.version, digest: r.digest }
+        Self {
+            version: r.version,
+            digest: r.digest,
+        }
     }
 }
 
 impl From<v1::Revision> for Revision {
     fn from(r: v1::Revision) -> Self {
-        Self { version: r.version, digest: r.digest }
+        Self {
+            version: r.version,
+            digest: r.digest,
+        }
     }
 }
 
@@ -42,13 +48,19 @@ impl From<Finding> for v1::Finding {
 
 impl From<TimedOperation> for v1::Operation {
     fn from(operation: TimedOperation) -> Self {
-        Self { name: operation.name.to_owned(), duration: prost_types::Duration::try_from(operation.took).ok() }
+        Self {
+            name: operation.name.to_owned(),
+            duration: prost_types::Duration::try_from(operation.took).ok(),
+        }
     }
 }
 
 impl From<Retained> for v1::RetainResponse {
     fn from(retained: Retained) -> Self {
-        Self { revision: Some(retained.revision.into()), summary: retained.summary }
+        Self {
+            revision: Some(retained.revision.into()),
+            summary: retained.summary,
+        }
     }
 }
 
@@ -67,7 +79,11 @@ pub fn component_info(name: &str, info: &DriverInfo) -> v1::ComponentInfo {
 pub fn component_state(name: &str, observed: Result<Observation, Problem>) -> v1::ComponentState {
     let component = name.to_owned();
     match observed {
-        Ok(Observation { revision, health, detail }) => v1::ComponentState {
+        Ok(Observation {
+            revision,
+            health,
+            detail,
+        }) => v1::ComponentState {
             component,
             revision: Some(revision.into()),
             health: health.into(),

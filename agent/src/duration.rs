@@ -19,7 +19,9 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         "h" => number.checked_mul(3_600_000),
         _ => return Err(unusable()),
     };
-    millis.map(Duration::from_millis).ok_or_else(|| format!("{text:?} is too long a duration"))
+    millis
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is too long a duration"))
 }
 
 /// For `#[serde(deserialize_with = "crate::duration::deserialize")]`.
@@ -34,10 +36,27 @@ mod tests {
 
     #[test]
     fn reads_one_number_and_one_unit() {
-        for (text, millis) in [("500ms", 500), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("0s", 0)] {
+        for (text, millis) in [
+            ("500ms", 500),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("0s", 0),
+        ] {
             assert_eq!(parse(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for bad in ["", "5", "s", "-1s", "1.5s", "5 m", "5min", "99999999999999999h", "1h30m", "٣s"] {
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "1.5s",
+            "5 m",
+            "5min",
+            "99999999999999999h",
+            "1h30m",
+            "٣s",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -35,6 +35,7 @@ use tokio_util::task::TaskTracker;
 use self::order::Order;
 pub use self::running::Events;
 use self::running::Running;
+use crate::config::NamedDriver;
 use crate::convert;
 use crate::driver::{Driver, DriverInfo};
 use crate::ledger::{Ledger, StepKey};
@@ -84,7 +85,7 @@ struct Component {
 pub struct Parts {
     /// This agent's name.
     pub host: String,
-    pub components: Vec<(String, Arc<dyn Driver>)>,
+    pub components: Vec<NamedDriver>,
     pub vault: Arc<Vault>,
     pub ledger: Ledger,
     pub limits: Limits,
@@ -116,7 +117,14 @@ impl Executor {
             .into_iter()
             .map(|(name, driver)| {
                 let info = driver.info();
-                (name, Component { driver, info, turn: Arc::new(Semaphore::new(1)) })
+                (
+                    name,
+                    Component {
+                        driver,
+                        info,
+                        turn: Arc::new(Semaphore::new(1)),
+                    },
+                )
             })
             .collect();
         let executor = Self(Arc::new(Inner {
@@ -149,20 +157,30 @@ impl Executor {
     fn join_or_start(&self, order: Order, parent: Context) -> Result<Events, Problem> {
         let mut running = self.0.running();
         if let Some(step) = running.get(&order.key) {
-            return if step.digest == order.digest { Ok(step.join()) } else { Err(order.key_reused()) };
+            return if step.digest == order.digest {
+                Ok(step.join())
+            } else {
+                Err(order.key_reused())
+            };
         }
         if self.0.tasks.is_closed() {
             return Err(stopping());
         }
         let (step, reporter, events) = Running::start(order.digest);
         running.insert(order.key.clone(), step);
-        self.0.tasks.spawn(settle::settle(Arc::clone(&self.0), order, reporter, parent));
+        self.0
+            .tasks
+            .spawn(settle::settle(Arc::clone(&self.0), order, reporter, parent));
         Ok(events)
     }
 
     /// Components, as the coordinator sees them.
     pub fn describe(&self) -> Vec<v1::ComponentInfo> {
-        self.0.components.iter().map(|(name, component)| convert::component_info(name, &component.info)).collect()
+        self.0
+            .components
+            .iter()
+            .map(|(name, component)| convert::component_info(name, &component.info))
+            .collect()
     }
 
     /// Resolves once the steps of the last process are.
@@ -194,7 +212,10 @@ impl Inner {
             Ok(Err(_)) => Err(stopping()),
             Err(_) => Err(Problem::new(
                 Code::ComponentBusy,
-                format!("{}: the steps that the last run of the agent left unfinished are being resolved", self.host),
+                format!(
+                    "{}: the steps that the last run of the agent left unfinished are being resolved",
+                    self.host
+                ),
             )),
         }
     }
@@ -205,4 +226,4 @@ fn stopping() -> Problem {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -95,8 +95,9 @@ impl From<LedgerError> for Problem {
                 .remedy("look at the disk of the host's state directory and at the agent's log"),
             LedgerError::Damaged(_) => Problem::new(Code::StoreUnavailable, error.to_string())
                 .remedy("look at the component by hand, then start a rollback to where it shall be"),
-            LedgerError::Stopping => Problem::new(Code::HostUnreachable, error.to_string())
-                .remedy("ask again when the agent is back"),
+            LedgerError::Stopping => {
+                Problem::new(Code::HostUnreachable, error.to_string()).remedy("ask again when the agent is back")
+            }
         }
     }
 }
@@ -131,7 +132,13 @@ impl Ledger {
 
     /// What is known of a key. Writes nothing but the epoch.
     pub async fn look(&self, fence: Fence, key: StepKey, digest: ArgsDigest) -> Result<Begin, LedgerError> {
-        self.ask(|reply| Ask::Look { fence, key, digest, reply }).await
+        self.ask(|reply| Ask::Look {
+            fence,
+            key,
+            digest,
+            reply,
+        })
+        .await
     }
 
     /// Records the intent, unless the key is known. Once this returned `New`, the intent is durable: a restart finds
@@ -143,13 +150,25 @@ impl Ledger {
         digest: ArgsDigest,
         request: ExecuteRequest,
     ) -> Result<Begin, LedgerError> {
-        self.ask(|reply| Ask::Begin { fence, key, digest, request: Box::new(request), reply }).await
+        self.ask(|reply| Ask::Begin {
+            fence,
+            key,
+            digest,
+            request: Box::new(request),
+            reply,
+        })
+        .await
     }
 
     /// Records what came of a step. Once this returns, every further question is answered with it. A second outcome
     /// for the same key is ignored.
     pub async fn finish(&self, key: StepKey, outcome: Outcome) -> Result<(), LedgerError> {
-        self.ask(|reply| Ask::Finish { key, outcome: Box::new(outcome), reply }).await
+        self.ask(|reply| Ask::Finish {
+            key,
+            outcome: Box::new(outcome),
+            reply,
+        })
+        .await
     }
 
     /// Records that the agent was stopped inside this step before it took effect: the same key runs again when it is
@@ -163,10 +182,7 @@ impl Ledger {
         self.ask(|reply| Ask::Unfinished { reply }).await
     }
 
-    async fn ask<T>(
-        &self,
-        ask: impl FnOnce(oneshot::Sender<Result<T, LedgerError>>) -> Ask,
-    ) -> Result<T, LedgerError> {
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<Result<T, LedgerError>>) -> Ask) -> Result<T, LedgerError> {
         let (reply, answer) = oneshot::channel();
         self.asks.send(ask(reply)).await.map_err(|_| LedgerError::Stopping)?;
         answer.await.map_err(|_| LedgerError::Stopping)?

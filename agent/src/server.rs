@@ -1,1 +1,132 @@
-//! (being written)
+//! The agent's gRPC server: who calls, and what the call becomes.
+//!
+//! Invariants:
+//! - Every call of every connection is checked ([`authority`]): a coordinator of our trust domain whose certificate has
+//!   not expired since the connection was opened. Everybody else is refused.
+//! - Handlers do nothing themselves: steps and `retain` run in tasks of the executor. A broken stream stops nothing.
+//! - Messages, streams and calls of a connection are bounded.
+
+mod authority;
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use rollback_proto::problem::Problem;
+use rollback_proto::telemetry;
+use rollback_proto::tls::{ClientCertificate, CredentialStore, incoming};
+use rollback_proto::v1::agent_server::{Agent, AgentServer};
+use rollback_proto::v1::{
+    DescribeRequest, DescribeResponse, ExecuteEvent, ExecuteRequest, ObserveRequest, ObserveResponse, RetainRequest,
+    RetainResponse,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic::{Request, Response, Status};
+use tracing::Instrument;
+
+use self::authority::Authority;
+use crate::executor::{Events, Executor};
+
+/// A step's request is a few hundred bytes; an answer with many findings some hundred kilobytes.
+const MAX_MESSAGE: usize = 1024 * 1024;
+/// Calls that one connection has open. A coordinator sends one step for each component.
+const MAX_CALLS: usize = 64;
+/// A coordinator whose host died is found out in the sum of both.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
+
+/// What the agent says of itself.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub name: String,
+    pub ledger_generation: String,
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// Serves until `stop` is cancelled and the streams that are open then have ended.
+pub async fn serve(
+    listener: TcpListener,
+    credentials: CredentialStore,
+    identity: Identity,
+    executor: Executor,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let service = AgentServer::new(Service { identity, executor })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let authority = Authority::new(credentials.clone());
+    tonic::transport::Server::builder()
+        .concurrency_limit_per_connection(MAX_CALLS)
+        .max_concurrent_streams(u32::try_from(MAX_CALLS).ok())
+        .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+        .http2_max_header_list_size(16 * 1024)
+        .add_service(InterceptedService::new(service, authority))
+        .serve_with_incoming_shutdown(
+            incoming(listener, credentials, ClientCertificate::Required, stop.clone()),
+            stop.cancelled(),
+        )
+        .await
+}
+
+struct Service {
+    identity: Identity,
+    executor: Executor,
+}
+
+#[tonic::async_trait]
+impl Agent for Service {
+    async fn describe(&self, _request: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
+        Ok(Response::new(DescribeResponse {
+            name: self.identity.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ledger_generation: self.identity.ledger_generation.clone(),
+            components: self.executor.describe(),
+            labels: self.identity.labels.clone().into_iter().collect(),
+        }))
+    }
+
+    async fn observe(&self, request: Request<ObserveRequest>) -> Result<Response<ObserveResponse>, Status> {
+        let span = tracing::info_span!("agent_observe", host = %self.identity.name);
+        telemetry::continue_trace(&span, request.metadata());
+        let states = self
+            .executor
+            .observe(request.into_inner().components)
+            .instrument(span)
+            .await?;
+        Ok(Response::new(ObserveResponse { states }))
+    }
+
+    async fn retain(&self, request: Request<RetainRequest>) -> Result<Response<RetainResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        // The names are not checked yet, so they are no fields of the span.
+        let span = tracing::info_span!("agent_retain", host = %self.identity.name);
+        telemetry::continue_trace(&span, &metadata);
+        let retained = self
+            .executor
+            .retain(request.component, request.release)
+            .instrument(span)
+            .await?;
+        Ok(Response::new(retained))
+    }
+
+    type ExecuteStream = Pin<Box<dyn Stream<Item = Result<ExecuteEvent, Status>> + Send>>;
+
+    async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<Self::ExecuteStream>, Status> {
+        let parent = telemetry::extract(request.metadata());
+        let events = self.executor.execute(request.into_inner(), parent).await?;
+        Ok(Response::new(Box::pin(stream(events))))
+    }
+}
+
+fn stream(events: Events) -> impl Stream<Item = Result<ExecuteEvent, Status>> + Send {
+    futures::stream::unfold(events, |mut events| async move {
+        let event = events.next().await?;
+        Some((event.map_err(|problem: Problem| problem.into()), events))
+    })
+}
+
+#[cfg(test)]
+mod tests;

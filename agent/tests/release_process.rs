@@ -153,7 +153,7 @@ async fn what_does_not_become_healthy_is_not_left_running() {
     for (how, text) in [
         ("ends at once", "echo boom > ROOT/log; echo 999999 > ROOT/pid"),
         ("fails", "echo boom > ROOT/log; exit 3"),
-        ("ends while it starts", "sh -c 'echo $$ > ROOT/pid; echo boom > ROOT/log; cd /; sleep 0.1' &"),
+        ("ends while it starts", "sh -c 'cd /; echo boom > ROOT/log; echo $$ > ROOT/pid; sleep 0.1' &"),
     ] {
         let _ = std::fs::remove_file(a.root.join("pid"));
         a.start_with(text);

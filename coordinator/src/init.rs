@@ -113,7 +113,7 @@ pub fn write_operator(
     write(&dir.join("cert.pem"), &issued.certificate_pem)?;
     write(&dir.join("key.pem"), &issued.key_pem)?;
     let mut context = toml::Table::new();
-    context.insert("name".into(), name.into());
+    context.insert("name".into(), ca.trust_domain().into());
     context.insert("endpoints".into(), toml::Value::Array(vec![endpoint.into()]));
     context.insert("ca".into(), "ca.pem".into());
     context.insert("certificate".into(), "cert.pem".into());

@@ -97,6 +97,10 @@ impl CertificateAuthority {
         &self.ca_pem
     }
 
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
     /// SHA-256 of the CA certificate: what a join token pins.
     pub fn ca_fingerprint(&self) -> &str {
         &self.ca_fingerprint

@@ -151,7 +151,7 @@ impl Board {
                 self.ended = Some((state, event.blocked));
                 self.ended_at = at;
             }
-            Kind::Resumed | Kind::Unspecified => {}
+            Kind::Unspecified => {}
         }
     }
 

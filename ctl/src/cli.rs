@@ -9,8 +9,9 @@ use crate::{agent, completions, doctor, fleet, release, rollback, version};
 
 /// Takes a whole fleet back to the release that worked
 ///
-/// Containers, releases, databases, env files and proxies of all hosts go back together, in the right order, or stay
-/// exactly where they are, and you are told why.
+/// Containers, releases, databases, env files and proxies of all hosts go back
+/// together, in the right order, or stay exactly where they are, and you are told
+/// why.
 ///
 /// In an incident:
 ///   rollbackctl fleet status                      what runs where, and is it healthy?
@@ -47,11 +48,8 @@ pub enum Command {
     /// The agents on the hosts
     #[command(subcommand)]
     Agent(agent::Verb),
-    /// Check this machine's way to the coordinators, and say what to mend
     Doctor(doctor::DoctorArgs),
-    /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
-    /// Print the versions of this program and of the coordinator
     Version(version::VersionArgs),
 }
 

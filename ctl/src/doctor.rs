@@ -29,8 +29,9 @@ const CLOCK_SKEW_MS: i64 = 5_000;
 
 /// Check this machine's way to the coordinators, and say what to mend
 ///
-/// Checks the context file, the key's mode, the certificate, every endpoint, the role that the coordinator sees, the
-/// clocks and whether all agents are connected. Changes nothing.
+/// Checks the context file, the key's mode, the certificate, every endpoint, the
+/// role that the coordinator sees, the clocks and whether all agents are
+/// connected. Changes nothing.
 ///
 /// Exit codes: 0 usable (warnings included), 1 something failed.
 ///

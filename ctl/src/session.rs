@@ -19,7 +19,8 @@ pub struct Session {
         global = true,
         env = "ROLLBACKCTL_CONTEXT",
         value_name = "FILE",
-        hide_env_values = true
+        hide_env_values = true,
+        help_heading = "Connection"
     )]
     pub context: Option<PathBuf>,
 }

@@ -46,7 +46,10 @@ fn meanings() -> BTreeMap<String, String> {
             comment.push(text);
             continue;
         }
-        let number = line.split_once(" = \"").and_then(|(_, rest)| rest.split_once('"')).map(|(number, _)| number);
+        let number = line
+            .split_once(" = \"")
+            .and_then(|(_, rest)| rest.split_once('"'))
+            .map(|(number, _)| number);
         if let Some(number) = number.filter(|n| n.len() == 4 && n.bytes().all(|b| b.is_ascii_digit())) {
             found.insert(format!("RB{number}"), comment.join(" "));
         }
@@ -60,9 +63,13 @@ fn page() -> String {
     let mut page = HEAD.to_owned();
     let mut listed = 0;
     for (hundred, subject) in SUBJECTS {
-        page.push_str(&format!("\n## RB{hundred}xx: {subject}\n\n| code | meaning | what to do |\n|---|---|---|\n"));
+        page.push_str(&format!(
+            "\n## RB{hundred}xx: {subject}\n\n| code | meaning | what to do |\n|---|---|---|\n"
+        ));
         for code in Code::ALL.iter().filter(|c| c.id()[2..4] == *hundred) {
-            let meaning = meanings.get(code.id()).unwrap_or_else(|| panic!("{code} has no doc comment"));
+            let meaning = meanings
+                .get(code.id())
+                .unwrap_or_else(|| panic!("{code} has no doc comment"));
             assert!(!meaning.is_empty(), "{code} has no doc comment");
             page.push_str(&format!("| `{code}` | {} | {} |\n", cell(meaning), cell(code.remedy())));
             listed += 1;
@@ -85,5 +92,8 @@ fn the_page_lists_every_code() {
         std::fs::write(&path, &page).expect("write docs/errors.md");
     }
     let written = std::fs::read_to_string(&path).expect("read docs/errors.md");
-    assert_eq!(written, page, "run: UPDATE_DOCS=1 cargo test -p rollbackctl --test errors_page");
+    assert_eq!(
+        written, page,
+        "run: UPDATE_DOCS=1 cargo test -p rollbackctl --test errors_page"
+    );
 }

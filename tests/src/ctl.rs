@@ -23,6 +23,8 @@ pub struct Ctl {
 /// What came of a command.
 #[derive(Clone, Debug)]
 pub struct Answer {
+    /// What was typed.
+    pub command: String,
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
@@ -31,15 +33,12 @@ pub struct Answer {
 impl Answer {
     /// The last line of stdout, which is one JSON object with `-o json`.
     pub fn json(&self) -> Result<Value> {
-        let line = self.stdout.trim_end().lines().last().unwrap_or_default();
-        // Reading verbs print their object over several lines.
-        serde_json::from_str(line)
-            .or_else(|_| serde_json::from_str(&self.stdout))
-            .with_context(|| format!("parse the answer as JSON: {self}"))
+        let line = self.stdout.lines().last().unwrap_or_default();
+        serde_json::from_str(line).with_context(|| format!("parse the answer as JSON: {self}"))
     }
 
     pub fn expect_code(self, code: i32) -> Result<Self> {
-        ensure!(self.code == code, "exit code {} instead of {code}: {self}", self.code);
+        ensure!(self.code == code, "the exit code is not {code}: {self}");
         Ok(self)
     }
 
@@ -53,7 +52,8 @@ impl std::fmt::Display for Answer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "exit code {}\n--- stdout\n{}\n--- stderr\n{}",
+            "`{}` ended with {}\n--- stdout\n{}\n--- stderr\n{}",
+            self.command,
             self.code,
             self.stdout.trim_end(),
             self.stderr.trim_end()
@@ -76,6 +76,7 @@ impl Running {
             .with_context(|| format!("{shown} did not end within {} s", ANSWER_WITHIN.as_secs()))?
             .with_context(|| format!("run {shown}"))?;
         Ok(Answer {
+            command: shown,
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -122,15 +123,8 @@ impl Ctl {
 
     /// A join token for a host.
     pub async fn token(&self, name: &str) -> Result<String> {
-        let answer = self
-            .run(&["agent", "token", name, "-o", "json"])
-            .await?
-            .expect_code(0)?;
-        let json = answer.json()?;
-        Ok(json["token"]
-            .as_str()
-            .with_context(|| format!("the answer holds a token: {answer}"))?
-            .to_owned())
+        let answer = self.run(&["agent", "token", name]).await?.expect_code(0)?;
+        Ok(answer.stdout.trim().to_owned())
     }
 
     pub async fn record(&self, release: &str) -> Result<Answer> {

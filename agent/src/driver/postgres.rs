@@ -22,6 +22,7 @@ mod config;
 mod connect;
 mod figures;
 mod keep;
+mod loss;
 mod migrate;
 mod prepare;
 mod privileges;
@@ -41,6 +42,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rollback_proto::problem::{Code, Problem};
 use sqlx::Row as _;
+use sqlx::postgres::PgConnection;
 
 use self::archive::{Archive, Prefer};
 use self::catalog::Schema;
@@ -79,7 +81,10 @@ struct State {
 
 impl State {
     fn revision(&self) -> Revision {
-        Revision { version: self.version.clone(), digest: self.digest.clone() }
+        Revision {
+            version: self.version.clone(),
+            digest: self.digest.clone(),
+        }
     }
 }
 
@@ -98,25 +103,37 @@ impl PostgresDriver {
         })
     }
 
-    /// Short name for what belongs to one rollback of this component: scratch database, kept schema, files.
+    /// Short name for what belongs to one rollback of this component: scratch database, kept schema, files. What belongs
+    /// to the component begins alike, so that leftovers of earlier rollbacks are told from those of other components.
     fn tag(&self, step: &StepContext) -> String {
-        scratch::short(&format!("{}\n{}", self.component, step.rollback_id))
+        format!("{}{}", scratch::short(&self.component), scratch::short(&step.rollback_id))
     }
 
     async fn state(&self) -> Result<State, Problem> {
-        let failed = |e| sql_problem(Code::DatabaseDown, "read the schema", &e);
         let mut c = self.connector.live().await?;
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        sqlx::raw_sql(begin).execute(&mut c).await.map_err(failed)?;
-        let schema = Schema::read(&mut c).await.map_err(failed)?;
-        let applied = Applied::read(&mut c, &self.config.version_table).await?;
+        let state = self.state_on(&mut c).await;
         let _ = sqlx::Connection::close(c).await;
+        state
+    }
+
+    async fn state_on(&self, c: &mut PgConnection) -> Result<State, Problem> {
+        let failed = |e| sql_problem(Code::DatabaseDown, "read the schema", &e);
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        sqlx::raw_sql(begin).execute(&mut *c).await.map_err(failed)?;
+        let schema = Schema::read(c).await.map_err(failed)?;
+        let applied = Applied::read(c, &self.config.version_table).await?;
+        sqlx::raw_sql("COMMIT").execute(c).await.map_err(failed)?;
         let digest = schema.digest(&applied);
         let version = match applied.highest() {
             None => NO_MIGRATIONS.to_owned(),
             Some(number) => self.archive.name(number)?.unwrap_or_else(|| number.to_string()),
         };
-        Ok(State { schema, applied, digest, version })
+        Ok(State {
+            schema,
+            applied,
+            digest,
+            version,
+        })
     }
 
     async fn server_version(&self) -> Result<u32, Problem> {
@@ -134,24 +151,34 @@ impl PostgresDriver {
     async fn record(&self, state: &State, prefer: Prefer) -> Result<Vec<String>, Problem> {
         let _one_at_a_time = self.recording.lock().await;
         let applied = self.applied_set(state)?;
-        self.archive.record(&state.digest, &state.version, &applied, &state.schema, prefer)
+        self.archive
+            .record(&state.digest, &state.version, &applied, &state.schema, prefer)
     }
 
     /// The way from the live schema to `step.to`.
     fn route(&self, state: &State, step: &StepContext) -> Result<Route, Vec<Problem>> {
         let one = |problem| vec![problem];
         let Some(target) = self.archive.recorded(&step.to.digest).map_err(one)? else {
-            let message = format!("revision {} ({}) was never recorded on this host", step.to.version, step.to.digest);
+            let message = format!(
+                "revision {} ({}) was never recorded on this host",
+                step.to.version, step.to.digest
+            );
             return Err(one(Problem::new(Code::RevisionMissing, message)));
         };
         let live = self.archive.recorded(&state.digest).map_err(one)?;
-        let from = End { applied: self.applied_set(state).map_err(one)?, schema: state.schema.clone() };
+        let from = End {
+            applied: self.applied_set(state).map_err(one)?,
+            schema: state.schema.clone(),
+        };
         let to = End {
             applied: target.applied.keys().copied().collect(),
             schema: self.archive.schema_of(&target).map_err(one)?,
         };
         let changing = from.applied.symmetric_difference(&to.applied).copied().collect();
-        let known = self.archive.resolve(&[live.as_ref(), Some(&target)], &changing).map_err(one)?;
+        let known = self
+            .archive
+            .resolve(&[live.as_ref(), Some(&target)], &changing)
+            .map_err(one)?;
         Route::find(from, to, &known)
     }
 
@@ -177,11 +204,14 @@ impl PostgresDriver {
                 list(&applied, &known),
                 list(&known, &applied)
             );
-            return Problem::new(Code::MigrationsDiverged, message).remedy(
-                "find out who migrated the database since; bring it back by hand, or plan the rollback anew",
-            );
+            return Problem::new(Code::MigrationsDiverged, message)
+                .remedy("find out who migrated the database since; bring it back by hand, or plan the rollback anew");
         }
-        let differences = self.archive.schema_of(&expected).ok().and_then(|e| state.schema.differences(&e));
+        let differences = self
+            .archive
+            .schema_of(&expected)
+            .ok()
+            .and_then(|e| state.schema.differences(&e));
         let message = format!(
             "the schema of database {database} was changed without a migration: {}",
             differences.unwrap_or_else(|| "its version table differs".to_owned())
@@ -210,19 +240,28 @@ impl Driver for PostgresDriver {
     }
 
     async fn observe(&self) -> Result<Observation, Problem> {
-        let state = self.state().await?;
+        let failed = |e| sql_problem(Code::DatabaseDown, "look at the server", &e);
+        let mut c = self.connector.live().await?;
+        let state = self.state_on(&mut c).await?;
         let row = sqlx::query(
             "SELECT pg_database_size(current_database()) AS size, current_setting('max_connections') AS max,
                     (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used",
         )
-        .fetch_one(&mut self.connector.live().await?)
-        .await;
-        let failed = |e| sql_problem(Code::DatabaseDown, "look at the server", &e);
-        let row = row.map_err(failed)?;
+        .fetch_one(&mut c)
+        .await
+        .map_err(failed)?;
+        let _ = sqlx::Connection::close(c).await;
         let size = u64::try_from(row.try_get::<i64, _>("size").map_err(failed)?).unwrap_or_default();
-        let (used, max): (i64, String) = (row.try_get("used").map_err(failed)?, row.try_get("max").map_err(failed)?);
+        let (used, max): (i64, String) = (
+            row.try_get("used").map_err(failed)?,
+            row.try_get("max").map_err(failed)?,
+        );
         let detail = format!("{}, {used} of {max} connections", backup::people_bytes(size));
-        Ok(Observation { revision: state.revision(), health: Health::Healthy, detail })
+        Ok(Observation {
+            revision: state.revision(),
+            health: Health::Healthy,
+            detail,
+        })
     }
 
     async fn retain(&self, _release: &str) -> Result<Retained, Problem> {
@@ -232,7 +271,10 @@ impl Driver for PostgresDriver {
         if !one_way.is_empty() {
             summary.push_str(&format!("; without a way down: {}", one_way.join(", ")));
         }
-        Ok(Retained { revision: state.revision(), summary })
+        Ok(Retained {
+            revision: state.revision(),
+            summary,
+        })
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
@@ -256,7 +298,10 @@ impl Driver for PostgresDriver {
     }
 
     async fn verify(&self, _step: &StepContext) -> Result<Done, Failure> {
-        let seen = self.observe().await.map_err(|p| Problem::new(Code::Unhealthy, p.message).remedy(p.remedy))?;
+        let seen = self
+            .observe()
+            .await
+            .map_err(|p| Problem::new(Code::Unhealthy, p.message).remedy(p.remedy))?;
         Ok(Done::at(seen.revision, seen.detail))
     }
 

@@ -75,11 +75,17 @@ async fn call(driver: &dyn Driver, step: &StepContext) -> Outcome {
 
 /// Runs something of a driver; a panic becomes an error with its message.
 pub(super) async fn guarded<T>(work: impl Future<Output = T>) -> Result<T, String> {
-    AssertUnwindSafe(work).catch_unwind().await.map_err(|payload| panic_message(payload.as_ref()))
+    AssertUnwindSafe(work)
+        .catch_unwind()
+        .await
+        .map_err(|payload| panic_message(payload.as_ref()))
 }
 
 fn panic_message(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let text = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no message").chars().take(300).collect()
 }
 
@@ -120,7 +126,10 @@ pub(super) async fn probe(inner: &Inner, driver: &dyn Driver, step: &StepContext
     let unknown = |why: &str| {
         Probe::Indeterminate(Problem::new(
             Code::StepIndeterminate,
-            format!("{}: {:?} was cut off, and what became of it is not known: {why}", step.component, step.action),
+            format!(
+                "{}: {:?} was cut off, and what became of it is not known: {why}",
+                step.component, step.action
+            ),
         ))
     };
     match tokio::time::timeout(inner.limits.probe, guarded(driver.probe(step))).await {

@@ -19,11 +19,19 @@ impl Executor {
         for name in &names {
             check_name("component", name)?;
         }
-        let names = if names.is_empty() { self.0.components.keys().cloned().collect() } else { names };
+        let names = if names.is_empty() {
+            self.0.components.keys().cloned().collect()
+        } else {
+            names
+        };
         if names.len() > self.0.components.len() {
             return Err(Problem::new(
                 Code::BadRequest,
-                format!("{} components were asked for, this agent has {}", names.len(), self.0.components.len()),
+                format!(
+                    "{} components were asked for, this agent has {}",
+                    names.len(),
+                    self.0.components.len()
+                ),
             ));
         }
         let states = names.iter().map(|name| async {
@@ -59,7 +67,10 @@ pub async fn observe_one(name: &str, driver: &dyn Driver, limit: std::time::Dura
         Ok(Err(panic)) => Err(defect(name, &panic)),
         Err(_) => Err(Problem::new(
             Code::StepTimeout,
-            format!("component {name} could not be observed within {} s", limit.as_secs_f32()),
+            format!(
+                "component {name} could not be observed within {} s",
+                limit.as_secs_f32()
+            ),
         )
         .remedy("look at the component on the host: what it asks does not answer")),
     }
@@ -69,19 +80,28 @@ async fn retain_one(inner: Arc<Inner>, name: String, release: String) -> Result<
     let component = inner.components.get(&name).ok_or_else(|| unknown(&name))?;
     let turn = Arc::clone(&component.turn);
     let Ok(Ok(_turn)) = tokio::time::timeout(inner.limits.retain_turn, turn.acquire_owned()).await else {
-        return Err(Problem::new(Code::ComponentBusy, format!("component {name} is busy with a step")));
+        return Err(Problem::new(
+            Code::ComponentBusy,
+            format!("component {name} is busy with a step"),
+        ));
     };
     match tokio::time::timeout(inner.limits.retain, guarded(component.driver.retain(&release))).await {
         Ok(Ok(retained)) => retained.map(Into::into),
         Ok(Err(panic)) => Err(defect(&name, &panic)),
         Err(_) => Err(Problem::new(
             Code::StepTimeout,
-            format!("component {name} could not be retained within {} s", inner.limits.retain.as_secs()),
+            format!(
+                "component {name} could not be retained within {} s",
+                inner.limits.retain.as_secs()
+            ),
         )),
     }
 }
 
 fn defect(name: &str, panic: &str) -> Problem {
     tracing::error!(component = name, panic, "the driver panicked");
-    Problem::new(Code::Internal, format!("component {name}: a defect of the driver: {panic}"))
+    Problem::new(
+        Code::Internal,
+        format!("component {name}: a defect of the driver: {panic}"),
+    )
 }

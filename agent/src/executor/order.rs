@@ -53,18 +53,27 @@ impl Order {
     ) -> Result<Self, Problem> {
         let order = Self::read(request)?;
         let info = component(&order.component).ok_or_else(|| {
-            Problem::new(Code::UnknownComponent, format!("this agent has no component {}", order.component))
+            Problem::new(
+                Code::UnknownComponent,
+                format!("this agent has no component {}", order.component),
+            )
         })?;
         if !info.capabilities.contains(&order.action) {
             return Err(Problem::new(
                 Code::UnsupportedAction,
-                format!("{} component {} does not offer {:?}", info.kind, order.component, order.action),
+                format!(
+                    "{} component {} does not offer {:?}",
+                    info.kind, order.component, order.action
+                ),
             ));
         }
         if order.deadline <= Instant::now() {
             return Err(Problem::new(
                 Code::StepTimeout,
-                format!("step {} of {} came with no time left", order.key.step_id, order.component),
+                format!(
+                    "step {} of {} came with no time left",
+                    order.key.step_id, order.component
+                ),
             ));
         }
         Ok(order)
@@ -79,21 +88,37 @@ impl Order {
         check_name("leader", &request.leader_id)?;
         check_name("component", &request.component)?;
         if i64::try_from(request.epoch).is_err() {
-            return Err(Problem::new(Code::BadRequest, format!("epoch {} is out of range", request.epoch)));
+            return Err(Problem::new(
+                Code::BadRequest,
+                format!("epoch {} is out of range", request.epoch),
+            ));
         }
         let action = match Action::try_from(request.action) {
             Ok(Action::Unspecified) | Err(_) => {
-                return Err(Problem::new(Code::BadRequest, format!("action {} is not known here", request.action)));
+                return Err(Problem::new(
+                    Code::BadRequest,
+                    format!("action {} is not known here", request.action),
+                ));
             }
             Ok(action) => action,
         };
         let from = revision("from", request.from.clone().ok_or_else(|| missing("`from`"))?)?;
         let to = revision("to", request.to.clone().ok_or_else(|| missing("`to`"))?)?;
         // A negative duration does not convert: there is no time left either.
-        let timeout = request.timeout.and_then(|t| Duration::try_from(t).ok()).unwrap_or(Duration::ZERO);
+        let timeout = request
+            .timeout
+            .and_then(|t| Duration::try_from(t).ok())
+            .unwrap_or(Duration::ZERO);
         Ok(Self {
-            key: StepKey { rollback_id: key.rollback_id, step_id: key.step_id, attempt: key.attempt },
-            fence: Fence { epoch: request.epoch, leader: request.leader_id.clone() },
+            key: StepKey {
+                rollback_id: key.rollback_id,
+                step_id: key.step_id,
+                attempt: key.attempt,
+            },
+            fence: Fence {
+                epoch: request.epoch,
+                leader: request.leader_id.clone(),
+            },
             digest: args_digest(&request.component, action, &from, &to),
             component: request.component.clone(),
             action,
@@ -113,7 +138,10 @@ impl Order {
     }
 
     pub fn key_reused(&self) -> Problem {
-        Problem::new(Code::KeyReused, format!("step {} is known with other arguments", self.key))
+        Problem::new(
+            Code::KeyReused,
+            format!("step {} is known with other arguments", self.key),
+        )
     }
 }
 
@@ -123,8 +151,11 @@ fn revision(what: &str, revision: rollback_proto::v1::Revision) -> Result<Revisi
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b':';
     if digest.is_empty() || digest.len() > MAX_DIGEST || !digest.bytes().all(allowed) {
         let shown: String = digest.chars().take(40).collect();
-        return Err(Problem::new(Code::BadName, format!("`{what}` digest {shown:?}: not 1 to {MAX_DIGEST} of a-z 0-9 :"))
-            .remedy("use a digest that an agent reported"));
+        return Err(Problem::new(
+            Code::BadName,
+            format!("`{what}` digest {shown:?}: not 1 to {MAX_DIGEST} of a-z 0-9 :"),
+        )
+        .remedy("use a digest that an agent reported"));
     }
     Ok(revision.into())
 }

@@ -30,14 +30,20 @@ pub(super) async fn recover(inner: Arc<Inner>) {
         match inner.ledger.unfinished().await {
             Ok(unfinished) => break unfinished,
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "read unfinished steps; trying again");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "read unfinished steps; trying again"
+                );
                 tokio::time::sleep(LEDGER_PAUSE).await;
             }
         }
     };
     let mut by_component: BTreeMap<String, Vec<Unfinished>> = BTreeMap::new();
     for step in unfinished {
-        by_component.entry(step.request.component.clone()).or_default().push(step);
+        by_component
+            .entry(step.request.component.clone())
+            .or_default()
+            .push(step);
     }
     futures::future::join_all(by_component.into_values().map(|steps| async {
         for step in steps {
@@ -60,7 +66,7 @@ async fn recover_step(inner: &Inner, step: Unfinished) {
     let resolved = match Order::read(step.request) {
         Ok(order) => resolve(inner, &order).await,
         // An older version accepted what this one does not read.
-        Err(problem) => Resolved::Ended(convert::ended_badly(Failure::Indeterminate(problem))),
+        Err(problem) => unknown(problem),
     };
     match resolved {
         Resolved::Ended(outcome) => {
@@ -76,9 +82,13 @@ async fn recover_step(inner: &Inner, step: Unfinished) {
 
 /// What became of a step that was cut off.
 pub(super) enum Resolved {
-    Ended(Outcome),
+    Ended(Box<Outcome>),
     /// The same key may run again. What the driver saw.
     Repeatable(String),
+}
+
+fn unknown(problem: Problem) -> Resolved {
+    Resolved::Ended(Box::new(convert::ended_badly(Failure::Indeterminate(problem))))
 }
 
 pub(super) async fn resolve(inner: &Inner, order: &Order) -> Resolved {
@@ -86,19 +96,25 @@ pub(super) async fn resolve(inner: &Inner, order: &Order) -> Resolved {
         return Resolved::Repeatable("it only reads".to_owned());
     }
     let Some(component) = inner.components.get(&order.component) else {
-        return Resolved::Ended(convert::ended_badly(Failure::Indeterminate(Problem::new(
+        return unknown(Problem::new(
             Code::StepIndeterminate,
-            format!("component {} was taken out of the agent's configuration inside a step", order.component),
-        ))));
+            format!(
+                "component {} was taken out of the agent's configuration inside a step",
+                order.component
+            ),
+        ));
     };
     let step = context(inner, order, inner.limits.probe, Arc::new(NoProgress));
     match probe(inner, component.driver.as_ref(), &step).await {
         Probe::Applied(done) => {
-            let summary = format!("recovered after the agent was stopped inside the step: {}", done.summary);
-            Resolved::Ended(convert::succeeded(Done { summary, ..done }))
+            let summary = format!(
+                "recovered after the agent was stopped inside the step: {}",
+                done.summary
+            );
+            Resolved::Ended(Box::new(convert::succeeded(Done { summary, ..done })))
         }
         Probe::Repeatable(seen) => Resolved::Repeatable(seen),
-        Probe::Indeterminate(problem) => Resolved::Ended(convert::ended_badly(Failure::Indeterminate(problem))),
+        Probe::Indeterminate(problem) => unknown(problem),
     }
 }
 

@@ -56,14 +56,35 @@ impl Running {
     pub fn start(digest: ArgsDigest) -> (Self, Reporter, Events) {
         let (stage_in, stage) = watch::channel(Stage::Asked);
         let (progress_in, lines) = broadcast::channel(LINES);
-        let running = Self { digest, stage: stage.clone(), progress: progress_in.downgrade() };
-        let events = Events { how: How::Started, stage, lines: Some(lines), at: At::Accepting };
-        (running, Reporter { stage: stage_in, progress: progress_in }, events)
+        let running = Self {
+            digest,
+            stage: stage.clone(),
+            progress: progress_in.downgrade(),
+        };
+        let events = Events {
+            how: How::Started,
+            stage,
+            lines: Some(lines),
+            at: At::Accepting,
+        };
+        (
+            running,
+            Reporter {
+                stage: stage_in,
+                progress: progress_in,
+            },
+            events,
+        )
     }
 
     pub fn join(&self) -> Events {
         let lines = self.progress.upgrade().map(|progress| progress.subscribe());
-        Events { how: How::Joined, stage: self.stage.clone(), lines, at: At::Accepting }
+        Events {
+            how: How::Joined,
+            stage: self.stage.clone(),
+            lines,
+            at: At::Accepting,
+        }
     }
 }
 
@@ -73,7 +94,10 @@ impl Reporter {
     }
 
     pub fn sink(&self) -> Arc<dyn ProgressSink> {
-        Arc::new(Lines { progress: self.progress.clone(), left: AtomicUsize::new(ALL_LINES) })
+        Arc::new(Lines {
+            progress: self.progress.clone(),
+            left: AtomicUsize::new(ALL_LINES),
+        })
     }
 }
 
@@ -85,12 +109,22 @@ struct Lines {
 
 impl ProgressSink for Lines {
     fn progress(&self, message: &str, fraction: Option<f64>) {
-        let end = (0..=message.len().min(LINE)).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
+        let end = (0..=message.len().min(LINE))
+            .rev()
+            .find(|at| message.is_char_boundary(*at))
+            .unwrap_or(0);
         let message = message[..end].to_owned();
         let cost = message.len().max(16);
-        if self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(cost)).is_ok() {
+        if self
+            .left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(cost))
+            .is_ok()
+        {
             // Nobody may be watching.
-            let _ = self.progress.send(Progress { message, fraction: fraction.unwrap_or(-1.0) });
+            let _ = self.progress.send(Progress {
+                message,
+                fraction: fraction.unwrap_or(-1.0),
+            });
         }
     }
 }
@@ -152,7 +186,10 @@ impl Events {
     async fn line(&mut self) -> Option<Progress> {
         loop {
             let lines = self.lines.as_mut()?;
-            let over = matches!(*self.stage.borrow(), Stage::Ended(_) | Stage::Known(_) | Stage::Refused(_));
+            let over = matches!(
+                *self.stage.borrow(),
+                Stage::Ended(_) | Stage::Known(_) | Stage::Refused(_)
+            );
             if over {
                 // Progress was sent before the outcome was: whatever is coming is here already.
                 match lines.try_recv() {
@@ -185,7 +222,11 @@ impl Events {
 
     /// The first stage that fits, or the last one that there was when the step's task is gone.
     async fn settled(&mut self, fits: impl Fn(&Stage) -> bool) -> Stage {
-        let reached = self.stage.wait_for(|stage| fits(stage)).await.map(|stage| stage.clone());
+        let reached = self
+            .stage
+            .wait_for(|stage| fits(stage))
+            .await
+            .map(|stage| stage.clone());
         reached.unwrap_or_else(|_| self.stage.borrow().clone())
     }
 }

@@ -89,7 +89,10 @@ fn describe(stage: &Stage) -> &'static str {
 /// The last stage of the step. An error: nothing was done.
 async fn run(inner: &Arc<Inner>, order: &Order, reporter: &Reporter) -> Result<Stage, Problem> {
     let component = inner.components.get(&order.component).ok_or_else(|| {
-        Problem::new(Code::UnknownComponent, format!("this agent has no component {}", order.component))
+        Problem::new(
+            Code::UnknownComponent,
+            format!("this agent has no component {}", order.component),
+        )
     })?;
     let _turn = match order.mutates() {
         true => match take_turn(inner, order, Arc::clone(&component.turn)).await? {
@@ -100,15 +103,19 @@ async fn run(inner: &Arc<Inner>, order: &Order, reporter: &Reporter) -> Result<S
     };
     loop {
         let (fence, key) = (order.fence.clone(), order.key.clone());
-        match inner.ledger.begin(fence, key.clone(), order.digest, order.request.clone()).await? {
+        match inner
+            .ledger
+            .begin(fence, key.clone(), order.digest, order.request.clone())
+            .await?
+        {
             Begin::New => break,
-            Begin::Known(outcome) => return Ok(Stage::Known(Arc::new(*outcome))),
+            Begin::Known(outcome) => return Ok(Stage::Known(outcome.into())),
             Begin::ArgsDiffer => return Err(order.key_reused()),
             // A write whose success was not known left it there. The driver says whether anything was done under it.
             Begin::Unfinished => match resolve(inner, order).await {
                 Resolved::Ended(outcome) => {
                     finish_durably(inner, &key, &outcome).await;
-                    return Ok(Stage::Known(Arc::new(outcome)));
+                    return Ok(Stage::Known(outcome.into()));
                 }
                 Resolved::Repeatable(_) => inner.ledger.interrupt(key).await?,
             },
@@ -133,8 +140,12 @@ async fn take_turn(inner: &Inner, order: &Order, turn: Arc<tokio::sync::Semaphor
     if let Ok(permit) = Arc::clone(&turn).try_acquire_owned() {
         return Ok(Turn::Taken(permit));
     }
-    match inner.ledger.look(order.fence.clone(), order.key.clone(), order.digest).await? {
-        Begin::Known(outcome) => return Ok(Turn::Known(Arc::new(*outcome))),
+    match inner
+        .ledger
+        .look(order.fence.clone(), order.key.clone(), order.digest)
+        .await?
+    {
+        Begin::Known(outcome) => return Ok(Turn::Known(outcome.into())),
         Begin::ArgsDiffer => return Err(order.key_reused()),
         Begin::New | Begin::Unfinished => {}
     }
@@ -144,7 +155,10 @@ async fn take_turn(inner: &Inner, order: &Order, turn: Arc<tokio::sync::Semaphor
         Ok(Err(_)) => Err(stopping()),
         Err(_) => Err(Problem::new(
             Code::ComponentBusy,
-            format!("{}: another step was busy until the time of step {} was over", order.component, order.key.step_id),
+            format!(
+                "{}: another step was busy until the time of step {} was over",
+                order.component, order.key.step_id
+            ),
         )),
     }
 }

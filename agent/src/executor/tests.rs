@@ -1,7 +1,7 @@
 //! The executor's promises, with a driver that does what the test says.
 
 mod asking;
-mod fake;
+pub(crate) mod fake;
 mod killed;
 mod running;
 
@@ -42,7 +42,10 @@ impl Host {
         let ledger = Ledger::open(state, &TaskTracker::new()).await.expect("open ledger");
         let executor = Executor::start(Parts {
             host: "app-1".into(),
-            components: vec![("api".into(), Arc::clone(&api) as _), ("db".into(), Arc::clone(&db) as _)],
+            components: vec![
+                ("api".into(), Arc::clone(&api) as _),
+                ("db".into(), Arc::clone(&db) as _),
+            ],
             vault: Arc::new(Vault::open(state.join("vault")).expect("open vault")),
             ledger,
             limits: LIMITS,
@@ -83,12 +86,19 @@ async fn told(mut events: Events) -> Told {
 }
 
 fn revision(version: &str) -> v1::Revision {
-    v1::Revision { version: version.into(), digest: format!("sha256:{:x<64}", version.replace(['.', 'v'], "")) }
+    v1::Revision {
+        version: version.into(),
+        digest: format!("sha256:{:x<64}", version.replace(['.', 'v'], "")),
+    }
 }
 
 fn request(component: &str, step: &str, action: Action) -> ExecuteRequest {
     ExecuteRequest {
-        key: Some(WireKey { rollback_id: "r1".into(), step_id: step.into(), attempt: 1 }),
+        key: Some(WireKey {
+            rollback_id: "r1".into(),
+            step_id: step.into(),
+            attempt: 1,
+        }),
         epoch: 1,
         leader_id: "coord-1".into(),
         component: component.into(),
@@ -104,7 +114,10 @@ fn switch(component: &str, step: &str) -> ExecuteRequest {
 }
 
 fn within(request: ExecuteRequest, timeout: Duration) -> ExecuteRequest {
-    ExecuteRequest { timeout: prost_types::Duration::try_from(timeout).ok(), ..request }
+    ExecuteRequest {
+        timeout: prost_types::Duration::try_from(timeout).ok(),
+        ..request
+    }
 }
 
 fn code(outcome: &Outcome) -> Option<Code> {

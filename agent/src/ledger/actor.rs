@@ -26,12 +26,35 @@ type Reply<T> = oneshot::Sender<Result<T, LedgerError>>;
 /// A request to the task.
 #[derive(Debug)]
 pub(super) enum Ask {
-    Observe { fence: Fence, reply: Reply<()> },
-    Look { fence: Fence, key: StepKey, digest: ArgsDigest, reply: Reply<Begin> },
-    Begin { fence: Fence, key: StepKey, digest: ArgsDigest, request: Box<ExecuteRequest>, reply: Reply<Begin> },
-    Finish { key: StepKey, outcome: Box<Outcome>, reply: Reply<()> },
-    Interrupt { key: StepKey, reply: Reply<()> },
-    Unfinished { reply: Reply<Vec<Unfinished>> },
+    Observe {
+        fence: Fence,
+        reply: Reply<()>,
+    },
+    Look {
+        fence: Fence,
+        key: StepKey,
+        digest: ArgsDigest,
+        reply: Reply<Begin>,
+    },
+    Begin {
+        fence: Fence,
+        key: StepKey,
+        digest: ArgsDigest,
+        request: Box<ExecuteRequest>,
+        reply: Reply<Begin>,
+    },
+    Finish {
+        key: StepKey,
+        outcome: Box<Outcome>,
+        reply: Reply<()>,
+    },
+    Interrupt {
+        key: StepKey,
+        reply: Reply<()>,
+    },
+    Unfinished {
+        reply: Reply<Vec<Unfinished>>,
+    },
 }
 
 impl Ask {
@@ -89,7 +112,12 @@ impl Actor {
         if forgotten > 0 {
             tracing::info!(steps = forgotten, "forgot old steps of the ledger");
         }
-        Ok(Self { connection, generation: generation.into(), seen: None, _lock: lock })
+        Ok(Self {
+            connection,
+            generation: generation.into(),
+            seen: None,
+            _lock: lock,
+        })
     }
 
     pub(super) fn generation(&self) -> Arc<str> {
@@ -122,7 +150,10 @@ impl Actor {
             Some(seen) => seen,
             None => read_seen(&mut transaction).await?,
         };
-        let mut entries = Entries { connection: &mut transaction, seen };
+        let mut entries = Entries {
+            connection: &mut transaction,
+            seen,
+        };
         let mut failed = None;
         for ask in batch.drain(..) {
             held.push(entries.answer(ask, &mut failed).await);
@@ -141,10 +172,15 @@ impl Actor {
 }
 
 async fn read_seen(connection: &mut SqliteConnection) -> Result<Seen, LedgerError> {
-    let row = sqlx::query("SELECT max_epoch, leader_id FROM meta").fetch_one(connection).await?;
+    let row = sqlx::query("SELECT max_epoch, leader_id FROM meta")
+        .fetch_one(connection)
+        .await?;
     let epoch: Option<i64> = row.try_get(0)?;
     let leader: Option<String> = row.try_get(1)?;
-    Ok(epoch.zip(leader).map(|(epoch, leader)| Fence { epoch: epoch.cast_unsigned(), leader }))
+    Ok(epoch.zip(leader).map(|(epoch, leader)| Fence {
+        epoch: epoch.cast_unsigned(),
+        leader,
+    }))
 }
 
 /// The rows, inside a transaction.
@@ -157,10 +193,19 @@ impl Entries<'_> {
     async fn answer(&mut self, ask: Ask, failed: &mut Option<LedgerError>) -> Held {
         match ask {
             Ask::Observe { fence, reply } => hold(reply, self.observe(fence).await, failed),
-            Ask::Look { fence, key, digest, reply } => hold(reply, self.look(fence, &key, &digest).await, failed),
-            Ask::Begin { fence, key, digest, request, reply } => {
-                hold(reply, self.begin(fence, &key, &digest, &request).await, failed)
-            }
+            Ask::Look {
+                fence,
+                key,
+                digest,
+                reply,
+            } => hold(reply, self.look(fence, &key, &digest).await, failed),
+            Ask::Begin {
+                fence,
+                key,
+                digest,
+                request,
+                reply,
+            } => hold(reply, self.begin(fence, &key, &digest, &request).await, failed),
             Ask::Finish { key, outcome, reply } => hold(reply, self.finish(&key, &outcome).await, failed),
             Ask::Interrupt { key, reply } => hold(reply, self.interrupt(&key).await, failed),
             Ask::Unfinished { reply } => hold(reply, self.unfinished().await, failed),
@@ -173,7 +218,10 @@ impl Entries<'_> {
         match &self.seen {
             Some(known) if *known == fence => return Ok(()),
             Some(known) if fence.epoch <= known.epoch => {
-                return Err(LedgerError::Stale { asking: fence, known: known.clone() });
+                return Err(LedgerError::Stale {
+                    asking: fence,
+                    known: known.clone(),
+                });
             }
             Some(_) | None => {}
         }
@@ -266,7 +314,11 @@ impl Entries<'_> {
         .await?;
         rows.iter()
             .map(|row| {
-                let key = StepKey { rollback_id: row.try_get(0)?, step_id: row.try_get(1)?, attempt: row.try_get(2)? };
+                let key = StepKey {
+                    rollback_id: row.try_get(0)?,
+                    step_id: row.try_get(1)?,
+                    attempt: row.try_get(2)?,
+                };
                 let request: Vec<u8> = row.try_get(3)?;
                 match ExecuteRequest::decode(&request[..]) {
                     Ok(request) => Ok(Unfinished { key, request }),

@@ -50,21 +50,32 @@ pub(super) fn claim(state: &Path) -> Result<StateLock, OpenError> {
         let path = path.to_owned();
         move |source| OpenError::File { verb, path, source }
     };
-    DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(file("create", state))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .map_err(file("create", state))?;
     std::fs::set_permissions(state, Permissions::from_mode(0o700)).map_err(file("restrict", state))?;
     let path = state.join("agent.lock");
     let lock = private(&path).map_err(file("open", &path))?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| OpenError::InUse { path: state.to_owned() })?;
+    flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| OpenError::InUse { path: state.to_owned() })?;
     let database = database(state);
     let opened = private(&database).map_err(file("open", &database))?;
     // SQLite gives its WAL the database's mode.
-    opened.set_permissions(Permissions::from_mode(0o600)).map_err(file("restrict", &database))?;
+    opened
+        .set_permissions(Permissions::from_mode(0o600))
+        .map_err(file("restrict", &database))?;
     Ok(StateLock(lock))
 }
 
 fn private(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
 }
 
 fn database(state: &Path) -> PathBuf {
@@ -74,7 +85,10 @@ fn database(state: &Path) -> PathBuf {
 /// Opens the database and brings it to the form of this version. The row of `meta` exists afterwards.
 pub(super) async fn connect(state: &Path) -> Result<SqliteConnection, OpenError> {
     let path = database(state);
-    let failed = |source| OpenError::Database { path: path.clone(), source };
+    let failed = |source| OpenError::Database {
+        path: path.clone(),
+        source,
+    };
     let mut connection = SqliteConnectOptions::new()
         .filename(&path)
         .journal_mode(SqliteJournalMode::Wal)
@@ -88,7 +102,10 @@ pub(super) async fn connect(state: &Path) -> Result<SqliteConnection, OpenError>
     MIGRATIONS
         .run_direct(None, &mut connection, false)
         .await
-        .map_err(|source| OpenError::Migrate { path: path.clone(), source })?;
+        .map_err(|source| OpenError::Migrate {
+            path: path.clone(),
+            source,
+        })?;
     let mut transaction = connection.begin().await.map_err(failed)?;
     sqlx::query("INSERT OR IGNORE INTO meta (one, generation) VALUES (1, ?)")
         .bind(uuid::Uuid::new_v4().to_string())
@@ -104,7 +121,10 @@ pub(super) async fn generation(state: &Path, connection: &mut SqliteConnection) 
         .fetch_one(connection)
         .await
         .and_then(|row| row.try_get(0))
-        .map_err(|source| OpenError::Database { path: database(state), source })
+        .map_err(|source| OpenError::Database {
+            path: database(state),
+            source,
+        })
 }
 
 /// Forgets steps that nobody will ask for any more.

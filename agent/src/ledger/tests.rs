@@ -24,20 +24,37 @@ async fn with<T>(place: &TempDir, work: impl AsyncFnOnce(&Ledger) -> T) -> T {
 }
 
 fn fence(epoch: u64, leader: &str) -> Fence {
-    Fence { epoch, leader: leader.to_owned() }
+    Fence {
+        epoch,
+        leader: leader.to_owned(),
+    }
 }
 
 fn key(step: &str) -> StepKey {
-    StepKey { rollback_id: "r1".into(), step_id: step.into(), attempt: 1 }
+    StepKey {
+        rollback_id: "r1".into(),
+        step_id: step.into(),
+        attempt: 1,
+    }
 }
 
 fn outcome(summary: &str) -> Outcome {
-    Outcome { status: Status::Succeeded.into(), summary: summary.into(), ..Outcome::default() }
+    Outcome {
+        status: Status::Succeeded.into(),
+        summary: summary.into(),
+        ..Outcome::default()
+    }
 }
 
 async fn begin(ledger: &Ledger, step: &str, digest: ArgsDigest) -> Begin {
-    let request = ExecuteRequest { component: step.into(), ..ExecuteRequest::default() };
-    ledger.begin(fence(1, "a"), key(step), digest, request).await.expect("begin")
+    let request = ExecuteRequest {
+        component: step.into(),
+        ..ExecuteRequest::default()
+    };
+    ledger
+        .begin(fence(1, "a"), key(step), digest, request)
+        .await
+        .expect("begin")
 }
 
 #[tokio::test]
@@ -51,9 +68,16 @@ async fn a_key_gets_one_outcome_for_one_set_of_arguments() {
     })
     .await;
     with(&place, async |ledger| {
-        assert_eq!(begin(ledger, "1", DIGEST).await, Begin::Known(Box::new(outcome("first"))));
+        assert_eq!(
+            begin(ledger, "1", DIGEST).await,
+            Begin::Known(Box::new(outcome("first")))
+        );
         assert_eq!(begin(ledger, "1", [8; 32]).await, Begin::ArgsDiffer);
-        assert_eq!(begin(ledger, "2", DIGEST).await, Begin::New, "another step is another key");
+        assert_eq!(
+            begin(ledger, "2", DIGEST).await,
+            Begin::New,
+            "another step is another key"
+        );
     })
     .await;
 }
@@ -70,14 +94,25 @@ async fn an_intent_without_a_result_is_found_after_a_restart() {
     with(&place, async |ledger| {
         let unfinished = ledger.unfinished().await.expect("unfinished");
         assert_eq!(unfinished.len(), 1);
-        assert_eq!((&unfinished[0].key, unfinished[0].request.component.as_str()), (&key("1"), "1"));
+        assert_eq!(
+            (&unfinished[0].key, unfinished[0].request.component.as_str()),
+            (&key("1"), "1")
+        );
         ledger.interrupt(key("1")).await.expect("interrupt");
         assert!(ledger.unfinished().await.expect("unfinished").is_empty());
     })
     .await;
     with(&place, async |ledger| {
-        assert_eq!(begin(ledger, "1", [8; 32]).await, Begin::ArgsDiffer, "an interrupted key keeps its arguments");
-        assert_eq!(begin(ledger, "1", DIGEST).await, Begin::New, "an interrupted step runs again");
+        assert_eq!(
+            begin(ledger, "1", [8; 32]).await,
+            Begin::ArgsDiffer,
+            "an interrupted key keeps its arguments"
+        );
+        assert_eq!(
+            begin(ledger, "1", DIGEST).await,
+            Begin::New,
+            "an interrupted step runs again"
+        );
         assert_eq!(ledger.unfinished().await.expect("unfinished").len(), 1);
     })
     .await;
@@ -99,11 +134,19 @@ async fn the_epoch_never_goes_back_and_belongs_to_one_leader() {
     .await;
     with(&place, async |ledger| {
         assert!(stale(ledger, fence(4, "a")).await, "a lower epoch, after a restart");
-        assert!(stale(ledger, fence(5, "a")).await, "the same epoch of another leader, after a restart");
-        let begun = ledger.begin(fence(4, "a"), key("1"), DIGEST, ExecuteRequest::default()).await;
+        assert!(
+            stale(ledger, fence(5, "a")).await,
+            "the same epoch of another leader, after a restart"
+        );
+        let begun = ledger
+            .begin(fence(4, "a"), key("1"), DIGEST, ExecuteRequest::default())
+            .await;
         assert!(matches!(begun, Err(LedgerError::Stale { .. })));
         ledger.observe_epoch(fence(5, "b")).await.expect("the leader");
-        assert!(ledger.unfinished().await.expect("unfinished").is_empty(), "a refused intent was not recorded");
+        assert!(
+            ledger.unfinished().await.expect("unfinished").is_empty(),
+            "a refused intent was not recorded"
+        );
     })
     .await;
 }
@@ -174,14 +217,20 @@ async fn a_write_that_fails_refuses_the_step_and_the_ledger_recovers() {
             .execute("CREATE TRIGGER refuse BEFORE INSERT ON steps BEGIN SELECT RAISE(ABORT, 'disk full'); END")
             .await
             .expect("create trigger");
-        let refused = ledger.begin(fence(2, "b"), key("2"), DIGEST, ExecuteRequest::default()).await;
+        let refused = ledger
+            .begin(fence(2, "b"), key("2"), DIGEST, ExecuteRequest::default())
+            .await;
         assert!(matches!(refused, Err(LedgerError::Disk(_))), "{refused:?}");
         let problem = Problem::from(refused.expect_err("refused"));
         assert_eq!(problem.code, Code::StoreUnavailable);
         assert!(problem.message.contains("disk full"), "{problem}");
         other.execute("DROP TRIGGER refuse").await.expect("drop trigger");
         other.close().await.expect("close");
-        assert_eq!(begin(ledger, "2", DIGEST).await, Begin::New, "the epoch of the refused batch was not kept");
+        assert_eq!(
+            begin(ledger, "2", DIGEST).await,
+            Begin::New,
+            "the epoch of the refused batch was not kept"
+        );
     })
     .await;
 }

@@ -30,13 +30,17 @@ const KEEPER: &str = r#"
 "$@" >"$DIR/log" 2>&1 &
 server=$!
 while read -r _; do :; done
-kill -INT $server; wait $server
+kill -QUIT $server; wait $server
 rm -rf "$DIR"
 "#;
 
 async fn start() -> Cluster {
     let bin = newest_bin();
-    let dir = tempfile::Builder::new().prefix("rbpg-").tempdir().expect("make a directory").keep();
+    let dir = tempfile::Builder::new()
+        .prefix("rbpg-")
+        .tempdir()
+        .expect("make a directory")
+        .keep();
     let data = dir.join("data");
     let socket = dir.join("s");
     std::fs::create_dir(&data).expect("make the data directory");
@@ -51,19 +55,27 @@ async fn start() -> Cluster {
         vec!["env", "--"]
     };
     let initdb = bin.join("initdb");
-    run(Command::new(as_postgres[0]).args(&as_postgres[1..]).arg(initdb).arg("-D").arg(&data).args([
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "--no-sync",
-        "-E",
-        "UTF8",
-        "--locale=C.UTF-8",
-    ]));
+    run(Command::new(as_postgres[0])
+        .args(&as_postgres[1..])
+        .arg(initdb)
+        .arg("-D")
+        .arg(&data)
+        .args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+        ]));
     let hba = "local all with_password scram-sha-256\nlocal all all trust\n";
     std::fs::write(data.join("pg_hba.conf"), hba).expect("write pg_hba.conf");
-    let mut conf = std::fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("open the conf");
+    let mut conf = std::fs::OpenOptions::new()
+        .append(true)
+        .open(data.join("postgresql.conf"))
+        .expect("open the conf");
     writeln!(
         conf,
         "listen_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\nfull_page_writes = off\nsynchronous_commit = off\n\
@@ -83,11 +95,19 @@ async fn start() -> Cluster {
         .stderr(Stdio::null())
         .spawn()
         .expect("start the server");
-    let cluster = Cluster { socket, bin, _keeper: keeper };
+    let cluster = Cluster {
+        socket,
+        bin,
+        _keeper: keeper,
+    };
     let begun = Instant::now();
     while let Err(e) = cluster.try_connect("postgres").await {
         let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-        assert!(begun.elapsed() < Duration::from_secs(30), "the server does not come up: {e}\n{}", log());
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "the server does not come up: {e}\n{}",
+            log()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     cluster
@@ -113,15 +133,20 @@ impl Cluster {
     /// Runs statements in a session of their own.
     pub async fn sql(&self, database: &str, sql: &str) {
         let mut c = self.connect(database).await;
-        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut c).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+            .execute(&mut c)
+            .await
+            .unwrap_or_else(|e| panic!("{sql}: {e}"));
         c.close().await.expect("close");
     }
 
     /// The one text that a query answers with.
     pub async fn text(&self, database: &str, sql: &str) -> String {
         let mut c = self.connect(database).await;
-        let text: Option<String> =
-            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&mut c).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
+        let text: Option<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(&mut c)
+            .await
+            .unwrap_or_else(|e| panic!("{sql}: {e}"));
         text.unwrap_or_default()
     }
 }
@@ -143,7 +168,11 @@ fn newest_bin() -> PathBuf {
 
 pub fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// An executable file.

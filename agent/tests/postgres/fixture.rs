@@ -1,8 +1,8 @@
 //! A database with two releases: `001_users` (v2.9.0) and, on top of it, `002_scores` (v3.0.0), and a driver for it.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rollback_agent::driver::postgres::{PostgresConfig, PostgresDriver};
@@ -50,7 +50,12 @@ impl Fixture {
         let cluster = cluster().await;
         let database = format!("shop_{}", COUNT.fetch_add(1, Ordering::Relaxed));
         cluster.sql("postgres", &format!("CREATE DATABASE {database}")).await;
-        cluster.sql(&database, &format!("CREATE TABLE schema_migrations ({version_columns})")).await;
+        cluster
+            .sql(
+                &database,
+                &format!("CREATE TABLE schema_migrations ({version_columns})"),
+            )
+            .await;
         let dir = tempfile::tempdir().expect("temporary directory");
         std::fs::create_dir(dir.path().join("migrations")).expect("make the migrations directory");
         let text = format!(
@@ -65,7 +70,15 @@ impl Fixture {
         let vault = Arc::new(Vault::open(dir.path().join("vault")).expect("vault"));
         let driver = PostgresDriver::new("db", config.clone(), vault.clone()).expect("driver");
         let rollback = format!("rb-{database}");
-        Self { cluster, database, dir, vault, config, driver, rollback }
+        Self {
+            cluster,
+            database,
+            dir,
+            vault,
+            config,
+            driver,
+            rollback,
+        }
     }
 
     /// v2.9.0 recorded, v3.0.0 deployed with data and recorded. Answers with both revisions.
@@ -111,8 +124,10 @@ impl Fixture {
                 name.starts_with(digits) && name.ends_with(".up.sql")
             })
             .expect("the up file");
-        self.sql(&std::fs::read_to_string(file).expect("read the up file")).await;
-        self.sql(&format!("INSERT INTO schema_migrations (version) VALUES ('{digits}')")).await;
+        self.sql(&std::fs::read_to_string(file).expect("read the up file"))
+            .await;
+        self.sql(&format!("INSERT INTO schema_migrations (version) VALUES ('{digits}')"))
+            .await;
     }
 
     pub async fn sql(&self, sql: &str) {
@@ -165,28 +180,43 @@ impl Fixture {
     }
 
     pub async fn finish(&self, from: &Revision, to: &Revision) {
-        self.driver.finish(&self.step(Action::Finish, from, to)).await.expect("finish");
+        self.driver
+            .finish(&self.step(Action::Finish, from, to))
+            .await
+            .expect("finish");
     }
 
     pub async fn kept_schemas(&self) -> String {
-        self.text("SELECT count(*)::text FROM pg_namespace WHERE nspname LIKE 'rollbackctl_kept_%'").await
+        self.text("SELECT count(*)::text FROM pg_namespace WHERE nspname LIKE 'rollbackctl_kept_%'")
+            .await
     }
 
     /// Nothing of a rollback may be left beside the database, but sealed backups.
     pub async fn assert_clean(&self) {
         let scratch = "SELECT string_agg(datname, ' ') FROM pg_database d
                        WHERE shobj_description(d.oid, 'pg_database') LIKE $$copy of ";
-        let scratch = self.cluster.text("postgres", &format!("{scratch}{} %$$", self.database)).await;
+        let scratch = self
+            .cluster
+            .text("postgres", &format!("{scratch}{} %$$", self.database))
+            .await;
         assert_eq!(scratch, "", "scratch databases are left");
         if let Ok(entries) = std::fs::read_dir(self.backups()) {
-            let hidden: Vec<_> = entries.flatten().map(|e| e.file_name()).filter(|n| n.to_string_lossy().starts_with('.')).collect();
+            let hidden: Vec<_> = entries
+                .flatten()
+                .map(|e| e.file_name())
+                .filter(|n| n.to_string_lossy().starts_with('.'))
+                .collect();
             assert!(hidden.is_empty(), "{hidden:?} are left");
         }
     }
 }
 
 pub fn blockers(findings: &[Finding]) -> Vec<&Problem> {
-    findings.iter().filter(|f| f.severity == Severity::Blocker).map(|f| &f.problem).collect()
+    findings
+        .iter()
+        .filter(|f| f.severity == Severity::Blocker)
+        .map(|f| &f.problem)
+        .collect()
 }
 
 /// The problem of a move that must have failed without taking effect.

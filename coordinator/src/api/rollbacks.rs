@@ -51,7 +51,7 @@ impl Api {
         let survey = survey::observe(&self.inventory).await;
         let release = self.target_release(&target.release, &survey).await?;
         planner::plan(&survey::observed_fleet(&survey), &release, &runbook)
-            .map_err(|refused| Problem::from_error(Code::PlanRefused, "no plan can be made", &refused))
+            .map_err(|refused| Problem::new(Code::PlanRefused, refused.to_string()))
     }
 
     pub async fn plan(&self, request: v1::PlanRollbackRequest) -> Result<v1::PlanRollbackResponse, Problem> {

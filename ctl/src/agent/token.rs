@@ -12,8 +12,9 @@ use crate::session::Session;
 
 /// Make a token with which one host can join the fleet, once
 ///
-/// The token alone goes to stdout, what to do with it to stderr. Whoever has it can become the agent of this name until
-/// it is used or expires: hand it over like a password.
+/// The token alone goes to stdout, what to do with it to stderr. Whoever has it
+/// can become the agent of this name until it is used or expires: hand it over
+/// like a password.
 ///
 /// Example:
 ///   rollbackctl agent token app-1 | ssh app-1 'rollback-agent enroll --coordinator coord-1:7443 \

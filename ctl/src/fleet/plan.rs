@@ -16,10 +16,12 @@ use crate::session::Session;
 
 /// Show what a rollback would do, and whether it could; changes nothing
 ///
-/// Computes the plan and lets every host check that it can follow it (is the release still there, is there room on the
-/// disk, does the backup work, …). Blockers come first, each with what to do.
+/// Computes the plan and lets every host check that it can follow it (is the
+/// release still there, is there room on the disk, does the backup work, …).
+/// Blockers come first, each with what to do.
 ///
-/// Exit codes: 0 nothing would change, 2 the plan has changes, 3 blocked, 1 error.
+/// Exit codes: 0 nothing would change, 2 the plan has changes, 3 blocked, 1
+/// error.
 ///
 /// Examples:
 ///   rollbackctl fleet plan --to v2.9.0

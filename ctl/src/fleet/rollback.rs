@@ -23,11 +23,13 @@ use ask::Answer;
 
 /// Take the fleet back to a release, and watch it until it ends
 ///
-/// First every host proves that it can finish (preflight, stage); only then is anything switched. When a step fails,
-/// everything that was switched goes back. On a terminal the plan is shown and you are asked; elsewhere --yes is needed.
+/// First every host proves that it can finish (preflight, stage); only then is
+/// anything switched. When a step fails, everything that was switched goes back.
+/// On a terminal the plan is shown and you are asked; elsewhere --yes is needed.
 ///
-/// The rollback runs on the coordinator. Ctrl-C, a closed terminal or a broken network stop the watching, never the
-/// rollback: come back with `rollbackctl rollback watch latest`.
+/// The rollback runs on the coordinator. Ctrl-C, a closed terminal or a broken
+/// network stop the watching, never the rollback: come back with `rollbackctl
+/// rollback watch latest`.
 ///
 /// Exit codes:
 ///   0  the target was observed and verified on every host in scope

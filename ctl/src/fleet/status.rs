@@ -12,8 +12,9 @@ use crate::session::Session;
 
 /// Show what runs on every host now, and which release that makes
 ///
-/// Asks every agent now; nothing is changed. Hosts that do not answer are listed with the reason. The exit code is 0
-/// whenever the coordinator answered, also for a fleet in trouble.
+/// Asks every agent now; nothing is changed. Hosts that do not answer are listed
+/// with the reason. The exit code is 0 whenever the coordinator answered, also
+/// for a fleet in trouble.
 ///
 /// Examples:
 ///   rollbackctl fleet status

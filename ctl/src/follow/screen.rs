@@ -137,8 +137,8 @@ impl Tree {
             .and_then(|d| now.checked_sub(d).ok())
             .unwrap_or(now);
         let (rows, columns) = self.terminal.size();
-        // Heading, phases, undo, the line that counts the rest, and one row for the cursor.
-        let reserved = self.board.phases.len() + 4;
+        // Heading, phases, undo, the line that counts the rest, the hint, and one row for the cursor.
+        let reserved = self.board.phases.len() + 5;
         let steps = usize::from(rows).saturating_sub(reserved).clamp(1, STEP_LINES);
         let limits = Limits {
             steps,

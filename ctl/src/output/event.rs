@@ -69,7 +69,6 @@ impl Lines {
                 self.said.insert(run, event.message.clone());
                 (format!("{} …", action()), Tone::Dim, since(self.begun.get(&run)))
             }
-            Kind::Resumed => ("taken over".to_owned(), Tone::Warn, None),
             Kind::Unspecified => ("unknown event".to_owned(), Tone::Dim, None),
         };
         let took = took.map_or_else(|| NONE.to_owned(), |ms| format!("{ms} ms"));

@@ -153,6 +153,9 @@ fn no_way_back(plan: &Plan, paint: Paint) -> String {
     }
     if by_action.is_empty() {
         let undoable = all().filter(|s| s.undo != i32::from(Action::Unspecified)).count();
+        if undoable == 0 {
+            return format!("{title} nothing\n");
+        }
         let steps = count(
             undoable,
             "step that changes anything has",

@@ -375,7 +375,6 @@ pub fn undone_events() -> Vec<RollbackEvent> {
     let mut undone = back(step(38_050, StepSucceeded, "app", 6, "app-1", "api", Action::Switch));
     undone.observed = Some(rev("v3.0.0", "sha256:30aa77bc04de55"));
     events.push(undone);
-    events.push(event(0, 40_000, Kind::Resumed));
     events.push(RollbackEvent {
         state: i32::from(RollbackState::Undone),
         ..event(0, 41_000, Kind::Ended)

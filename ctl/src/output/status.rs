@@ -20,6 +20,7 @@ pub fn render(fleet: &GetFleetResponse, paint: Paint) -> String {
     let away = fleet.hosts.iter().filter(|h| h.problem.is_some()).count();
     let hosts = count(fleet.hosts.len(), "host", "hosts");
     let away = match away {
+        0 if fleet.hosts.is_empty() => "none enrolled".to_owned(),
         0 => "all reachable".to_owned(),
         n => paint.tone(Tone::Bad, &format!("{n} not reachable")),
     };

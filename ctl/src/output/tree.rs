@@ -44,6 +44,9 @@ pub fn lines(board: &Board, now: Timestamp, limits: Limits, paint: Paint) -> Vec
         let undoing = board.running.iter().filter(|((_, undo), _)| *undo);
         lines.extend(step_lines(undoing.map(|(_, r)| r), now, limits, paint));
     }
+    if board.ended.is_none() {
+        lines.push(paint.tone(Tone::Dim, "Ctrl-C leaves, the rollback goes on"));
+    }
     lines
         .iter()
         .map(|line| console::truncate_str(line, limits.width, "…").into_owned())
@@ -57,17 +60,11 @@ fn heading(board: &Board, now: Timestamp, paint: Paint) -> String {
         None if board.undo.is_some() => ("undoing", Tone::Warn),
         None => ("running", Tone::Strong),
     };
-    let hint = if board.ended.is_some() {
-        ""
-    } else {
-        "   Ctrl-C leaves, the rollback goes on"
-    };
     format!(
-        "rollback to {}: {}   {took}   {}{}",
+        "rollback to {}: {}   {took}   {}",
         clean(&board.release),
         paint.tone(tone, state),
-        paint.tone(Tone::Dim, &clean(&board.id)),
-        paint.tone(Tone::Dim, hint)
+        paint.tone(Tone::Dim, &clean(&board.id))
     )
 }
 
@@ -174,8 +171,8 @@ mod tests {
             Limits { steps: 12, width: 60 },
             Paint::PLAIN,
         );
-        assert_eq!(drawn.len(), 1 + 1 + 12 + 1);
-        assert!(drawn.last().is_some_and(|l| l.contains("and 88 more")), "{drawn:?}");
+        assert_eq!(drawn.len(), 1 + 1 + 12 + 1 + 1);
+        assert!(drawn[14].contains("and 88 more"), "{drawn:?}");
         assert!(drawn.iter().all(|l| console::measure_text_width(l) <= 60), "{drawn:?}");
     }
 }

@@ -18,7 +18,8 @@ const NOW: &str = "now";
 
 /// Show what differs between two releases, or between a release and what runs now
 ///
-/// Equality is by content, not by version. The exit code is 0 whether they differ or not.
+/// Equality is by content, not by version. The exit code is 0 whether they differ
+/// or not.
 ///
 /// Examples:
 ///   rollbackctl release diff v2.9.0 v3.0.0

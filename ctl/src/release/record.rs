@@ -15,16 +15,19 @@ use crate::output::paint::Paint;
 use crate::output::{self, json, releases};
 use crate::session::Session;
 
-/// Remember what runs on the whole fleet now, under a name, so that it can come back
+/// Remember what runs on the whole fleet now, under a name, so that it can come
+/// back
 ///
-/// Observes every component and keeps what it found on its host (a copy of the files, the migrations with their way
-/// down, …). Run it after every good deployment; a release that was not recorded cannot be rolled back to.
+/// Observes every component and keeps what it found on its host (a copy of the
+/// files, the migrations with their way down, …). Run it after every good
+/// deployment; a release that was not recorded cannot be rolled back to.
 ///
-/// Recording the same thing under the same name again is fine; a recorded release is never overwritten by another.
+/// Recording the same thing under the same name again is fine; a recorded release
+/// is never overwritten by another.
 ///
 /// Examples:
 ///   rollbackctl release record v2.9.0
-///   rollbackctl release record v2.9.0 --commit "$(git rev-parse HEAD)" --notes "before the new checkout"
+///   rollbackctl release record v2.9.0 --commit "$(git rev-parse HEAD)" --notes "before new checkout"
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct RecordArgs {

@@ -8,9 +8,11 @@ use crate::output::paint::Paint;
 use crate::output::{self, json, rollbacks};
 use crate::session::Session;
 
-/// Show one rollback: how it ended, its phases, every step, and what preflight found
+/// Show one rollback: how it ended, its phases, every step, and what preflight
+/// found
 ///
-/// The exit code is 0 whenever it could be shown; use `rollback watch` for an exit code that says how it ended.
+/// The exit code is 0 whenever it could be shown; use `rollback watch` for an
+/// exit code that says how it ended.
 ///
 /// Examples:
 ///   rollbackctl rollback show

@@ -10,12 +10,14 @@ use crate::follow::{self, Interrupts, Screen};
 use crate::output;
 use crate::session::Session;
 
-/// Watch a rollback until it ends; also one that somebody else started, or that ended already
+/// Watch a rollback until it ends; also one that somebody else started, or that
+/// ended already
 ///
-/// Goes on by itself after a lost connection, a restart of the coordinator and a change of the leader. Ctrl-C stops the
-/// watching, never the rollback.
+/// Goes on by itself after a lost connection, a restart of the coordinator and a
+/// change of the leader. Ctrl-C stops the watching, never the rollback.
 ///
-/// Exit codes: as of `fleet rollback`: 0 verified, 3 blocked, 4 partial, 5 undone or held, 7 still running, 1 error.
+/// Exit codes: as of `fleet rollback`: 0 verified, 3 blocked, 4 partial, 5 undone
+/// or held, 7 still running, 1 error.
 ///
 /// Examples:
 ///   rollbackctl rollback watch

@@ -178,7 +178,7 @@ impl FleetBuilder {
             dir: temp,
         };
         if let Err(error) = self.join(&mut fleet).await {
-            return Err(error.context(format!("start the fleet; its logs end so:\n{}", fleet.tails())));
+            anyhow::bail!("start the fleet: {error:#}\nthe logs end so:\n{}", fleet.tails());
         }
         Ok(fleet)
     }

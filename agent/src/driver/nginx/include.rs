@@ -17,6 +17,7 @@ pub enum Include {
     Written {
         nonce: String,
         drained: bool,
+        settled: bool,
     },
     /// Somebody else's content. Never overwritten.
     Foreign,
@@ -33,8 +34,9 @@ impl Include {
             .filter(|line| *line == HEADER)
             .and_then(|_| lines.next())
             .and_then(|line| {
-                let (nonce, drained) = line.strip_prefix("# nonce=")?.split_once(" drained=")?;
-                Some((nonce.to_owned(), drained == "yes"))
+                let (nonce, rest) = line.strip_prefix("# nonce=")?.split_once(" drained=")?;
+                let (drained, settled) = rest.split_once(" settled=")?;
+                Some((nonce.to_owned(), drained == "yes", settled == "yes"))
             });
         match state {
             Some((nonce, drained, settled)) => Self::Written {
@@ -83,13 +85,14 @@ impl Template {
         })
     }
 
-    pub fn render(&self, nonce: &str, drained: bool) -> String {
+    pub fn render(&self, nonce: &str, drained: bool, settled: bool) -> String {
         let Self {
             path,
             retry_after,
             body,
         } = self;
-        let said = if drained { "yes" } else { "no" };
+        let said = |yes| if yes { "yes" } else { "no" };
+        let (is_drained, is_settled) = (said(drained), said(settled));
         let mut text = format!(
             "{HEADER}\n# nonce={nonce} drained={is_drained} settled={is_settled}\nlocation = {path} {{\n    access_log off;\n    default_type \
              text/plain;\n    return 200 \"{nonce}\\n\";\n}}\n"
@@ -141,13 +144,15 @@ mod tests {
     #[test]
     fn says_back_what_was_written() {
         let template = Template::new("/-/rollbackctl", Duration::from_secs(30), None).expect("good");
-        for drained in [false, true] {
-            let read = Include::parse(&template.render("abc", drained));
+        for (drained, settled) in [(false, true), (true, true), (true, false)] {
+            let read = Include::parse(&template.render("abc", drained, settled));
+            let nonce = "abc".to_owned();
             assert_eq!(
                 read,
                 Include::Written {
-                    nonce: "abc".into(),
-                    drained
+                    nonce,
+                    drained,
+                    settled
                 }
             );
         }

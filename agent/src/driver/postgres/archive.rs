@@ -91,7 +91,11 @@ pub(super) struct Archive {
 
 impl Archive {
     pub fn new(component: &str, vault: Arc<Vault>, directory: &Path) -> Self {
-        Self { component: component.to_owned(), vault, directory: directory.to_owned() }
+        Self {
+            component: component.to_owned(),
+            vault,
+            directory: directory.to_owned(),
+        }
     }
 
     /// What was pinned for this revision; `None` when it was never recorded.
@@ -101,16 +105,24 @@ impl Archive {
 
     pub fn schema_of(&self, recorded: &Recorded) -> Result<Schema, Problem> {
         let bytes = self.vault.get(&recorded.schema).map_err(vault_problem)?;
-        serde_json::from_slice(&bytes).map_err(|e| Problem::from_error(Code::RevisionDamaged, "read a recorded schema", &e))
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Problem::from_error(Code::RevisionDamaged, "read a recorded schema", &e))
     }
 
     fn library(&self) -> Result<Library, Problem> {
-        Ok(self.vault.pinned(&self.component, LIBRARY).map_err(vault_problem)?.unwrap_or_default())
+        Ok(self
+            .vault
+            .pinned(&self.component, LIBRARY)
+            .map_err(vault_problem)?
+            .unwrap_or_default())
     }
 
     /// Every migration number that the directory or the vault knows.
     pub fn numbers(&self) -> Result<BTreeSet<i64>, Problem> {
-        Ok(read_directory(&self.directory)?.into_keys().chain(self.library()?.migrations.into_keys()).collect())
+        Ok(read_directory(&self.directory)?
+            .into_keys()
+            .chain(self.library()?.migrations.into_keys())
+            .collect())
     }
 
     /// `002_scores` for 2, if any source knows the name.
@@ -138,8 +150,18 @@ impl Archive {
         for number in applied {
             let mut entry = library.migrations.remove(number).unwrap_or_default();
             if let Some(files) = files.get(number) {
-                let up = files.up.as_deref().map(|p| self.vault.put_file(p)).transpose().map_err(vault_problem)?;
-                let down = files.down.as_deref().map(|p| self.vault.put_file(p)).transpose().map_err(vault_problem)?;
+                let up = files
+                    .up
+                    .as_deref()
+                    .map(|p| self.vault.put_file(p))
+                    .transpose()
+                    .map_err(vault_problem)?;
+                let down = files
+                    .down
+                    .as_deref()
+                    .map(|p| self.vault.put_file(p))
+                    .transpose()
+                    .map_err(vault_problem)?;
                 let choose = |file: Option<ObjectId>, shelved: Option<ObjectId>| match prefer {
                     Prefer::Files => file.or(shelved),
                     Prefer::Archive => shelved.or(file),
@@ -161,17 +183,31 @@ impl Archive {
             library.migrations.insert(*number, entry.clone());
             entries.insert(*number, entry);
         }
-        let lines = serde_json::to_vec(schema).map_err(|e| Problem::from_error(Code::Internal, "write a schema", &e))?;
+        let lines =
+            serde_json::to_vec(schema).map_err(|e| Problem::from_error(Code::Internal, "write a schema", &e))?;
         let schema = self.vault.put_bytes(&lines).map_err(vault_problem)?;
         library.format = FORMAT;
-        self.vault.pin(&self.component, LIBRARY, &library).map_err(vault_problem)?;
-        let recorded = Recorded { format: FORMAT, version: version.to_owned(), applied: entries, schema };
-        self.vault.pin(&self.component, digest, &recorded).map_err(vault_problem)?;
+        self.vault
+            .pin(&self.component, LIBRARY, &library)
+            .map_err(vault_problem)?;
+        let recorded = Recorded {
+            format: FORMAT,
+            version: version.to_owned(),
+            applied: entries,
+            schema,
+        };
+        self.vault
+            .pin(&self.component, digest, &recorded)
+            .map_err(vault_problem)?;
         Ok(one_way)
     }
 
     /// The SQL of these migrations: from one of the revisions' own records, else the library, else the directory.
-    pub fn resolve(&self, recorded: &[Option<&Recorded>], numbers: &BTreeSet<i64>) -> Result<BTreeMap<i64, Known>, Problem> {
+    pub fn resolve(
+        &self,
+        recorded: &[Option<&Recorded>],
+        numbers: &BTreeSet<i64>,
+    ) -> Result<BTreeMap<i64, Known>, Problem> {
         let files = read_directory(&self.directory)?;
         let library = self.library()?;
         let mut all = BTreeMap::new();
@@ -220,18 +256,30 @@ impl Archive {
 
 /// The migrations directory. Files that are named otherwise are none of our business; two migrations of one number are.
 pub(super) fn read_directory(dir: &Path) -> Result<BTreeMap<i64, Files>, Problem> {
-    let failed = |e| Problem::from_error(Code::FileFailed, format!("read migrations directory {}", dir.display()), &e);
+    let failed = |e| {
+        Problem::from_error(
+            Code::FileFailed,
+            format!("read migrations directory {}", dir.display()),
+            &e,
+        )
+    };
     let mut found: BTreeMap<i64, Files> = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let Some((digits, name, down)) = path.file_name().and_then(|n| n.to_str()).and_then(parse_file_name) else { continue };
+        let Some((digits, name, down)) = path.file_name().and_then(|n| n.to_str()).and_then(parse_file_name) else {
+            continue;
+        };
         let Some(number) = parse_number(digits) else { continue };
         let files = found.entry(number).or_default();
         let place = if down { &mut files.down } else { &mut files.up };
         if place.is_some() || (!files.name.is_empty() && files.name != name) {
             return Err(Problem::new(
                 Code::MigrationsDiverged,
-                format!("{} has two migrations with the number {number}: {} and {name}", dir.display(), files.name),
+                format!(
+                    "{} has two migrations with the number {number}: {} and {name}",
+                    dir.display(),
+                    files.name
+                ),
             )
             .remedy("give one of the files another number, or remove it"));
         }
@@ -259,7 +307,10 @@ fn read_sql(path: &Path) -> Result<String, Problem> {
     let failed = |e| Problem::from_error(Code::FileFailed, format!("read {}", path.display()), &e);
     let size = std::fs::metadata(path).map_err(failed)?.len();
     if size > MAX_SQL {
-        return Err(Problem::new(Code::FileFailed, format!("{} has {size} bytes, at most {MAX_SQL} are read", path.display())));
+        return Err(Problem::new(
+            Code::FileFailed,
+            format!("{} has {size} bytes, at most {MAX_SQL} are read", path.display()),
+        ));
     }
     std::fs::read_to_string(path).map_err(failed)
 }
@@ -280,9 +331,19 @@ mod tests {
     #[test]
     fn file_names_of_migrations_are_told_from_others() {
         assert_eq!(parse_file_name("002_scores.up.sql"), Some(("002", "002_scores", false)));
-        assert_eq!(parse_file_name("20240101120000_add-x.down.sql"), Some(("20240101120000", "20240101120000_add-x", true)));
+        assert_eq!(
+            parse_file_name("20240101120000_add-x.down.sql"),
+            Some(("20240101120000", "20240101120000_add-x", true))
+        );
         assert_eq!(parse_file_name("3_plain.sql"), Some(("3", "3_plain", false)));
-        for other in ["README.md", "scores.up.sql", "002_scores.up.sql.bak", "002x.up.sql", ".up.sql", "1_a b.up.sql"] {
+        for other in [
+            "README.md",
+            "scores.up.sql",
+            "002_scores.up.sql.bak",
+            "002x.up.sql",
+            ".up.sql",
+            "1_a b.up.sql",
+        ] {
             assert_eq!(parse_file_name(other), None, "{other}");
         }
     }
@@ -296,6 +357,9 @@ mod tests {
         let files = read_directory(dir.path()).expect("one migration");
         assert!(files[&2].up.is_some() && files[&2].down.is_some());
         std::fs::write(dir.path().join("002_b.up.sql"), "SELECT 1").expect("write");
-        assert_eq!(read_directory(dir.path()).expect_err("two").code, Code::MigrationsDiverged);
+        assert_eq!(
+            read_directory(dir.path()).expect_err("two").code,
+            Code::MigrationsDiverged
+        );
     }
 }

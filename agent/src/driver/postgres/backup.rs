@@ -94,13 +94,22 @@ impl Backup<'_> {
         let mut c = self.connector.live().await?;
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         sqlx::raw_sql(begin).execute(&mut c).await.map_err(failed)?;
-        let snapshot: String =
-            sqlx::query_scalar("SELECT pg_export_snapshot()").fetch_one(&mut c).await.map_err(failed)?;
+        let snapshot: String = sqlx::query_scalar("SELECT pg_export_snapshot()")
+            .fetch_one(&mut c)
+            .await
+            .map_err(failed)?;
         let taken_at = Timestamp::now();
         let schema = Schema::read(&mut c).await.map_err(failed)?;
         let applied = Applied::read(&mut c, &self.config.version_table).await?;
         let (snapshot_arg, file_arg) = (format!("--snapshot={snapshot}"), format!("--file={}", dump.display()));
-        let args = ["--format=custom", "--compress=1", "--no-password", DUMP_LOCK_WAIT, &snapshot_arg, &file_arg];
+        let args = [
+            "--format=custom",
+            "--compress=1",
+            "--no-password",
+            DUMP_LOCK_WAIT,
+            &snapshot_arg,
+            &file_arg,
+        ];
         let figures = self
             .step
             .operation("pg_dump", async {
@@ -108,11 +117,14 @@ impl Backup<'_> {
                 let dumping = tools.run(self.config, "pg_dump", database, &args, self.step.time_left());
                 let dumping = async {
                     let what = format!("dump database {database}");
-                    self.report_size(&dump, dumping).await.map_err(|e| e.problem(Code::BackupUnproven, what))
+                    self.report_size(&dump, dumping)
+                        .await
+                        .map_err(|e| e.problem(Code::BackupUnproven, what))
                 };
                 let counting = async {
                     let seen = |name: &str, i: usize, of: usize| {
-                        self.step.progress(format!("figures of {name} taken ({i} of {of} tables)"));
+                        self.step
+                            .progress(format!("figures of {name} taken ({i} of {of} tables)"));
                     };
                     Figures::read(&mut c, seen).await.map_err(failed)
                 };
@@ -140,13 +152,23 @@ impl Backup<'_> {
 
     /// Restores the dump into a scratch database and compares every figure. Answers with the schema as the restore made
     /// it. The scratch database stays: the caller rehearses in it and drops it.
-    pub async fn prove(&self, tools: &Tools, manifest: &Manifest, schema: &Schema, name: &str) -> Result<Schema, Problem> {
+    pub async fn prove(
+        &self,
+        tools: &Tools,
+        manifest: &Manifest,
+        schema: &Schema,
+        name: &str,
+    ) -> Result<Schema, Problem> {
         let dump = self.staging.dump();
         let step = self.step;
         step.progress(format!("restoring the backup into {name}"));
         let mut live = self.connector.live().await?;
         scratch::drop(self.connector, name).await?;
-        step.operation("createdb", scratch::create(self.connector, &mut live, name, &step.rollback_id)).await?;
+        step.operation(
+            "createdb",
+            scratch::create(self.connector, &mut live, name, &step.rollback_id),
+        )
+        .await?;
         let _ = sqlx::Connection::close(live).await;
         restore(self, tools, &dump, name).await?;
         step.operation("verify_figures", async {
@@ -215,8 +237,15 @@ impl Backup<'_> {
 async fn restore(backup: &Backup<'_>, tools: &Tools, dump: &Path, name: &str) -> Result<(), Problem> {
     let (into, file) = (format!("--dbname={name}"), dump.display().to_string());
     // Owners and grants belong to the cluster; what is proven here is the content.
-    let args =
-        ["--jobs=2", "--exit-on-error", "--no-owner", "--no-privileges", "--no-password", into.as_str(), file.as_str()];
+    let args = [
+        "--jobs=2",
+        "--exit-on-error",
+        "--no-owner",
+        "--no-privileges",
+        "--no-password",
+        into.as_str(),
+        file.as_str(),
+    ];
     let limit = backup.step.time_left();
     backup
         .step
@@ -251,9 +280,13 @@ pub(super) fn retire(backups: &Path, database: &str, retain: u32, keep: &str) ->
     let mut sealed = Vec::new();
     for entry in std::fs::read_dir(backups).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let Some(stem) = path.to_str().and_then(|p| p.strip_suffix(".manifest.json")) else { continue };
+        let Some(stem) = path.to_str().and_then(|p| p.strip_suffix(".manifest.json")) else {
+            continue;
+        };
         // A file that is not ours, or not readable as ours, is left alone.
-        let Ok(Some(manifest)) = staging::read_json::<Manifest>(&path) else { continue };
+        let Ok(Some(manifest)) = staging::read_json::<Manifest>(&path) else {
+            continue;
+        };
         let dump = PathBuf::from(format!("{stem}.dump"));
         if manifest.database == database && dump.is_file() {
             sealed.push((manifest.taken_at, dump, path));
@@ -276,8 +309,13 @@ pub(super) fn retire(backups: &Path, database: &str, retain: u32, keep: &str) ->
 
 fn create_private(path: &Path) -> Result<(), Problem> {
     use std::os::unix::fs::OpenOptionsExt as _;
-    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    made.map(|_| ()).map_err(|e| file_problem(format!("create {}", path.display()), &e))
+    let made = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    made.map(|_| ())
+        .map_err(|e| file_problem(format!("create {}", path.display()), &e))
 }
 
 /// SHA-256 and length. `sync` makes the content durable first.

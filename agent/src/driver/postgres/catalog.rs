@@ -25,7 +25,10 @@ impl Schema {
     /// Reads the schema of the session's database. The session is a reader, or has an empty search path for now.
     pub async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
         let rows = sqlx::query(include_str!("catalog.sql")).fetch_all(connection).await?;
-        rows.iter().map(|row| Ok((row.try_get("key")?, row.try_get("definition")?))).collect::<Result<_, _>>().map(Self)
+        rows.iter()
+            .map(|row| Ok((row.try_get("key")?, row.try_get("definition")?)))
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 
     /// `sha256:…` over the schema and the applied migrations.
@@ -49,7 +52,11 @@ impl Schema {
             match self.0.get(key) {
                 None => lines.push(format!("missing: {}", shown(key, definition))),
                 Some(found) if found != definition => {
-                    lines.push(format!("changed: {}, expected {}", shown(key, found), shown("", definition)));
+                    lines.push(format!(
+                        "changed: {}, expected {}",
+                        shown(key, found),
+                        shown("", definition)
+                    ));
                 }
                 Some(_) => {}
             }
@@ -84,12 +91,21 @@ impl Schema {
         };
         // A fresh database has a schema `public` even if the original dropped its own.
         let fresh = restored.0.iter().filter(|(key, _)| !live.0.contains_key(*key));
-        Self(fresh.map(|(k, d)| (k.clone(), d.clone())).chain(self.0.iter().map(line)).collect())
+        Self(
+            fresh
+                .map(|(k, d)| (k.clone(), d.clone()))
+                .chain(self.0.iter().map(line))
+                .collect(),
+        )
     }
 
     /// Things that one of the two has and the other has not, by name only.
     pub fn missing_from(&self, other: &Self) -> Vec<&str> {
-        self.0.keys().filter(|key| !other.0.contains_key(*key)).map(String::as_str).collect()
+        self.0
+            .keys()
+            .filter(|key| !other.0.contains_key(*key))
+            .map(String::as_str)
+            .collect()
     }
 }
 
@@ -113,7 +129,10 @@ mod tests {
         let expected = schema(&[("column a.b", "integer"), ("table a", "")]);
         let found = schema(&[("column a.b", "bigint"), ("table c", "")]);
         let text = found.differences(&expected).expect("they differ");
-        assert_eq!(text, "changed: column a.b bigint, expected integer; missing: table a; not expected: table c");
+        assert_eq!(
+            text,
+            "changed: column a.b bigint, expected integer; missing: table a; not expected: table c"
+        );
         assert_eq!(found.differences(&found), None);
     }
 
@@ -130,7 +149,10 @@ mod tests {
         let live = schema(&[("constraint t c", "live form"), ("column t.x", "int")]);
         let restored = schema(&[("constraint t c", "restored form"), ("column t.x", "int")]);
         let target = schema(&[("constraint t c", "live form")]);
-        assert_eq!(target.as_restored(&live, &restored), schema(&[("constraint t c", "restored form")]));
+        assert_eq!(
+            target.as_restored(&live, &restored),
+            schema(&[("constraint t c", "restored form")])
+        );
         // Defined otherwise in the target: the down migration makes it, in the target's own form.
         let target = schema(&[("constraint t c", "older form")]);
         assert_eq!(target.as_restored(&live, &restored), target);

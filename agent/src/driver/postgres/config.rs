@@ -58,13 +58,19 @@ pub struct PostgresConfig {
     #[serde(default = "default_lock_timeout", deserialize_with = "crate::duration::deserialize")]
     pub lock_timeout: Duration,
     /// Limit for each statement of a migration.
-    #[serde(default = "default_statement_timeout", deserialize_with = "crate::duration::deserialize")]
+    #[serde(
+        default = "default_statement_timeout",
+        deserialize_with = "crate::duration::deserialize"
+    )]
     pub statement_timeout: Duration,
     /// Where `pg_dump` and `pg_restore` are. Without it they are looked for.
     #[serde(default)]
     pub bin_dir: Option<PathBuf>,
     /// A backup that `stage` proved is sealed by `snapshot` when it is not older than this; otherwise a new one is made.
-    #[serde(default = "default_snapshot_max_age", deserialize_with = "crate::duration::deserialize")]
+    #[serde(
+        default = "default_snapshot_max_age",
+        deserialize_with = "crate::duration::deserialize"
+    )]
     pub snapshot_max_age: Duration,
 }
 
@@ -115,7 +121,10 @@ impl PostgresConfig {
         check_identifier("maintenance_database", &self.maintenance_database)?;
         check_identifier("user", &self.user)?;
         if self.database == self.maintenance_database {
-            return Err(bad(format!("maintenance_database must not be the managed database {}", self.database)));
+            return Err(bad(format!(
+                "maintenance_database must not be the managed database {}",
+                self.database
+            )));
         }
         check_host(&self.host)?;
         if self.port == 0 {
@@ -124,7 +133,10 @@ impl PostgresConfig {
         check_version_table(&self.version_table)?;
         for (key, path) in [("migrations", Some(&self.migrations)), ("backups", Some(&self.backups))]
             .into_iter()
-            .chain([("password_file", self.password_file.as_ref()), ("bin_dir", self.bin_dir.as_ref())])
+            .chain([
+                ("password_file", self.password_file.as_ref()),
+                ("bin_dir", self.bin_dir.as_ref()),
+            ])
         {
             if let Some(path) = path
                 && !path.is_absolute()
@@ -135,7 +147,10 @@ impl PostgresConfig {
         if self.retain_backups == 0 {
             return Err(bad("retain_backups must be at least 1".into()));
         }
-        for (key, value) in [("lock_timeout", self.lock_timeout), ("statement_timeout", self.statement_timeout)] {
+        for (key, value) in [
+            ("lock_timeout", self.lock_timeout),
+            ("statement_timeout", self.statement_timeout),
+        ] {
             // PostgreSQL takes 0 for "no limit", and 2^31 ms for an error.
             if value.is_zero() || value > Duration::from_secs(24 * 3600) {
                 return Err(bad(format!("{key} must be between 1ms and 24h")));
@@ -146,14 +161,20 @@ impl PostgresConfig {
 
     /// Reads the password, refusing a file that others can read.
     pub(super) fn password(&self) -> Result<Option<String>, Problem> {
-        let Some(path) = &self.password_file else { return Ok(None) };
-        let refuse = |why: String| Problem::new(Code::BadCredentials, format!("password_file {}: {why}", path.display()));
+        let Some(path) = &self.password_file else {
+            return Ok(None);
+        };
+        let refuse =
+            |why: String| Problem::new(Code::BadCredentials, format!("password_file {}: {why}", path.display()));
         let meta = std::fs::metadata(path).map_err(|e| refuse(e.to_string()))?;
         if !meta.is_file() {
             return Err(refuse("it is not a file".into()));
         }
         if meta.mode() & 0o077 != 0 {
-            return Err(refuse(format!("mode {:04o} lets others read it; chmod 600", meta.mode() & 0o7777)));
+            return Err(refuse(format!(
+                "mode {:04o} lets others read it; chmod 600",
+                meta.mode() & 0o7777
+            )));
         }
         let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
         let password = text.strip_suffix('\n').unwrap_or(&text);
@@ -167,17 +188,38 @@ impl PostgresConfig {
     /// The directory for backups, made when absent, refused when others can look into it.
     pub(super) fn backups_dir(&self) -> Result<&Path, Problem> {
         let dir = &self.backups;
-        let failed = |e: std::io::Error| Problem::from_error(Code::FileFailed, format!("make {}", dir.display()), &e);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
-        let mode = std::fs::metadata(dir).map_err(failed)?.permissions().mode();
-        if mode & 0o077 != 0 {
-            return Err(Problem::new(
-                Code::BadCredentials,
-                format!("backups directory {} has mode {:04o}: others could read backups", dir.display(), mode & 0o7777),
-            )
-            .remedy("chmod 700 the directory"));
-        }
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|e| Problem::from_error(Code::FileFailed, format!("make {}", dir.display()), &e))?;
+        self.check_backups_mode()?;
         Ok(dir)
+    }
+
+    /// Refuses a directory that others can look into. One that does not exist yet will be made as it should be.
+    pub(super) fn check_backups_mode(&self) -> Result<(), Problem> {
+        let dir = &self.backups;
+        let mode = match std::fs::metadata(dir) {
+            Ok(meta) => meta.permissions().mode(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => {
+                return Err(Problem::from_error(
+                    Code::FileFailed,
+                    format!("look at {}", dir.display()),
+                    &e,
+                ));
+            }
+        };
+        if mode & 0o077 != 0 {
+            let mode = mode & 0o7777;
+            let message = format!(
+                "backups directory {} has mode {mode:04o}: others could read backups",
+                dir.display()
+            );
+            return Err(Problem::new(Code::BadCredentials, message).remedy("chmod 700 the directory"));
+        }
+        Ok(())
     }
 }
 
@@ -189,8 +231,13 @@ fn check_identifier(key: &str, name: &str) -> Result<(), Problem> {
     if name.starts_with(['-', '.']) {
         return Err(bad(format!("{key} {shown:?} begins with '-' or '.'")));
     }
-    match name.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+'))) {
-        Some(c) => Err(bad(format!("{key} {shown:?} has the character {c:?}; allowed are A-Z a-z 0-9 . _ + -"))),
+    match name
+        .chars()
+        .find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+')))
+    {
+        Some(c) => Err(bad(format!(
+            "{key} {shown:?} has the character {c:?}; allowed are A-Z a-z 0-9 . _ + -"
+        ))),
         None => Ok(()),
     }
 }
@@ -202,11 +249,19 @@ fn check_host(host: &str) -> Result<(), Problem> {
             !host.is_empty()
                 && host.len() <= 253
                 && !host.starts_with('-')
-                && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '_'))
+                && host
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '_'))
         }
     };
     let shown: String = host.chars().take(60).collect();
-    if ok { Ok(()) } else { Err(bad(format!("host {shown:?} is neither the directory of a socket nor a host name"))) }
+    if ok {
+        Ok(())
+    } else {
+        Err(bad(format!(
+            "host {shown:?} is neither the directory of a socket nor a host name"
+        )))
+    }
 }
 
 fn check_version_table(name: &str) -> Result<(), Problem> {
@@ -221,7 +276,11 @@ fn check_version_table(name: &str) -> Result<(), Problem> {
         None => part(name),
     };
     let shown: String = name.chars().take(60).collect();
-    if ok { Ok(()) } else { Err(bad(format!("version_table {shown:?} must be a table, or schema.table"))) }
+    if ok {
+        Ok(())
+    } else {
+        Err(bad(format!("version_table {shown:?} must be a table, or schema.table")))
+    }
 }
 
 #[cfg(test)]
@@ -229,7 +288,9 @@ mod tests {
     use super::*;
 
     fn config(extra: &str) -> Result<PostgresConfig, toml::de::Error> {
-        toml::from_str(&format!("database = 'shop'\nmigrations = '/srv/m'\nbackups = '/srv/b'\n{extra}"))
+        toml::from_str(&format!(
+            "database = 'shop'\nmigrations = '/srv/m'\nbackups = '/srv/b'\n{extra}"
+        ))
     }
 
     #[test]
@@ -249,7 +310,18 @@ mod tests {
 
     #[test]
     fn names_that_are_connection_settings_or_options_are_refused() {
-        for name in ["host=evil", "postgresql://evil/x", "a b", "--file=x", "a;b", "a\"b", "", "a/b", ".x", "ä"] {
+        for name in [
+            "host=evil",
+            "postgresql://evil/x",
+            "a b",
+            "--file=x",
+            "a;b",
+            "a\"b",
+            "",
+            "a/b",
+            ".x",
+            "ä",
+        ] {
             let mut config = config("").expect("config");
             config.database = name.to_owned();
             assert_eq!(config.validate().expect_err(name).code, Code::BadConfig, "{name}");

@@ -28,7 +28,10 @@ pub(super) struct Connector {
 
 impl Connector {
     pub fn new(config: Arc<PostgresConfig>, component: &str) -> Self {
-        Self { config, application: application_name(component) }
+        Self {
+            config,
+            application: application_name(component),
+        }
     }
 
     /// A session whose settings are the database's own.
@@ -47,7 +50,12 @@ impl Connector {
             options = options.options(settings.iter().map(|(k, v)| (k, v)));
         }
         let options = options.disable_statement_logging();
-        let place = || format!("connect to database {database} at {}:{}", self.config.host, self.config.port);
+        let place = || {
+            format!(
+                "connect to database {database} at {}:{}",
+                self.config.host, self.config.port
+            )
+        };
         let connecting = tokio::time::timeout(CONNECT_LIMIT, options.connect()).await;
         let mut connection = match connecting {
             Ok(Ok(connection)) => connection,
@@ -109,7 +117,12 @@ pub(super) async fn database_settings(live: &mut PgConnection) -> Result<Setting
     .await?;
     rows.iter()
         .map(|row| row.try_get::<String, _>("setting"))
-        .map(|s| s.map(|s| s.split_once('=').map_or((s.clone(), String::new()), |(k, v)| (k.into(), v.into()))))
+        .map(|s| {
+            s.map(|s| {
+                s.split_once('=')
+                    .map_or((s.clone(), String::new()), |(k, v)| (k.into(), v.into()))
+            })
+        })
         .collect()
 }
 
@@ -126,7 +139,11 @@ pub(super) fn ident(name: &str) -> String {
 /// Quotes a text.
 pub(super) fn literal(text: &str) -> String {
     let doubled = text.replace('\'', "''");
-    if text.contains('\\') { format!("E'{}'", doubled.replace('\\', "\\\\")) } else { format!("'{doubled}'") }
+    if text.contains('\\') {
+        format!("E'{}'", doubled.replace('\\', "\\\\"))
+    } else {
+        format!("'{doubled}'")
+    }
 }
 
 /// `schema.table`, quoted.
@@ -136,9 +153,15 @@ pub(super) fn qualified(schema: &str, name: &str) -> String {
 
 /// A server's error with what helps to find its cause; other errors with their chain. Neither holds the password.
 pub(super) fn sql_problem(code: Code, what: impl std::fmt::Display, error: &sqlx::Error) -> Problem {
-    let Some(server) = server_error(error) else { return Problem::from_error(code, what, error) };
+    let Some(server) = server_error(error) else {
+        return Problem::from_error(code, what, error);
+    };
     let mut message = format!("{what}: {} (SQLSTATE {})", server.message(), server.code());
-    for (label, text) in [("detail", server.detail()), ("where", server.r#where())] {
+    // What the server says of rows and values is data, and stays on the host.
+    let about_data = server.code().starts_with("22") || server.code().starts_with("23");
+    let detail = server.detail().filter(|_| !about_data);
+    let place = server.r#where().filter(|text| !text.starts_with("COPY"));
+    for (label, text) in [("detail", detail), ("where", place)] {
         if let Some(text) = text {
             let text: String = text.lines().next().unwrap_or_default().chars().take(200).collect();
             message.push_str(&format!("; {label}: {text}"));
@@ -153,5 +176,7 @@ pub(super) fn sql_problem(code: Code, what: impl std::fmt::Display, error: &sqlx
 }
 
 pub(super) fn server_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
-    error.as_database_error().and_then(|e| e.try_downcast_ref::<PgDatabaseError>())
+    error
+        .as_database_error()
+        .and_then(|e| e.try_downcast_ref::<PgDatabaseError>())
 }

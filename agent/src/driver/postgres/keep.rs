@@ -1,7 +1,7 @@
 //! What a down migration takes away is kept, and given back when the rollback is undone.
 //!
 //! Down migrations drop columns and tables; the up migrations that undo them bring these back empty. So the rehearsal
-//! compares the catalogs before and after going down ([`Structure::lost_in`]); in the same transaction as the migrations,
+//! compares the catalogs before and after going down ([`super::loss`]); in the same transaction as the migrations,
 //! and before them, their content is copied into a schema of ours ([`keep`]); and in the same transaction as the way up,
 //! after it, the content is put back ([`put_back`]): tables as a whole, columns by primary key.
 //!
@@ -9,165 +9,15 @@
 //! by `finish` once everything in it was put back. Rows that were rewritten in place (an UPDATE or a lossy change of type
 //! in a down migration) are not kept: the rehearsal finds them by checksum and fails.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use rollback_proto::problem::{Code, Problem};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::connect::{ident, literal, qualified, run, sql_problem};
+use super::loss::{Loss, LostPart, Name};
 use super::privileges::Privileges;
 use super::versions::Applied;
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct Name {
-    pub schema: String,
-    pub name: String,
-}
-
-impl Name {
-    pub fn quoted(&self) -> String {
-        qualified(&self.schema, &self.name)
-    }
-}
-
-impl std::fmt::Display for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.schema, self.name)
-    }
-}
-
-/// Part of a table that disappears: all of it when there is no key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct LostPart {
-    pub table: Name,
-    /// Columns whose content must be kept; generated ones are computed anew.
-    pub columns: Vec<String>,
-    /// The primary key by which values find their rows again; `None`: the whole table goes.
-    pub key: Option<Vec<String>>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(super) struct Loss {
-    /// In an order in which they can be filled: referenced tables first.
-    pub parts: Vec<LostPart>,
-    pub sequences: Vec<Name>,
-}
-
-/// Tables with their columns, as far as content depends on them. Keys are OIDs: a rename is no loss.
-#[derive(Debug, Default)]
-pub(super) struct Structure {
-    tables: BTreeMap<i64, Table>,
-    sequences: BTreeMap<i64, Name>,
-}
-
-#[derive(Debug)]
-struct Table {
-    name: Name,
-    /// By attribute number: name, and whether it is generated.
-    columns: BTreeMap<i16, (String, bool)>,
-    key: Vec<i16>,
-    references: BTreeSet<i64>,
-}
-
-impl Structure {
-    pub async fn read(c: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        let mut found = Self::default();
-        let rows = sqlx::query(
-            "SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind = 'S' AS sequence,
-                    coalesce((SELECT array_agg(DISTINCT f.confrelid::bigint) FROM pg_constraint f
-                              WHERE f.conrelid = c.oid AND f.contype = 'f'), '{}') AS refs,
-                    coalesce((SELECT string_to_array(i.indkey::text, ' ')::smallint[] FROM pg_index i
-                              WHERE i.indrelid = c.oid AND i.indisprimary), '{}') AS key
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE c.relkind IN ('r', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-               AND n.nspname !~ '^rollbackctl_'",
-        )
-        .fetch_all(&mut *c)
-        .await?;
-        for row in &rows {
-            let oid: i64 = row.try_get("oid")?;
-            let name = Name { schema: row.try_get("schema")?, name: row.try_get("name")? };
-            if row.try_get("sequence")? {
-                found.sequences.insert(oid, name);
-            } else {
-                let references = row.try_get::<Vec<i64>, _>("refs")?.into_iter().collect();
-                let table = Table { name, columns: BTreeMap::new(), key: row.try_get("key")?, references };
-                found.tables.insert(oid, table);
-            }
-        }
-        let rows = sqlx::query(
-            "SELECT attrelid::bigint AS oid, attnum, attname::text AS name, attgenerated <> '' AS generated
-             FROM pg_attribute WHERE attnum > 0 AND NOT attisdropped",
-        )
-        .fetch_all(c)
-        .await?;
-        for row in &rows {
-            if let Some(table) = found.tables.get_mut(&row.try_get("oid")?) {
-                table.columns.insert(row.try_get("attnum")?, (row.try_get("name")?, row.try_get("generated")?));
-            }
-        }
-        Ok(found)
-    }
-
-    /// What is here and not in `after`. An error says why it could not be given back.
-    pub fn lost_in(&self, after: &Self) -> Result<Loss, String> {
-        let mut whole = Vec::new();
-        let mut parts = Vec::new();
-        for (oid, table) in &self.tables {
-            let Some(left) = after.tables.get(oid) else {
-                whole.push(*oid);
-                continue;
-            };
-            let lost: Vec<i16> = table.columns.keys().filter(|n| !left.columns.contains_key(*n)).copied().collect();
-            let name = |n: &i16| table.columns.get(n).map(|(name, _)| name.clone());
-            let columns: Vec<String> =
-                lost.iter().filter_map(|n| table.columns.get(n)).filter(|(_, generated)| !generated).map(|(n, _)| n.clone()).collect();
-            if columns.is_empty() {
-                continue;
-            }
-            if table.key.is_empty() || table.key.iter().any(|n| lost.contains(n)) {
-                return Err(format!(
-                    "column {} of table {} is dropped, and the table has no primary key outside of it by which its values \
-                     could be put back",
-                    columns.join(", "),
-                    table.name
-                ));
-            }
-            let key = table.key.iter().filter_map(name).collect();
-            parts.push(LostPart { table: table.name.clone(), columns, key: Some(key) });
-        }
-        for oid in self.fill_order(whole)? {
-            let Some(table) = self.tables.get(&oid) else { continue };
-            let columns = table.columns.values().filter(|(_, generated)| !generated).map(|(name, _)| name.clone()).collect();
-            parts.push(LostPart { table: table.name.clone(), columns, key: None });
-        }
-        // Whole tables first: a column that is put back may refer to them.
-        parts.sort_by_key(|p| p.key.is_some());
-        let sequences = self.sequences.iter().filter(|(oid, _)| !after.sequences.contains_key(oid));
-        Ok(Loss { parts, sequences: sequences.map(|(_, name)| name.clone()).collect() })
-    }
-
-    /// Referenced tables before those that refer to them.
-    fn fill_order(&self, mut left: Vec<i64>) -> Result<Vec<i64>, String> {
-        let mut order = Vec::new();
-        while !left.is_empty() {
-            let free = |oid: &i64| {
-                self.tables.get(oid).is_none_or(|t| !t.references.iter().any(|r| r != oid && left.contains(r)))
-            };
-            let (ready, waiting): (Vec<i64>, Vec<i64>) = left.iter().copied().partition(free);
-            if ready.is_empty() {
-                let names: Vec<String> =
-                    waiting.iter().filter_map(|o| self.tables.get(o)).map(|t| t.name.to_string()).collect();
-                return Err(format!("the tables {} are dropped and refer to each other in a circle", names.join(", ")));
-            }
-            order.extend(ready);
-            left = waiting;
-        }
-        Ok(order)
-    }
-}
 
 /// What is in a kept schema; its one document.
 #[derive(Debug, Serialize, Deserialize)]
@@ -197,7 +47,11 @@ async fn read_kept(c: &mut PgConnection, schema: &str) -> Result<Option<Kept>, P
         return Ok(None);
     }
     let query = format!("SELECT document FROM {}", qualified(schema, "kept"));
-    let text: String = sqlx::query_scalar(AssertSqlSafe(query)).persistent(false).fetch_one(c).await.map_err(failed)?;
+    let text: String = sqlx::query_scalar(AssertSqlSafe(query))
+        .persistent(false)
+        .fetch_one(c)
+        .await
+        .map_err(failed)?;
     serde_json::from_str(&text)
         .map(Some)
         .map_err(|e| Problem::from_error(Code::DatabaseUnclear, format!("read schema {schema}"), &e))
@@ -224,25 +78,50 @@ pub(super) async fn keep(
     let mut tables: Vec<String> = loss.parts.iter().map(|p| p.table.quoted()).collect();
     tables.sort();
     if !tables.is_empty() {
-        run(c, format!("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE", tables.join(", ONLY "))).await?;
+        run(
+            c,
+            format!("LOCK TABLE ONLY {} IN ACCESS EXCLUSIVE MODE", tables.join(", ONLY ")),
+        )
+        .await?;
     }
     run(c, format!("CREATE SCHEMA {}", ident(schema))).await?;
-    let about = format!("rows that rollbackctl kept when rollback {rollback_id} took migrations down; drop it when they are not needed any more");
+    let about = format!(
+        "rows that rollbackctl kept when rollback {rollback_id} took migrations down; drop it when they are not needed any more"
+    );
     run(c, format!("COMMENT ON SCHEMA {} IS {}", ident(schema), literal(&about))).await?;
     for (i, part) in loss.parts.iter().enumerate() {
-        let columns = part.key.iter().flatten().chain(&part.columns).map(|n| ident(n)).collect::<Vec<_>>().join(", ");
+        let columns = part
+            .key
+            .iter()
+            .flatten()
+            .chain(&part.columns)
+            .map(|n| ident(n))
+            .collect::<Vec<_>>()
+            .join(", ");
         let into = qualified(schema, &format!("t{i}"));
-        run(c, format!("CREATE TABLE {into} AS SELECT {columns} FROM ONLY {}", part.table.quoted())).await?;
+        run(
+            c,
+            format!(
+                "CREATE TABLE {into} AS SELECT {columns} FROM ONLY {}",
+                part.table.quoted()
+            ),
+        )
+        .await?;
     }
     let mut sequences = Vec::new();
     for name in &loss.sequences {
         let query = format!("SELECT last_value, is_called FROM {}", name.quoted());
-        let row = sqlx::query(AssertSqlSafe(query)).persistent(false).fetch_one(&mut *c).await?;
+        let row = sqlx::query(AssertSqlSafe(query))
+            .persistent(false)
+            .fetch_one(&mut *c)
+            .await?;
         sequences.push((name.clone(), row.try_get(0)?, row.try_get(1)?));
     }
     let version_rows = matches!(applied.layout, super::versions::Layout::Rows(_)) && !numbers.is_empty();
     if version_rows {
-        applied.copy_rows(c, numbers, &qualified(schema, "version_rows")).await?;
+        applied
+            .copy_rows(c, numbers, &qualified(schema, "version_rows"))
+            .await?;
     }
     let kept = Kept {
         rollback_id: rollback_id.to_owned(),
@@ -255,7 +134,14 @@ pub(super) async fn keep(
     let document = serde_json::to_string(&kept)
         .map_err(|e| KeepError::Problem(Problem::from_error(Code::Internal, "describe kept rows", &e)))?;
     let table = qualified(schema, "kept");
-    run(c, format!("CREATE TABLE {table} AS SELECT {}::text AS document", literal(&document))).await?;
+    run(
+        c,
+        format!(
+            "CREATE TABLE {table} AS SELECT {}::text AS document",
+            literal(&document)
+        ),
+    )
+    .await?;
     Ok(())
 }
 
@@ -267,16 +153,18 @@ pub(super) async fn version_row_back(
     number: i64,
 ) -> Result<bool, KeepError> {
     match read_kept(c, schema).await.map_err(KeepError::Problem)? {
-        Some(kept) if kept.version_rows && !kept.put_back => {
-            Ok(applied.put_row_back(c, number, &qualified(schema, "version_rows")).await?)
-        }
+        Some(kept) if kept.version_rows && !kept.put_back => Ok(applied
+            .put_row_back(c, number, &qualified(schema, "version_rows"))
+            .await?),
         Some(_) | None => Ok(false),
     }
 }
 
 /// Puts everything back. Runs inside the transaction of the way up, after it. Does nothing when nothing was kept.
 pub(super) async fn put_back(c: &mut PgConnection, schema: &str) -> Result<(), KeepError> {
-    let Some(mut kept) = read_kept(c, schema).await.map_err(KeepError::Problem)? else { return Ok(()) };
+    let Some(mut kept) = read_kept(c, schema).await.map_err(KeepError::Problem)? else {
+        return Ok(());
+    };
     if kept.put_back {
         return Ok(());
     }
@@ -293,7 +181,11 @@ pub(super) async fn put_back(c: &mut PgConnection, schema: &str) -> Result<(), K
         wake_triggers(c, part, &triggers).await?;
     }
     for (name, last, called) in &kept.sequences {
-        run(c, format!("SELECT setval({}::regclass, {last}, {called})", literal(&name.quoted()))).await?;
+        run(
+            c,
+            format!("SELECT setval({}::regclass, {last}, {called})", literal(&name.quoted())),
+        )
+        .await?;
     }
     kept.privileges.give_back(c).await?;
     kept.put_back = true;
@@ -308,7 +200,11 @@ pub(super) async fn put_back(c: &mut PgConnection, schema: &str) -> Result<(), K
 fn fill(part: &LostPart, from: &str) -> String {
     let table = part.table.quoted();
     let list = |prefix: &str, names: &[String]| {
-        names.iter().map(|n| format!("{prefix}{}", ident(n))).collect::<Vec<_>>().join(", ")
+        names
+            .iter()
+            .map(|n| format!("{prefix}{}", ident(n)))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     match &part.key {
         None if part.columns.is_empty() => format!("INSERT INTO {table} SELECT FROM {from}"),
@@ -349,7 +245,15 @@ async fn quiet_triggers(c: &mut PgConnection, part: &LostPart) -> Result<Vec<(St
             "R" => "ENABLE REPLICA",
             _ => "ENABLE",
         };
-        run(c, format!("ALTER TABLE ONLY {} DISABLE TRIGGER {}", part.table.quoted(), ident(&name))).await?;
+        run(
+            c,
+            format!(
+                "ALTER TABLE ONLY {} DISABLE TRIGGER {}",
+                part.table.quoted(),
+                ident(&name)
+            ),
+        )
+        .await?;
         triggers.push((name, how));
     }
     Ok(triggers)
@@ -357,7 +261,11 @@ async fn quiet_triggers(c: &mut PgConnection, part: &LostPart) -> Result<Vec<(St
 
 async fn wake_triggers(c: &mut PgConnection, part: &LostPart, triggers: &[(String, &str)]) -> Result<(), KeepError> {
     for (name, how) in triggers {
-        run(c, format!("ALTER TABLE ONLY {} {how} TRIGGER {}", part.table.quoted(), ident(name))).await?;
+        run(
+            c,
+            format!("ALTER TABLE ONLY {} {how} TRIGGER {}", part.table.quoted(), ident(name)),
+        )
+        .await?;
     }
     Ok(())
 }
@@ -367,7 +275,9 @@ pub(super) async fn drop_if_put_back(c: &mut PgConnection, schema: &str) -> Resu
     match read_kept(c, schema).await? {
         Some(kept) if kept.put_back => {
             let dropped = run(c, format!("DROP SCHEMA {} CASCADE", ident(schema))).await;
-            dropped.map_err(|e| sql_problem(Code::DatabaseDown, format!("drop schema {schema}"), &e)).map(|()| true)
+            dropped
+                .map_err(|e| sql_problem(Code::DatabaseDown, format!("drop schema {schema}"), &e))
+                .map(|()| true)
         }
         Some(_) | None => Ok(false),
     }

@@ -20,7 +20,8 @@ use sqlx::{AssertSqlSafe, Row as _};
 use super::catalog::Schema;
 use super::config::PostgresConfig;
 use super::connect::{Connector, Settings, server_error, sql_problem};
-use super::keep::{self, KeepError, Loss, Structure};
+use super::keep::{self, KeepError};
+use super::loss::{Loss, Structure};
 use super::privileges::Privileges;
 use super::route::{Direction, Leg};
 use super::tool_locks;
@@ -87,9 +88,7 @@ impl Stop {
     /// Worth another attempt: the lock may be free then.
     fn is_contention(&self) -> bool {
         match self {
-            Self::Sql(_, error) => {
-                server_error(error).is_some_and(|e| matches!(e.code(), "55P03" | "40P01" | "40001"))
-            }
+            Self::Sql(_, error) => server_error(error).is_some_and(|e| matches!(e.code(), "55P03" | "40P01" | "40001")),
             Self::Problem(problem) => problem.code == Code::DatabaseLocked,
             Self::Commit(_) | Self::Escaped => false,
         }
@@ -108,7 +107,11 @@ impl Migrator<'_> {
             };
             let pause = PAUSE.mul_f64(rand::rng().random_range(0.25..1.0));
             if stop.is_contention() && attempt < ATTEMPTS && Instant::now() + pause < self.deadline {
-                tracing::info!(attempt, database = self.database, "migration waits for a lock; trying again");
+                tracing::info!(
+                    attempt,
+                    database = self.database,
+                    "migration waits for a lock; trying again"
+                );
                 attempt += 1;
                 tokio::time::sleep(pause).await;
                 continue;
@@ -123,15 +126,25 @@ impl Migrator<'_> {
             Stop::Escaped => return LegError::Unknown(escaped()),
             Stop::Problem(problem) => problem,
             Stop::Sql(what, error) => sql_problem(Code::MigrationFailed, what, &error),
-            Stop::Commit(error) if server_error(&error).is_some() => sql_problem(Code::MigrationFailed, "commit", &error),
+            Stop::Commit(error) if server_error(&error).is_some() => {
+                sql_problem(Code::MigrationFailed, "commit", &error)
+            }
             Stop::Commit(error) => {
-                return LegError::Unknown(sql_problem(Code::DatabaseUnclear, "the reply to COMMIT was lost", &error));
+                return LegError::Unknown(sql_problem(
+                    Code::DatabaseUnclear,
+                    "the reply to COMMIT was lost",
+                    &error,
+                ));
             }
         };
         if !contention {
             return LegError::RolledBack(problem);
         }
-        let who = if blockers.is_empty() { "a session that has ended since".to_owned() } else { blockers.join("; ") };
+        let who = if blockers.is_empty() {
+            "a session that has ended since".to_owned()
+        } else {
+            blockers.join("; ")
+        };
         let message = format!("{} ({attempts} attempts); the lock is held by {who}", problem.message);
         LegError::RolledBack(Problem::new(Code::DatabaseLocked, message))
     }
@@ -146,7 +159,10 @@ impl Migrator<'_> {
         blockers: &Mutex<Vec<String>>,
     ) -> Result<(), Stop> {
         let mut c = self.connector.migrator(self.database, self.settings).await?;
-        let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut c).await.map_err(sql("begin"))?;
+        let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()")
+            .fetch_one(&mut c)
+            .await
+            .map_err(sql("begin"))?;
         let result = tokio::select! {
             result = self.transaction(&mut c, leg, from, loss) => result,
             never = self.watch(pid, blockers) => match never {},
@@ -178,19 +194,32 @@ impl Migrator<'_> {
         }
         privileges.give_back(c).await.map_err(sql("give back privileges"))?;
         // What a deferred constraint has to say shall not come as an answer to COMMIT.
-        sqlx::raw_sql("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *c).await.map_err(sql("check constraints"))?;
+        sqlx::raw_sql("SET CONSTRAINTS ALL IMMEDIATE")
+            .execute(&mut *c)
+            .await
+            .map_err(sql("check constraints"))?;
         let (schema, applied) = session.state(c).await?;
         let known = leg.applied_after.iter().copied();
         if applied.set(known) != leg.applied_after {
-            let message = format!("after {} other migrations are applied than there should be", leg.names());
+            let message = format!(
+                "after {} other migrations are applied than there should be",
+                leg.names()
+            );
             return Err(Problem::new(Code::MigrationFailed, message).into());
         }
         if let Some(differences) = schema.differences(&leg.schema_after) {
-            let message = format!("after {} the schema is not the recorded one: {differences}", leg.names());
+            let message = format!(
+                "after {} the schema is not the recorded one: {differences}",
+                leg.names()
+            );
             return Err(Problem::new(Code::MigrationFailed, message).into());
         }
         session.still_open(c).await?;
-        sqlx::raw_sql("COMMIT").execute(c).await.map(|_| ()).map_err(Stop::Commit)
+        sqlx::raw_sql("COMMIT")
+            .execute(c)
+            .await
+            .map(|_| ())
+            .map_err(Stop::Commit)
     }
 
     /// Goes down, notes what disappears, and rolls all of it back.
@@ -209,11 +238,17 @@ impl Migrator<'_> {
             self.steps(&mut c, &session, leg, &applied).await?;
             let after = Structure::read(&mut c).await.map_err(sql("read the catalogs"))?;
             session.still_open(&mut c).await?;
-            sqlx::raw_sql("ROLLBACK").execute(&mut c).await.map_err(sql("roll back"))?;
+            sqlx::raw_sql("ROLLBACK")
+                .execute(&mut c)
+                .await
+                .map_err(sql("roll back"))?;
             before.lost_in(&after).map_err(|why| {
                 Stop::Problem(
-                    Problem::new(Code::RehearsalFailed, format!("an undo of the rollback would lose data: {why}"))
-                        .remedy("give the table a primary key, or take this migration down by hand"),
+                    Problem::new(
+                        Code::RehearsalFailed,
+                        format!("an undo of the rollback would lose data: {why}"),
+                    )
+                    .remedy("give the table a primary key, or take this migration down by hand"),
                 )
             })
         }
@@ -223,7 +258,13 @@ impl Migrator<'_> {
         found
     }
 
-    async fn steps(&self, c: &mut PgConnection, session: &Session<'_>, leg: &Leg, applied: &Applied) -> Result<(), Stop> {
+    async fn steps(
+        &self,
+        c: &mut PgConnection,
+        session: &Session<'_>,
+        leg: &Leg,
+        applied: &Applied,
+    ) -> Result<(), Stop> {
         for (i, step) in leg.steps.iter().enumerate() {
             let what = match leg.direction {
                 Direction::Down => format!("migration {} down", step.name),
@@ -261,10 +302,13 @@ impl Migrator<'_> {
             config: self.config,
             search_path: row.try_get("path").map_err(sql("begin"))?,
             transaction: row.try_get("xid").map_err(sql("begin"))?,
-            statement_timeout: self.config.statement_timeout.min(self.deadline.saturating_duration_since(Instant::now())),
+            statement_timeout: self
+                .config
+                .statement_timeout
+                .min(self.deadline.saturating_duration_since(Instant::now())),
         };
         session.limits(c).await?;
-        let (_, applied) = session.state(c).await?;
+        let applied = Applied::read(c, &self.config.version_table).await?;
         let (schema, table) = match &applied.layout {
             Layout::Rows(t) | Layout::Head(t) => (t.schema.as_str(), t.table.as_str()),
             Layout::Absent => ("public", self.config.version_table.as_str()),
@@ -331,7 +375,10 @@ impl Session<'_> {
     /// The schema and the applied migrations as this transaction sees them.
     async fn state(&self, c: &mut PgConnection) -> Result<(Schema, Applied), Stop> {
         let empty = "SELECT set_config('search_path', '', true)";
-        sqlx::raw_sql(empty).execute(&mut *c).await.map_err(sql("read the schema"))?;
+        sqlx::raw_sql(empty)
+            .execute(&mut *c)
+            .await
+            .map_err(sql("read the schema"))?;
         let schema = Schema::read(c).await.map_err(sql("read the schema"))?;
         let applied = Applied::read(c, &self.config.version_table).await?;
         self.limits(c).await?;
@@ -340,7 +387,10 @@ impl Session<'_> {
 
     /// A migration that ends our transaction (from inside a procedure, say) is found before anything builds on it.
     async fn still_open(&self, c: &mut PgConnection) -> Result<(), Stop> {
-        let now: i64 = sqlx::query_scalar("SELECT txid_current()").fetch_one(c).await.map_err(sql("look at the transaction"))?;
+        let now: i64 = sqlx::query_scalar("SELECT txid_current()")
+            .fetch_one(c)
+            .await
+            .map_err(sql("look at the transaction"))?;
         if now == self.transaction {
             return Ok(());
         }
@@ -349,5 +399,8 @@ impl Session<'_> {
 }
 
 fn escaped() -> Problem {
-    Problem::new(Code::DatabaseUnclear, "a migration ended the transaction that it ran in: part of it is committed")
+    Problem::new(
+        Code::DatabaseUnclear,
+        "a migration ended the transaction that it ran in: part of it is committed",
+    )
 }

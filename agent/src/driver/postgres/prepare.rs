@@ -27,7 +27,10 @@ impl PostgresDriver {
             findings.push(Finding::blocker(
                 Problem::new(
                     Code::MigrationsDiverged,
-                    format!("migration {number} is marked as unfinished in {}", self.config.version_table),
+                    format!(
+                        "migration {number} is marked as unfinished in {}",
+                        self.config.version_table
+                    ),
                 )
                 .remedy("find out how far it came, finish it or take it back by hand, and clear the mark"),
             ));
@@ -52,10 +55,16 @@ impl PostgresDriver {
 
     /// Migration files that are not what was recorded: the recorded ones are used.
     fn edited(&self, state: &State, step: &StepContext) -> Result<Vec<Problem>, Problem> {
-        let Some(target) = self.archive.recorded(&step.to.digest)? else { return Ok(Vec::new()) };
+        let Some(target) = self.archive.recorded(&step.to.digest)? else {
+            return Ok(Vec::new());
+        };
         let live = self.archive.recorded(&state.digest)?;
         let applied = self.applied_set(state)?;
-        let changing = applied.iter().filter(|n| !target.applied.contains_key(n)).copied().collect();
+        let changing = applied
+            .iter()
+            .filter(|n| !target.applied.contains_key(n))
+            .copied()
+            .collect();
         let known = self.archive.resolve(&[live.as_ref(), Some(&target)], &changing)?;
         let files = known.into_values().flat_map(|k| k.edited);
         Ok(files
@@ -83,12 +92,19 @@ impl PostgresDriver {
         .map_err(failed)?;
         let version = u32::try_from(row.try_get::<i32, _>("version").map_err(failed)?).unwrap_or_default();
         let size = u64::try_from(row.try_get::<i64, _>("size").map_err(failed)?).unwrap_or_default();
-        if let Err(problem) = Tools::find(&self.config, version / 10_000).await {
+        if let Err(problem) = Tools::find(&self.config, &scratch::short(&self.component), version / 10_000).await {
             findings.push(Finding::blocker(problem));
         }
         let user = &self.config.user;
-        if !row.try_get::<Option<bool>, _>("may_create").map_err(failed)?.unwrap_or(false) {
-            findings.push(Finding::blocker(lacking(&format!("user {user} may not create databases, which a proof needs"), &format!("ALTER ROLE {user} CREATEDB"))));
+        if !row
+            .try_get::<Option<bool>, _>("may_create")
+            .map_err(failed)?
+            .unwrap_or(false)
+        {
+            findings.push(Finding::blocker(lacking(
+                &format!("user {user} may not create databases, which a proof needs"),
+                &format!("ALTER ROLE {user} CREATEDB"),
+            )));
         }
         if !row.try_get::<bool, _>("may_keep").map_err(failed)? {
             let database = &self.config.database;
@@ -97,11 +113,20 @@ impl PostgresDriver {
                 &format!("GRANT CREATE ON DATABASE {database} TO {user}"),
             )));
         }
+        if let Err(problem) = self.config.check_backups_mode() {
+            findings.push(Finding::blocker(problem));
+        }
         self.room(size, &mut c, findings).await?;
+        self.foreign_tables(&mut c, findings).await?;
         let leftovers = scratch::leftovers(&mut c, &self.config.database).await?;
         if !leftovers.is_empty() {
-            let message = format!("scratch databases of an earlier run will be removed: {}", leftovers.join(", "));
-            findings.push(Finding::warning(Problem::new(Code::DatabaseUnclear, message).remedy("nothing")));
+            let message = format!(
+                "scratch databases of an earlier run will be removed: {}",
+                leftovers.join(", ")
+            );
+            findings.push(Finding::warning(
+                Problem::new(Code::DatabaseUnclear, message).remedy("nothing"),
+            ));
         }
         let idle: Vec<String> = sqlx::query_scalar(
             "SELECT concat('pid ', pid, ' (', nullif(application_name, ''), ', user ', usename, ')') FROM pg_stat_activity
@@ -112,8 +137,36 @@ impl PostgresDriver {
         .await
         .map_err(failed)?;
         if !idle.is_empty() {
-            let message = format!("sessions that are idle in a transaction may hold locks: {}", idle.join("; "));
+            let message = format!(
+                "sessions that are idle in a transaction may hold locks: {}",
+                idle.join("; ")
+            );
             findings.push(Finding::warning(Problem::new(Code::DatabaseLocked, message)));
+        }
+        Ok(())
+    }
+
+    /// The rehearsal's copy belongs to us as a whole; the live tables may not.
+    async fn foreign_tables(&self, c: &mut PgConnection, findings: &mut Vec<Finding>) -> Result<(), Problem> {
+        let foreign: Vec<String> = sqlx::query_scalar(
+            "SELECT format('%I.%I (%I)', n.nspname, c.relname, c.relowner::regrole)
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind IN ('r', 'p', 'v', 'm') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+               AND n.nspname !~ '^rollbackctl_' AND NOT pg_has_role(current_user, c.relowner, 'USAGE') ORDER BY 1 LIMIT 5",
+        )
+        .fetch_all(c)
+        .await
+        .map_err(|e| sql_problem(Code::DatabaseDown, "look at the tables' owners", &e))?;
+        if !foreign.is_empty() {
+            let user = &self.config.user;
+            let message = format!(
+                "user {user} could not migrate what belongs to others: {}",
+                foreign.join(", ")
+            );
+            findings.push(Finding::warning(lacking(
+                &message,
+                &format!("make {user} a member of the owning roles"),
+            )));
         }
         Ok(())
     }
@@ -140,8 +193,15 @@ impl PostgresDriver {
                 .await
                 .map_err(|e| sql_problem(Code::DatabaseDown, "look at the server", &e))?;
         let local = self.config.host.starts_with('/') || matches!(self.config.host.as_str(), "localhost" | "127.0.0.1");
-        let free = directory.filter(|_| local).and_then(|dir| free_bytes(std::path::Path::new(&dir)));
-        #[expect(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "an estimate")]
+        let free = directory
+            .filter(|_| local)
+            .and_then(|dir| free_bytes(std::path::Path::new(&dir)));
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_sign_loss,
+            clippy::cast_possible_truncation,
+            reason = "an estimate"
+        )]
         let needed = (size as f64 * SCRATCH_FACTOR) as u64;
         match free {
             Some(free) if free < needed => {
@@ -160,7 +220,9 @@ impl PostgresDriver {
                     self.config.database,
                     backup::people_bytes(needed)
                 );
-                findings.push(Finding::warning(Problem::new(Code::DiskFull, message).remedy("look at the server's disk")));
+                findings.push(Finding::warning(
+                    Problem::new(Code::DiskFull, message).remedy("look at the server's disk"),
+                ));
             }
         }
         Ok(())

@@ -56,7 +56,11 @@ impl Privileges {
                 continue;
             }
             let (privilege, grantable) = (row.try_get("privilege")?, row.try_get("grantable")?);
-            rights.grants.push(Grant { grantee, privilege, grantable });
+            rights.grants.push(Grant {
+                grantee,
+                privilege,
+                grantable,
+            });
         }
         Ok(Self(all))
     }
@@ -69,7 +73,11 @@ impl Privileges {
             for grant in wanted.grants.iter().filter(|g| !found.grants.contains(g)) {
                 let grantee = grant.grantee.as_deref().map_or("PUBLIC".to_owned(), ident);
                 let option = if grant.grantable { " WITH GRANT OPTION" } else { "" };
-                let kind = if sequence_only(&grant.privilege, c, name).await? { "SEQUENCE" } else { "TABLE" };
+                let kind = if sequence_only(&grant.privilege, c, name).await? {
+                    "SEQUENCE"
+                } else {
+                    "TABLE"
+                };
                 let privilege = &grant.privilege;
                 run(c, format!("GRANT {privilege} ON {kind} {name} TO {grantee}{option}")).await?;
             }
@@ -86,9 +94,15 @@ async fn sequence_only(privilege: &str, c: &mut PgConnection, name: &str) -> Res
     if privilege == "USAGE" {
         return Ok(true);
     }
-    sqlx::query_scalar("SELECT relkind = 'S' FROM pg_class WHERE oid = to_regclass($1)").bind(name).fetch_one(c).await
+    sqlx::query_scalar("SELECT relkind = 'S' FROM pg_class WHERE oid = to_regclass($1)")
+        .bind(name)
+        .fetch_one(c)
+        .await
 }
 
 async fn may_become(c: &mut PgConnection, role: &str) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("SELECT pg_has_role(current_user, $1::name, 'MEMBER')").bind(role).fetch_one(c).await
+    sqlx::query_scalar("SELECT pg_has_role(current_user, $1::name, 'MEMBER')")
+        .bind(role)
+        .fetch_one(c)
+        .await
 }

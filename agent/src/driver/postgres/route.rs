@@ -44,7 +44,11 @@ impl Leg {
     }
 
     pub fn names(&self) -> String {
-        self.steps.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ")
+        self.steps
+            .iter()
+            .map(|s| s.name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     /// Identity of what is going to run: a rehearsal of other SQL proves nothing.
@@ -109,12 +113,21 @@ impl Route {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let leg = |direction, steps, end: End| Leg { direction, steps, applied_after: end.applied, schema_after: end.schema };
+        let leg = |direction, steps, end: End| Leg {
+            direction,
+            steps,
+            applied_after: end.applied,
+            schema_after: end.schema,
+        };
         Ok(match direction {
-            Direction::Down => {
-                Self { there: leg(Direction::Down, down, to), back: leg(Direction::Up, up, from) }
-            }
-            Direction::Up => Self { there: leg(Direction::Up, up, to), back: leg(Direction::Down, down, from) },
+            Direction::Down => Self {
+                there: leg(Direction::Down, down, to),
+                back: leg(Direction::Up, up, from),
+            },
+            Direction::Up => Self {
+                there: leg(Direction::Up, up, to),
+                back: leg(Direction::Down, down, from),
+            },
         })
     }
 
@@ -164,8 +177,11 @@ fn pick(numbers: &[i64], known: &BTreeMap<i64, Known>, direction: Direction, pro
                 sql: body.to_owned(),
             }),
             Err(why) => problems.push(
-                Problem::new(Code::NoDownMigration, format!("{}: {why}", file_name(&migration.name, direction)))
-                    .remedy("write it so that it can run inside one transaction, then record the release again"),
+                Problem::new(
+                    Code::NoDownMigration,
+                    format!("{}: {why}", file_name(&migration.name, direction)),
+                )
+                .remedy("write it so that it can run inside one transaction, then record the release again"),
             ),
         }
     }
@@ -207,7 +223,10 @@ mod tests {
     use super::*;
 
     fn end(applied: &[i64]) -> End {
-        End { applied: applied.iter().copied().collect(), schema: Schema::default() }
+        End {
+            applied: applied.iter().copied().collect(),
+            schema: Schema::default(),
+        }
     }
 
     fn known(numbers: &[i64]) -> BTreeMap<i64, Known> {
@@ -228,8 +247,14 @@ mod tests {
     #[test]
     fn goes_down_newest_first_and_back_up_oldest_first() {
         let route = Route::find(end(&[1, 2, 3, 4]), end(&[1, 2]), &known(&[3, 4])).expect("a route");
-        assert_eq!((route.there.direction, route.there.numbers()), (Direction::Down, vec![4, 3]));
-        assert_eq!((route.back.direction, route.back.numbers()), (Direction::Up, vec![3, 4]));
+        assert_eq!(
+            (route.there.direction, route.there.numbers()),
+            (Direction::Down, vec![4, 3])
+        );
+        assert_eq!(
+            (route.back.direction, route.back.numbers()),
+            (Direction::Up, vec![3, 4])
+        );
         let back = Route::find(end(&[1, 2]), end(&[1, 2, 3, 4]), &known(&[3, 4])).expect("a route");
         assert_eq!(back.there.numbers(), vec![3, 4]);
         assert_eq!(back.digest(), route.digest());
@@ -248,6 +273,10 @@ mod tests {
         let problems = Route::find(end(&[1, 2, 3]), end(&[1]), &lacking).expect_err("no way down");
         assert_eq!(problems.len(), 1);
         assert_eq!(problems[0].code, Code::NoDownMigration);
-        assert!(problems[0].message.contains("003_m.down.sql"), "{}", problems[0].message);
+        assert!(
+            problems[0].message.contains("003_m.down.sql"),
+            "{}",
+            problems[0].message
+        );
     }
 }

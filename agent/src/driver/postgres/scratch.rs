@@ -26,7 +26,12 @@ pub(super) fn name(database: &str, tag: &str) -> String {
 }
 
 /// Makes an empty database of this name with the managed database's encoding and locale.
-pub(super) async fn create(connector: &Connector, live: &mut PgConnection, name: &str, rollback: &str) -> Result<(), Problem> {
+pub(super) async fn create(
+    connector: &Connector,
+    live: &mut PgConnection,
+    name: &str,
+    rollback: &str,
+) -> Result<(), Problem> {
     let failed = |e| sql_problem(Code::BackupUnproven, format!("create scratch database {name}"), &e);
     let row = sqlx::query(
         "SELECT pg_encoding_to_char(encoding)::text AS encoding, datcollate::text AS collate, datctype::text AS ctype,
@@ -55,25 +60,37 @@ pub(super) async fn create(connector: &Connector, live: &mut PgConnection, name:
     let origin: String = row.try_get("origin").map_err(failed)?;
     let mut maintenance = connector.maintenance().await?;
     run(&mut maintenance, sql).await.map_err(failed)?;
-    let comment = format!("copy of {origin} made by rollbackctl to prove a backup (rollback {rollback}); may be dropped");
-    run(&mut maintenance, format!("COMMENT ON DATABASE {} IS {}", ident(name), literal(&comment))).await.map_err(failed)
+    let comment =
+        format!("copy of {origin} made by rollbackctl to prove a backup (rollback {rollback}); may be dropped");
+    run(
+        &mut maintenance,
+        format!("COMMENT ON DATABASE {} IS {}", ident(name), literal(&comment)),
+    )
+    .await
+    .map_err(failed)
 }
 
 /// Drops one scratch database, ending sessions in it. Succeeds when there is none.
 pub(super) async fn drop(connector: &Connector, name: &str) -> Result<(), Problem> {
     let failed = |e| sql_problem(Code::DatabaseDown, format!("drop scratch database {name}"), &e);
     let mut maintenance = connector.maintenance().await?;
-    run(&mut maintenance, format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name))).await.map_err(failed)
+    run(
+        &mut maintenance,
+        format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name)),
+    )
+    .await
+    .map_err(failed)
 }
 
 /// Scratch databases of this managed database, of whatever rollback.
 pub(super) async fn leftovers(c: &mut PgConnection, database: &str) -> Result<Vec<String>, Problem> {
     let prefix = owner_prefix(database);
-    let found: Vec<String> = sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE starts_with(datname::text, $1)")
-        .bind(&prefix)
-        .fetch_all(c)
-        .await
-        .map_err(|e| sql_problem(Code::DatabaseDown, "list scratch databases", &e))?;
+    let found: Vec<String> =
+        sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE starts_with(datname::text, $1)")
+            .bind(&prefix)
+            .fetch_all(c)
+            .await
+            .map_err(|e| sql_problem(Code::DatabaseDown, "list scratch databases", &e))?;
     Ok(found)
 }
 

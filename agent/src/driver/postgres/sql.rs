@@ -24,11 +24,15 @@ impl std::fmt::Display for Unsuitable {
 /// What of a migration is to be sent inside our own transaction. A `BEGIN; … COMMIT;` around the whole is taken off:
 /// its COMMIT would end our transaction before the version row is written.
 pub(super) fn in_transaction(text: &str) -> Result<&str, Unsuitable> {
-    if let Some(line) = text.lines().take_while(|l| l.trim().is_empty() || l.trim_start().starts_with("--")).find(|l| {
-        let mark = l.trim_start().trim_start_matches('-').trim().to_ascii_lowercase();
-        matches!(mark.as_str(), "no-transaction" | "no_transaction" | "+notransaction")
-            || mark.replace(' ', "").contains("transaction:false")
-    }) {
+    if let Some(line) = text
+        .lines()
+        .take_while(|l| l.trim().is_empty() || l.trim_start().starts_with("--"))
+        .find(|l| {
+            let mark = l.trim_start().trim_start_matches('-').trim().to_ascii_lowercase();
+            matches!(mark.as_str(), "no-transaction" | "no_transaction" | "+notransaction")
+                || mark.replace(' ', "").contains("transaction:false")
+        })
+    {
         return Err(Unsuitable::NoTransaction(line.trim().to_owned()));
     }
     let statements = statements(text);
@@ -99,7 +103,12 @@ impl Statement {
     }
 
     fn shown(&self) -> String {
-        self.words.iter().take(6).map(String::as_str).collect::<Vec<_>>().join(" ")
+        self.words
+            .iter()
+            .take(6)
+            .map(String::as_str)
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 }
 
@@ -116,7 +125,11 @@ fn statements(text: &str) -> Vec<Statement> {
             b if b.is_ascii_whitespace() => 1,
             b';' => {
                 if let Some(start) = start.take() {
-                    found.push(Statement { start, end: at + 1, words: std::mem::take(&mut words) });
+                    found.push(Statement {
+                        start,
+                        end: at + 1,
+                        words: std::mem::take(&mut words),
+                    });
                 }
                 1
             }
@@ -142,7 +155,11 @@ fn statements(text: &str) -> Vec<Statement> {
         at += step.max(1);
     }
     if let Some(start) = start {
-        found.push(Statement { start, end: text.len(), words });
+        found.push(Statement {
+            start,
+            end: text.len(),
+            words,
+        });
     }
     found
 }
@@ -178,7 +195,11 @@ fn dollar_quoted(text: &str) -> Option<usize> {
     if name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(|c| c.is_alphanumeric() || c == '_') {
         return None;
     }
-    Some(text[tag_end..].find(tag).map_or(text.len(), |i| tag_end + i + tag.len()))
+    Some(
+        text[tag_end..]
+            .find(tag)
+            .map_or(text.len(), |i| tag_end + i + tag.len()),
+    )
 }
 
 /// Length of a block comment; they nest in PostgreSQL.
@@ -243,10 +264,20 @@ mod tests {
             "ALTER TABLE a DETACH PARTITION b CONCURRENTLY",
             "CREATE DATABASE x",
         ] {
-            assert!(matches!(in_transaction(text), Err(Unsuitable::NoTransaction(_))), "{text}");
+            assert!(
+                matches!(in_transaction(text), Err(Unsuitable::NoTransaction(_))),
+                "{text}"
+            );
         }
-        for text in ["DROP TABLE a; COMMIT; DROP TABLE b;", "BEGIN; SELECT 1; COMMIT; BEGIN; SELECT 2; COMMIT;", "ROLLBACK"] {
-            assert!(matches!(in_transaction(text), Err(Unsuitable::ControlsTransactions(_))), "{text}");
+        for text in [
+            "DROP TABLE a; COMMIT; DROP TABLE b;",
+            "BEGIN; SELECT 1; COMMIT; BEGIN; SELECT 2; COMMIT;",
+            "ROLLBACK",
+        ] {
+            assert!(
+                matches!(in_transaction(text), Err(Unsuitable::ControlsTransactions(_))),
+                "{text}"
+            );
         }
     }
 

@@ -14,7 +14,7 @@ use super::catalog::Schema;
 use super::config::Verify;
 use super::connect::{Settings, database_settings, sql_problem};
 use super::figures::{Figures, sequences};
-use super::keep::Loss;
+use super::loss::Loss;
 use super::migrate::{LegError, Migrator};
 use super::route::{Direction, Leg, Route};
 use super::staging::{self, Rehearsed, Staging};
@@ -28,9 +28,11 @@ impl PostgresDriver {
         let tag = self.tag(step);
         let backups = self.config.backups_dir()?;
         let scratch_left = scratch::drop_leftovers(&self.connector, &self.config.database).await?;
-        let files_left = staging::remove_leftovers(backups)?;
+        let files_left = staging::remove_leftovers(backups, &scratch::short(&self.component))?;
         if scratch_left + files_left > 0 {
-            step.progress(format!("removed {scratch_left} scratch databases and {files_left} files of an earlier run"));
+            step.progress(format!(
+                "removed {scratch_left} scratch databases and {files_left} files of an earlier run"
+            ));
         }
         let state = step.operation("read_schema", self.state()).await?;
         if state.digest == step.to.digest {
@@ -44,7 +46,7 @@ impl PostgresDriver {
         let route = self.route(&state, step).map_err(first)?;
         let staging = Staging::new(backups, &tag);
         let name = scratch::name(&self.config.database, &tag);
-        let ended = self.prove_and_rehearse(step, &route, &staging, &name, &tag).await;
+        let ended = in_time(step, self.prove_and_rehearse(step, &route, &staging, &name, &tag)).await;
         let dropped = step.operation("dropdb", scratch::drop(&self.connector, &name)).await;
         let summary = match ended {
             Ok(summary) => summary,
@@ -72,7 +74,9 @@ impl PostgresDriver {
         let restored = backup.prove(&tools, &manifest, &schema, name).await?;
         manifest.proof = Some(Proof::Restore);
         staging::write_json(&staging.manifest(), &manifest)?;
-        let loss = self.rehearse(step, route, &schema, &restored, &manifest.figures, name, tag).await?;
+        let loss = self
+            .rehearse(step, route, &schema, &restored, &manifest.figures, name, tag)
+            .await?;
         let kept = describe(&loss);
         let rehearsed = Rehearsed {
             rollback_id: step.rollback_id.clone(),
@@ -93,7 +97,10 @@ impl PostgresDriver {
     }
 
     /// There and back on the scratch copy. Every difference to what was there before is a failure.
-    #[expect(clippy::too_many_arguments, reason = "the two schemas and the figures are what is compared")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the two schemas and the figures are what is compared"
+    )]
     async fn rehearse(
         &self,
         step: &StepContext,
@@ -105,12 +112,20 @@ impl PostgresDriver {
         tag: &str,
     ) -> Result<Loss, Problem> {
         let failed = |e| sql_problem(Code::RehearsalFailed, format!("read {name}"), &e);
-        let settings = database_settings(&mut self.connector.live().await?).await.map_err(failed)?;
+        let settings = database_settings(&mut self.connector.live().await?)
+            .await
+            .map_err(failed)?;
         let migrator = self.migrator(step, name, &settings, tag);
         let mut scratch = self.connector.reader(name).await?;
         let sequences_before = sequences(&mut scratch).await.map_err(failed)?;
-        let there = Leg { schema_after: route.there.schema_after.as_restored(live, restored), ..route.there.clone() };
-        let back = Leg { schema_after: restored.clone(), ..route.back.clone() };
+        let there = Leg {
+            schema_after: route.there.schema_after.as_restored(live, restored),
+            ..route.there.clone()
+        };
+        let back = Leg {
+            schema_after: restored.clone(),
+            ..route.back.clone()
+        };
         let mut loss = Loss::default();
         for leg in [&there, &back] {
             let operation = match leg.direction {
@@ -133,7 +148,10 @@ impl PostgresDriver {
             if let Some(differences) = after.differences(figures) {
                 return Err(lossy(&differences));
             }
-            match sequences_before.iter().find(|(name, value)| sequences_after.get(*name) != Some(value)) {
+            match sequences_before
+                .iter()
+                .find(|(name, value)| sequences_after.get(*name) != Some(value))
+            {
                 Some((name, _)) => Err(lossy(&format!("sequence {name} has another value"))),
                 None => Ok(()),
             }
@@ -156,16 +174,29 @@ impl PostgresDriver {
             None => (self.make_backup(step, &backup, &tag).await?, "new"),
         };
         let receipt = backup.seal(&manifest).await?;
-        let retired = backup::retire(backups, &self.config.database, self.config.retain_backups, &receipt.path)?;
+        let retired = backup::retire(
+            backups,
+            &self.config.database,
+            self.config.retain_backups,
+            &receipt.path,
+        )?;
         let summary = format!(
             "{made} backup, {}, {} tables, {} rows, verified by {}{}",
             backup::people_bytes(receipt.bytes),
             receipt.tables,
             receipt.rows,
             receipt.verified,
-            if retired > 0 { format!("; {retired} older ones removed") } else { String::new() }
+            if retired > 0 {
+                format!("; {retired} older ones removed")
+            } else {
+                String::new()
+            }
         );
-        Ok(Done { summary, observed: None, receipt: Some(receipt) })
+        Ok(Done {
+            summary,
+            observed: None,
+            receipt: Some(receipt),
+        })
     }
 
     /// A backup of its own for `snapshot`.
@@ -174,7 +205,7 @@ impl PostgresDriver {
         let (mut manifest, schema) = backup.take(&tools, server_version).await?;
         if self.config.verify == Verify::Restore {
             let name = scratch::name(&self.config.database, tag);
-            let proven = backup.prove(&tools, &manifest, &schema, &name).await;
+            let proven = in_time(step, backup.prove(&tools, &manifest, &schema, &name)).await;
             let dropped = step.operation("dropdb", scratch::drop(&self.connector, &name)).await;
             proven?;
             dropped?;
@@ -185,7 +216,13 @@ impl PostgresDriver {
     }
 
     fn backup<'a>(&'a self, step: &'a StepContext, staging: &'a Staging, tag: &'a str) -> Backup<'a> {
-        Backup { connector: &self.connector, config: &self.config, step, staging, tag }
+        Backup {
+            connector: &self.connector,
+            config: &self.config,
+            step,
+            staging,
+            tag,
+        }
     }
 
     pub(super) fn migrator<'a>(
@@ -208,7 +245,10 @@ impl PostgresDriver {
 
     async fn tools(&self) -> Result<(Tools, u32), Problem> {
         let version = self.server_version().await?;
-        Ok((Tools::find(&self.config, version / 10_000).await?, version))
+        Ok((
+            Tools::find(&self.config, &scratch::short(&self.component), version / 10_000).await?,
+            version,
+        ))
     }
 
     /// `finish` and `discard`: what a rollback leaves beside the live database goes. Rows that were kept stay, unless
@@ -221,13 +261,31 @@ impl PostgresDriver {
         }
         let kept = keep::schema_name(&tag);
         let dropped = keep::drop_if_put_back(&mut self.connector.live().await?, &kept).await?;
-        Ok(Done::new(if dropped { "removed, with rows that had been put back" } else { "removed" }))
+        Ok(Done::new(if dropped {
+            "removed, with rows that had been put back"
+        } else {
+            "removed"
+        }))
+    }
+}
+
+/// Cuts work off at the step's deadline, while there is still somebody to clear up behind it.
+async fn in_time<T>(step: &StepContext, work: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    match tokio::time::timeout(step.time_left(), Box::pin(work)).await {
+        Ok(result) => result,
+        Err(_) => Err(Problem::new(
+            Code::StepTimeout,
+            "the backup or its proof did not end in time; nothing was changed",
+        )),
     }
 }
 
 fn age(manifest: &Manifest) -> Duration {
     // A clock that was set back must not make a backup young for ever: then its age counts as the longest.
-    Timestamp::now().duration_since(manifest.taken_at).try_into().unwrap_or(Duration::MAX)
+    Timestamp::now()
+        .duration_since(manifest.taken_at)
+        .try_into()
+        .unwrap_or(Duration::MAX)
 }
 
 pub(super) fn first(problems: Vec<Problem>) -> Problem {
@@ -244,8 +302,11 @@ pub(super) fn first(problems: Vec<Problem>) -> Problem {
 }
 
 fn rehearsal_failed(problem: &Problem) -> Problem {
-    Problem::new(Code::RehearsalFailed, format!("on the restored copy: {}", problem.message))
-        .remedy("mend the migration file and record the running release again; the live database was not touched")
+    Problem::new(
+        Code::RehearsalFailed,
+        format!("on the restored copy: {}", problem.message),
+    )
+    .remedy("mend the migration file and record the running release again; the live database was not touched")
 }
 
 fn lossy(differences: &str) -> Problem {
@@ -265,5 +326,9 @@ fn describe(loss: &Loss) -> String {
             Some(_) => format!("{} of {}", part.columns.join(", "), part.table),
         })
         .collect();
-    if parts.is_empty() { String::new() } else { format!("; will be kept for an undo: {}", parts.join(", ")) }
+    if parts.is_empty() {
+        String::new()
+    } else {
+        format!("; will be kept for an undo: {}", parts.join(", "))
+    }
 }

@@ -13,7 +13,7 @@ use rollback_proto::problem::{Code, Problem};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::keep::Loss;
+use super::loss::Loss;
 use crate::vault::sync_dir;
 
 const PREFIX: &str = ".incoming-";
@@ -41,7 +41,9 @@ pub(super) struct Staging {
 impl Staging {
     /// Nothing is made yet.
     pub fn new(backups: &Path, tag: &str) -> Self {
-        Self { dir: backups.join(format!("{PREFIX}{tag}")) }
+        Self {
+            dir: backups.join(format!("{PREFIX}{tag}")),
+        }
     }
 
     pub fn dump(&self) -> PathBuf {
@@ -85,17 +87,18 @@ impl Staging {
     }
 }
 
-/// Removes what killed runs left in the directory of backups: unfinished dumps of any rollback, files with a password.
-/// One component has its directory to itself, and one step of a component runs at a time.
-pub(super) fn remove_leftovers(backups: &Path) -> Result<usize, Problem> {
+/// Removes what killed runs of a component left in the directory of backups: unfinished dumps of any rollback, files with
+/// a password. `owner` is what the component's tags begin with. One step of a component runs at a time.
+pub(super) fn remove_leftovers(backups: &Path, owner: &str) -> Result<usize, Problem> {
     let failed = |e| file_problem(format!("read {}", backups.display()), &e);
     let mut removed = 0;
     for entry in std::fs::read_dir(backups).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        let gone = if name.starts_with(PREFIX) {
+        let ours = |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(owner));
+        let gone = if ours(PREFIX) {
             std::fs::remove_dir_all(&path)
-        } else if name.starts_with(super::tools::PASSFILE_PREFIX) {
+        } else if ours(super::tools::PASSFILE_PREFIX) {
             std::fs::remove_file(&path)
         } else {
             continue;
@@ -112,8 +115,13 @@ pub(super) fn write_json(path: &Path, document: &impl Serialize) -> Result<(), P
     let dir = path.parent().unwrap_or(Path::new("/"));
     let bytes = serde_json::to_vec_pretty(document)
         .map_err(|e| Problem::from_error(Code::Internal, format!("write {}", path.display()), &e))?;
-    let mut temp = tempfile::Builder::new().prefix(".writing-").tempfile_in(dir).map_err(|e| failed(&e))?;
-    temp.write_all(&bytes).and_then(|()| temp.as_file().sync_all()).map_err(|e| failed(&e))?;
+    let mut temp = tempfile::Builder::new()
+        .prefix(".writing-")
+        .tempfile_in(dir)
+        .map_err(|e| failed(&e))?;
+    temp.write_all(&bytes)
+        .and_then(|()| temp.as_file().sync_all())
+        .map_err(|e| failed(&e))?;
     temp.persist(path).map_err(|e| failed(&e.error))?;
     sync_dir(dir).map_err(|e| Problem::from_error(Code::FileFailed, format!("write {}", path.display()), &e))
 }
@@ -130,6 +138,9 @@ pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, P
 }
 
 pub(super) fn file_problem(what: String, error: &std::io::Error) -> Problem {
-    let full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+    let full = matches!(
+        error.kind(),
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+    );
     Problem::from_error(if full { Code::DiskFull } else { Code::FileFailed }, what, error)
 }

@@ -35,7 +35,10 @@ impl PostgresDriver {
             Direction::Up => "migrate_up",
         };
         step.progress(format!("migrating: {}", leg.names()));
-        match step.operation(operation, migrator.run(leg, Some(&step.from.digest), &rehearsed.loss)).await {
+        match step
+            .operation(operation, migrator.run(leg, Some(&step.from.digest), &rehearsed.loss))
+            .await
+        {
             Ok(()) => {}
             Err(LegError::RolledBack(problem)) => return Err(Failure::Failed(problem)),
             Err(LegError::Unknown(problem)) => {
@@ -43,7 +46,10 @@ impl PostgresDriver {
                 self.settle_failed(step, problem).await?;
             }
         }
-        let seen = step.operation("read_schema", self.state()).await.map_err(Failure::Indeterminate)?;
+        let seen = step
+            .operation("read_schema", self.state())
+            .await
+            .map_err(Failure::Indeterminate)?;
         if seen.digest != step.to.digest {
             // The transaction compared the schema before it committed: somebody changed it since.
             return Err(Failure::Indeterminate(self.moved(&seen, step)));
@@ -58,8 +64,11 @@ impl PostgresDriver {
     /// `stage` of this very rollback must have ended well, with this very SQL; for either direction.
     fn rehearsed(&self, step: &StepContext, route: &str) -> Result<Rehearsed, Problem> {
         let refused = |why: &str| {
-            Problem::new(Code::RehearsalFailed, format!("refusing to migrate {}: {why}", self.config.database))
-                .remedy("start the rollback anew; the live database was not touched")
+            Problem::new(
+                Code::RehearsalFailed,
+                format!("refusing to migrate {}: {why}", self.config.database),
+            )
+            .remedy("start the rollback anew; the live database was not touched")
         };
         let staging = Staging::new(&self.config.backups, &self.tag(step));
         let found: Option<Rehearsed> = staging::read_json(&staging.rehearsed())?;
@@ -108,9 +117,19 @@ impl PostgresDriver {
     }
 
     async fn settled_state(&self) -> Result<State, Problem> {
-        let waited = |e| sql_problem(Code::DatabaseUnclear, "wait for an earlier migration of ours to end", &e);
+        let waited = |e| {
+            sql_problem(
+                Code::DatabaseUnclear,
+                "wait for an earlier migration of ours to end",
+                &e,
+            )
+        };
         let mut waiting = self.connector.live().await?;
-        let limit = if self.server_version().await? >= 140_000 { SETTLE_LIMIT } else { SETTLE_LIMIT_13 };
+        let limit = if self.server_version().await? >= 140_000 {
+            SETTLE_LIMIT
+        } else {
+            SETTLE_LIMIT_13
+        };
         sqlx::raw_sql(limit).execute(&mut waiting).await.map_err(waited)?;
         sqlx::query("SELECT pg_advisory_lock($1)")
             .bind(tool_locks::own_key(&self.config.database))

@@ -27,7 +27,10 @@ pub(super) fn own_key(database: &str) -> i64 {
 /// Takes all of them. Waits as long as the session's `lock_timeout` for each.
 pub(super) async fn take(c: &mut PgConnection, database: &str, schema: &str, table: &str) -> Result<(), sqlx::Error> {
     for key in keys(database, schema, table) {
-        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(key).execute(&mut *c).await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(key)
+            .execute(&mut *c)
+            .await?;
     }
     Ok(())
 }

@@ -22,20 +22,29 @@ pub(super) const PASSFILE_PREFIX: &str = ".pgpass-";
 #[derive(Clone, Debug)]
 pub(super) struct Tools {
     dir: PathBuf,
-    pub major: u32,
+    major: u32,
+    /// What the names of password files go on with after [`PASSFILE_PREFIX`].
+    owner: String,
 }
 
 impl Tools {
     /// Finds programs that are not older than the server: an older `pg_dump` refuses, an older `pg_restore` may not.
-    /// Of several the newest are taken.
-    pub async fn find(config: &PostgresConfig, server_major: u32) -> Result<Self, Problem> {
+    pub async fn find(config: &PostgresConfig, owner: &str, server_major: u32) -> Result<Self, Problem> {
         let mut found: Option<Self> = None;
-        for dir in candidates(config) {
-            let Some(dump) = major_of(&dir.join("pg_dump")).await else { continue };
-            let Some(restore) = major_of(&dir.join("pg_restore")).await else { continue };
-            let major = dump.min(restore);
+        for dir in candidates(config, server_major) {
+            let (dump, restore) = tokio::join!(major_of(&dir, "pg_dump"), major_of(&dir, "pg_restore"));
+            let Some(major) = dump.zip(restore).map(|(dump, restore)| dump.min(restore)) else {
+                continue;
+            };
             if found.as_ref().is_none_or(|f| f.major < major) {
-                found = Some(Self { dir, major });
+                found = Some(Self {
+                    dir,
+                    major,
+                    owner: owner.to_owned(),
+                });
+            }
+            if major >= server_major {
+                break;
             }
         }
         let missing = |message| {
@@ -62,7 +71,7 @@ impl Tools {
         args: &[&str],
         limit: Duration,
     ) -> Result<(), ToolError> {
-        let passfile = password_file(config).map_err(ToolError::Password)?;
+        let passfile = password_file(config, &self.owner).map_err(ToolError::Password)?;
         let mut program = Program::new(self.dir.join(name))
             .args(args)
             .env("PGHOST", &config.host)
@@ -75,7 +84,10 @@ impl Tools {
             program = program.env("PGPASSFILE", file.path());
         }
         // On the heap: its buffers would make every future around it large.
-        Box::pin(program.run(limit)).await.map(|_| ()).map_err(ToolError::Program)
+        Box::pin(program.run(limit))
+            .await
+            .map(|_| ())
+            .map_err(ToolError::Program)
     }
 }
 
@@ -104,42 +116,59 @@ impl ToolError {
     }
 }
 
-fn candidates(config: &PostgresConfig) -> Vec<PathBuf> {
+/// Where to look, the most promising first: the server's own version, then the next newer ones (what a much newer
+/// pg_restore sends, an older server may not know), then the usual path (on Debian a wrapper that chooses by itself).
+fn candidates(config: &PostgresConfig, server_major: u32) -> Vec<PathBuf> {
     if let Some(dir) = &config.bin_dir {
         return vec![dir.clone()];
     }
-    let mut dirs: Vec<PathBuf> = std::fs::read_dir(VERSIONED)
-        .map(|entries| entries.flatten().map(|e| e.path().join("bin")).collect())
-        .unwrap_or_default();
+    let mut versioned: Vec<(u32, PathBuf)> = std::fs::read_dir(VERSIONED)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .collect();
+    versioned.sort_by_key(|(major, _)| (*major < server_major, *major));
+    let mut dirs: Vec<PathBuf> = versioned.into_iter().map(|(_, dir)| dir).collect();
     dirs.extend(SAFE_PATH.split(':').map(PathBuf::from));
     dirs.retain(|dir| dir.join("pg_dump").is_file() && dir.join("pg_restore").is_file());
     dirs
 }
 
 /// The major version that a program says it has; `None` when it cannot be run.
-async fn major_of(program: &Path) -> Option<u32> {
-    let asking = Program::new(program).arg("--version").run(Duration::from_secs(10));
-    let output = Box::pin(asking).await.ok()?;
-    parse_major(&output.stdout)
+async fn major_of(dir: &Path, name: &str) -> Option<u32> {
+    let asking = Program::new(dir.join(name))
+        .arg("--version")
+        .run(Duration::from_secs(10));
+    parse_major(&Box::pin(asking).await.ok()?.stdout)
 }
 
 /// From `pg_dump (PostgreSQL) 15.14 (Debian …)`.
 fn parse_major(text: &str) -> Option<u32> {
-    let version = text.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
+    let version = text
+        .split_whitespace()
+        .find(|w| w.starts_with(|c: char| c.is_ascii_digit()))?;
     let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
     version[..digits].parse().ok()
 }
 
 /// Lives beside the backups (0700), not in /tmp: what a killed agent leaves is found and removed by the next `stage`.
-fn password_file(config: &PostgresConfig) -> Result<Option<tempfile::NamedTempFile>, Problem> {
-    let Some(password) = config.password()? else { return Ok(None) };
+fn password_file(config: &PostgresConfig, owner: &str) -> Result<Option<tempfile::NamedTempFile>, Problem> {
+    let Some(password) = config.password()? else {
+        return Ok(None);
+    };
     let dir = config.backups_dir()?;
     let escaped = password.replace('\\', "\\\\").replace(':', "\\:");
-    let written = tempfile::Builder::new().prefix(PASSFILE_PREFIX).tempfile_in(dir).and_then(|mut file| {
-        file.write_all(format!("*:*:*:*:{escaped}\n").as_bytes())?;
-        Ok(file)
-    });
-    written.map(Some).map_err(|e| Problem::from_error(Code::FileFailed, "write the password for pg_dump", &e))
+    let written = tempfile::Builder::new()
+        .prefix(&format!("{PASSFILE_PREFIX}{owner}-"))
+        .tempfile_in(dir)
+        .and_then(|mut file| {
+            file.write_all(format!("*:*:*:*:{escaped}\n").as_bytes())?;
+            Ok(file)
+        });
+    written
+        .map(Some)
+        .map_err(|e| Problem::from_error(Code::FileFailed, "write the password for pg_dump", &e))
 }
 
 #[cfg(test)]

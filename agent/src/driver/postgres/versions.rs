@@ -47,15 +47,25 @@ impl Applied {
     /// Reads the table. `name` was checked with the configuration: `table` or `schema.table`.
     pub async fn read(connection: &mut PgConnection, name: &str) -> Result<Self, Problem> {
         let failed = |e| sql_problem(Code::DatabaseDown, format!("read {name}"), &e);
-        let Some((layout, flag)) = find(connection, name).await.map_err(failed)? else { return Ok(Self::default()) };
-        let (Layout::Rows(table) | Layout::Head(table)) = &layout else { return Ok(Self::default()) };
+        let Some((layout, flag)) = find(connection, name).await.map_err(failed)? else {
+            return Ok(Self::default());
+        };
+        let (Layout::Rows(table) | Layout::Head(table)) = &layout else {
+            return Ok(Self::default());
+        };
         let unfinished = match &flag {
             Some(Flag::Dirty) => "dirty",
             Some(Flag::Success) => "NOT success",
             None => "false",
         };
-        let query = format!("SELECT version::text, {unfinished} FROM {}", qualified(&table.schema, &table.table));
-        let found = sqlx::query(AssertSqlSafe(query)).fetch_all(connection).await.map_err(failed)?;
+        let query = format!(
+            "SELECT version::text, {unfinished} FROM {}",
+            qualified(&table.schema, &table.table)
+        );
+        let found = sqlx::query(AssertSqlSafe(query))
+            .fetch_all(connection)
+            .await
+            .map_err(failed)?;
         let (mut rows, mut dirty) = (BTreeMap::new(), None);
         for row in found {
             let raw: Option<String> = row.try_get(0).map_err(failed)?;
@@ -63,7 +73,10 @@ impl Applied {
             let raw = raw.unwrap_or_default();
             let number = parse_number(&raw).ok_or_else(|| {
                 let shown: String = raw.chars().take(40).collect();
-                Problem::new(Code::MigrationsDiverged, format!("{name} has the version {shown:?}, which is not a number"))
+                Problem::new(
+                    Code::MigrationsDiverged,
+                    format!("{name} has the version {shown:?}, which is not a number"),
+                )
             })?;
             if unfinished == Some(true) {
                 dirty = Some(number);
@@ -101,7 +114,12 @@ impl Applied {
             Layout::Rows(table) => {
                 let raw = self.rows.get(&number).cloned().unwrap_or_else(|| number.to_string());
                 let name = qualified(&table.schema, &table.table);
-                note(c, format!("DELETE FROM {name} WHERE version::text = {}", literal(&raw)), number).await
+                note(
+                    c,
+                    format!("DELETE FROM {name} WHERE version::text = {}", literal(&raw)),
+                    number,
+                )
+                .await
             }
             Layout::Head(table) => set_head(c, table, below).await,
         }
@@ -120,7 +138,11 @@ impl Applied {
                 ),
             )),
             Layout::Rows(table) => {
-                let value = if table.text { literal(digits) } else { number.to_string() };
+                let value = if table.text {
+                    literal(digits)
+                } else {
+                    number.to_string()
+                };
                 let name = qualified(&table.schema, &table.table);
                 note(c, format!("INSERT INTO {name} (version) VALUES ({value})"), number).await
             }
@@ -131,15 +153,30 @@ impl Applied {
     /// Copies the rows of these migrations whole into a new table, so that they can come back as they were: some tools
     /// keep checksums and dates in them.
     pub async fn copy_rows(&self, c: &mut PgConnection, numbers: &[i64], into: &str) -> Result<(), sqlx::Error> {
-        let Layout::Rows(table) = &self.layout else { return Ok(()) };
-        let raws: Vec<String> = numbers.iter().filter_map(|n| self.rows.get(n)).map(|raw| literal(raw)).collect();
+        let Layout::Rows(table) = &self.layout else {
+            return Ok(());
+        };
+        let raws: Vec<String> = numbers
+            .iter()
+            .filter_map(|n| self.rows.get(n))
+            .map(|raw| literal(raw))
+            .collect();
         let name = qualified(&table.schema, &table.table);
-        run(c, format!("CREATE TABLE {into} AS SELECT * FROM {name} WHERE version::text IN ({})", raws.join(", "))).await
+        run(
+            c,
+            format!(
+                "CREATE TABLE {into} AS SELECT * FROM {name} WHERE version::text IN ({})",
+                raws.join(", ")
+            ),
+        )
+        .await
     }
 
     /// Puts the row of a migration back from such a copy. False when the copy has none.
     pub async fn put_row_back(&self, c: &mut PgConnection, number: i64, from: &str) -> Result<bool, sqlx::Error> {
-        let Layout::Rows(table) = &self.layout else { return Ok(false) };
+        let Layout::Rows(table) = &self.layout else {
+            return Ok(false);
+        };
         let name = qualified(&table.schema, &table.table);
         let sql = format!("INSERT INTO {name} SELECT * FROM {from} WHERE version::numeric = {number}");
         Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await?.rows_affected() == 1)
@@ -154,7 +191,9 @@ enum Flag {
 async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<(Layout, Option<Flag>)>, sqlx::Error> {
     // Readers have an empty search path: a name without a schema means what it means to the migration tool, whose
     // sessions have the database's own.
-    let (schema, table) = name.split_once('.').map_or((None, name), |(schema, table)| (Some(schema), table));
+    let (schema, table) = name
+        .split_once('.')
+        .map_or((None, name), |(schema, table)| (Some(schema), table));
     let place = sqlx::query(
         "SELECT n.nspname, c.oid::bigint AS oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN LATERAL (
@@ -189,10 +228,17 @@ async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<(Layou
         }
         types.insert(name, column.try_get::<String, _>("type")?);
     }
-    let Some(version) = types.get("version") else { return Ok(None) };
+    let Some(version) = types.get("version") else {
+        return Ok(None);
+    };
     let text = !matches!(version.as_str(), "bigint" | "integer" | "smallint" | "numeric");
     let boolean = |name: &str| types.get(name).is_some_and(|t| t == "boolean");
-    let found = VersionTable { schema, table: table.to_owned(), text, required };
+    let found = VersionTable {
+        schema,
+        table: table.to_owned(),
+        text,
+        required,
+    };
     Ok(Some(if boolean("dirty") && types.len() == 2 {
         (Layout::Head(found), Some(Flag::Dirty))
     } else if boolean("dirty") {
@@ -208,9 +254,15 @@ async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<(Layou
 async fn note(c: &mut PgConnection, sql: String, number: i64) -> Result<(), Problem> {
     let what = format!("note migration {number}");
     let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await;
-    match done.map_err(|e| sql_problem(Code::MigrationFailed, &what, &e))?.rows_affected() {
+    match done
+        .map_err(|e| sql_problem(Code::MigrationFailed, &what, &e))?
+        .rows_affected()
+    {
         1 => Ok(()),
-        n => Err(Problem::new(Code::MigrationsDiverged, format!("{what}: {n} rows changed instead of one"))),
+        n => Err(Problem::new(
+            Code::MigrationsDiverged,
+            format!("{what}: {n} rows changed instead of one"),
+        )),
     }
 }
 
@@ -220,15 +272,24 @@ async fn set_head(c: &mut PgConnection, table: &VersionTable, head: Option<i64>)
     if let Some(head) = head {
         sql.push_str(&format!("; INSERT INTO {name} (version, dirty) VALUES ({head}, false)"));
     }
-    run(c, sql).await.map_err(|e| sql_problem(Code::MigrationFailed, "note the highest migration", &e))
+    run(c, sql)
+        .await
+        .map_err(|e| sql_problem(Code::MigrationFailed, "note the highest migration", &e))
 }
 
 fn no_table(number: i64) -> Problem {
-    Problem::new(Code::MigrationsDiverged, format!("cannot note migration {number}: the version table does not exist"))
+    Problem::new(
+        Code::MigrationsDiverged,
+        format!("cannot note migration {number}: the version table does not exist"),
+    )
 }
 
 /// Versions are numbers in every layout, with leading zeros in some.
 pub(super) fn parse_number(text: &str) -> Option<i64> {
     let digits = text.trim();
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) { None } else { digits.parse().ok() }
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        None
+    } else {
+        digits.parse().ok()
+    }
 }

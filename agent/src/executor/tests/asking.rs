@@ -4,8 +4,12 @@ use super::fake::Script;
 use super::*;
 
 async fn refused(host: &Host, request: ExecuteRequest) -> Problem {
-    let problem = host.execute(request).await.err().expect("refused");
-    assert_eq!((host.api.entered(), host.db.entered()), (0, 0), "nothing was done: {problem}");
+    let problem = host.execute(request).await.expect_err("refused");
+    assert_eq!(
+        (host.api.entered(), host.db.entered()),
+        (0, 0),
+        "nothing was done: {problem}"
+    );
     problem
 }
 
@@ -20,32 +24,82 @@ async fn hostile_names_reach_nobody() {
     let place = tempfile::tempdir().expect("temporary directory");
     let host = Host::start(place.path()).await;
     let flood = "x".repeat(64 * 1024);
-    for name in ["", "--upload-pack=x", "../../etc", "a/b", "a b", "a\0b", "$(id)", ".", "v1;rm", "ä", &flood] {
+    for name in [
+        "",
+        "--upload-pack=x",
+        "../../etc",
+        "a/b",
+        "a b",
+        "a\0b",
+        "$(id)",
+        ".",
+        "v1;rm",
+        "ä",
+        &flood,
+    ] {
         let name = name.to_owned();
-        let version = |version: &String| Some(v1::Revision { version: version.clone(), digest: "sha256:0".into() });
+        let version = |version: &String| {
+            Some(v1::Revision {
+                version: version.clone(),
+                digest: "sha256:0".into(),
+            })
+        };
         let asked = [
             with_key(|key| key.rollback_id.clone_from(&name)),
             with_key(|key| key.step_id.clone_from(&name)),
-            ExecuteRequest { component: name.clone(), ..switch("api", "1") },
-            ExecuteRequest { leader_id: name.clone(), ..switch("api", "1") },
-            ExecuteRequest { from: version(&name), ..switch("api", "1") },
-            ExecuteRequest { to: version(&name), ..switch("api", "1") },
+            ExecuteRequest {
+                component: name.clone(),
+                ..switch("api", "1")
+            },
+            ExecuteRequest {
+                leader_id: name.clone(),
+                ..switch("api", "1")
+            },
+            ExecuteRequest {
+                from: version(&name),
+                ..switch("api", "1")
+            },
+            ExecuteRequest {
+                to: version(&name),
+                ..switch("api", "1")
+            },
         ];
         for request in asked {
             let problem = refused(&host, request).await;
             assert_eq!(problem.code, Code::BadName, "{problem}");
             assert!(problem.message.len() < 300, "the message echoes a flood");
         }
-        assert_eq!(host.executor.observe(vec![name.clone()]).await.expect_err("refused").code, Code::BadName);
+        assert_eq!(
+            host.executor
+                .observe(vec![name.clone()])
+                .await
+                .expect_err("refused")
+                .code,
+            Code::BadName
+        );
         let retain = host.executor.retain("api".into(), name.clone()).await;
         assert_eq!(retain.expect_err("refused").code, Code::BadName);
     }
     for digest in ["", "SHA256:00", "sha256:../..", "sha256 0", &flood] {
-        let to = v1::Revision { version: "v2.9.0".into(), digest: digest.into() };
-        let problem = refused(&host, ExecuteRequest { to: Some(to), ..switch("api", "1") }).await;
+        let to = v1::Revision {
+            version: "v2.9.0".into(),
+            digest: digest.into(),
+        };
+        let problem = refused(
+            &host,
+            ExecuteRequest {
+                to: Some(to),
+                ..switch("api", "1")
+            },
+        )
+        .await;
         assert_eq!(problem.code, Code::BadName, "{problem}");
     }
-    assert_eq!(host.run(switch("api", "1")).await.how, How::Started, "none of them left a trace in the ledger");
+    assert_eq!(
+        host.run(switch("api", "1")).await.how,
+        How::Started,
+        "none of them left a trace in the ledger"
+    );
 }
 
 #[tokio::test]
@@ -57,13 +111,55 @@ async fn what_cannot_be_done_is_refused_with_its_own_code() {
         (switch("web", "1"), Code::UnknownComponent),
         (request("api", "1", Action::Snapshot), Code::UnsupportedAction),
         (request("api", "1", Action::Unspecified), Code::BadRequest),
-        (ExecuteRequest { action: 99, ..switch("api", "1") }, Code::BadRequest),
-        (ExecuteRequest { key: None, ..switch("api", "1") }, Code::BadRequest),
-        (ExecuteRequest { from: None, ..switch("api", "1") }, Code::BadRequest),
-        (ExecuteRequest { to: None, ..switch("api", "1") }, Code::BadRequest),
-        (ExecuteRequest { epoch: u64::MAX, ..switch("api", "1") }, Code::BadRequest),
-        (ExecuteRequest { timeout: None, ..switch("api", "1") }, Code::StepTimeout),
-        (ExecuteRequest { timeout: Some(negative), ..switch("api", "1") }, Code::StepTimeout),
+        (
+            ExecuteRequest {
+                action: 99,
+                ..switch("api", "1")
+            },
+            Code::BadRequest,
+        ),
+        (
+            ExecuteRequest {
+                key: None,
+                ..switch("api", "1")
+            },
+            Code::BadRequest,
+        ),
+        (
+            ExecuteRequest {
+                from: None,
+                ..switch("api", "1")
+            },
+            Code::BadRequest,
+        ),
+        (
+            ExecuteRequest {
+                to: None,
+                ..switch("api", "1")
+            },
+            Code::BadRequest,
+        ),
+        (
+            ExecuteRequest {
+                epoch: u64::MAX,
+                ..switch("api", "1")
+            },
+            Code::BadRequest,
+        ),
+        (
+            ExecuteRequest {
+                timeout: None,
+                ..switch("api", "1")
+            },
+            Code::StepTimeout,
+        ),
+        (
+            ExecuteRequest {
+                timeout: Some(negative),
+                ..switch("api", "1")
+            },
+            Code::StepTimeout,
+        ),
         (within(switch("api", "1"), Duration::ZERO), Code::StepTimeout),
     ];
     for (request, code) in cases {
@@ -76,17 +172,24 @@ async fn what_cannot_be_done_is_refused_with_its_own_code() {
 async fn a_leader_that_was_replaced_is_refused_also_where_it_would_only_join() {
     let place = tempfile::tempdir().expect("temporary directory");
     let host = Host::start(place.path()).await;
-    let of = |epoch, leader: &str| ExecuteRequest { epoch, leader_id: leader.into(), ..switch("api", "1") };
+    let of = |epoch, leader: &str| ExecuteRequest {
+        epoch,
+        leader_id: leader.into(),
+        ..switch("api", "1")
+    };
     host.api.will(Script::Wait);
     let first = host.execute(of(4, "a")).await.expect("the leader");
     let successor = host.execute(of(5, "b")).await.expect("the next leader joins");
     for stale in [of(4, "a"), of(5, "a")] {
-        assert_eq!(host.execute(stale).await.err().expect("refused").code, Code::StaleLeader);
+        assert_eq!(host.execute(stale).await.expect_err("refused").code, Code::StaleLeader);
     }
     host.api.release(1);
     assert_eq!(told(successor).await.how, How::Joined);
     assert_eq!(told(first).await.outcome.status(), Status::Succeeded);
-    assert_eq!(host.execute(of(4, "a")).await.err().expect("refused").code, Code::StaleLeader);
+    assert_eq!(
+        host.execute(of(4, "a")).await.expect_err("refused").code,
+        Code::StaleLeader
+    );
     assert_eq!(host.run(of(5, "b")).await.how, How::FromLedger);
     assert_eq!(host.api.entered(), 1);
 }
@@ -95,18 +198,25 @@ async fn a_leader_that_was_replaced_is_refused_also_where_it_would_only_join() {
 async fn observing_bounds_each_component_by_itself() {
     let place = tempfile::tempdir().expect("temporary directory");
     let host = Host::start(place.path()).await;
-    for (script, code) in
-        [(Script::Hang, Code::StepTimeout), (Script::Panic, Code::Internal), (Script::Fail, Code::DatabaseDown)]
-    {
+    for (script, code) in [
+        (Script::Hang, Code::StepTimeout),
+        (Script::Panic, Code::Internal),
+        (Script::Fail, Code::DatabaseDown),
+    ] {
         host.api.will(script);
         let states = host.executor.observe(Vec::new()).await.expect("states");
-        let [api, db] = &states[..] else { panic!("two components: {states:?}") };
+        let [api, db] = &states[..] else {
+            panic!("two components: {states:?}")
+        };
         assert_eq!(api.problem.clone().map(|p| Problem::from(p).code), Some(code));
         assert!(api.revision.is_none());
         assert_eq!(db.revision.as_ref().map(|r| r.version.as_str()), Some("v3.0.0"));
     }
     let unknown = host.executor.observe(vec!["web".into()]).await.expect("states");
-    assert_eq!(unknown[0].problem.clone().map(|p| Problem::from(p).code), Some(Code::UnknownComponent));
+    assert_eq!(
+        unknown[0].problem.clone().map(|p| Problem::from(p).code),
+        Some(Code::UnknownComponent)
+    );
     let flood = host.executor.observe(vec!["api".into(); 1000]).await;
     assert_eq!(flood.expect_err("refused").code, Code::BadRequest);
 }
@@ -122,6 +232,10 @@ async fn retaining_waits_for_the_components_turn_but_not_for_ever() {
     assert_eq!(busy.expect_err("busy").code, Code::ComponentBusy);
     host.api.release(1);
     told(step).await;
-    let retained = host.executor.retain("api".into(), "v3.0.0".into()).await.expect("retained");
+    let retained = host
+        .executor
+        .retain("api".into(), "v3.0.0".into())
+        .await
+        .expect("retained");
     assert_eq!(retained.revision.map(|r| r.version).as_deref(), Some("v3.0.0"));
 }

@@ -8,9 +8,7 @@ use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1::{Action, Health, Role};
 use tokio::sync::{Semaphore, watch};
 
-use crate::driver::{
-    Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained, Revision, unsupported,
-};
+use crate::driver::{Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained, Revision, unsupported};
 use crate::step::StepContext;
 
 /// What a move does once it was entered.
@@ -70,7 +68,11 @@ impl Fake {
 
     /// Returns once so many moves were entered in all.
     pub async fn wait_entered(&self, moves: usize) {
-        self.entered.subscribe().wait_for(|entered| *entered >= moves).await.expect("the fake lives");
+        self.entered
+            .subscribe()
+            .wait_for(|entered| *entered >= moves)
+            .await
+            .expect("the fake lives");
     }
 
     async fn act(&self, step: &StepContext) -> Result<Done, Failure> {
@@ -110,15 +112,24 @@ impl Driver for Fake {
             Script::Succeed => {}
         }
         Ok(Observation {
-            revision: Revision { version: "v3.0.0".into(), digest: "sha256:300".into() },
+            revision: Revision {
+                version: "v3.0.0".into(),
+                digest: "sha256:300".into(),
+            },
             health: Health::Healthy,
             detail: "as the test says".into(),
         })
     }
 
     async fn retain(&self, release: &str) -> Result<Retained, Problem> {
-        let revision = Revision { version: release.into(), digest: "sha256:300".into() };
-        Ok(Retained { revision, summary: "kept".into() })
+        let revision = Revision {
+            version: release.into(),
+            digest: "sha256:300".into(),
+        };
+        Ok(Retained {
+            revision,
+            summary: "kept".into(),
+        })
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {

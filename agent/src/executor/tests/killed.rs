@@ -36,7 +36,10 @@ fn afterwards(state: &Path, probe: Probe, request: ExecuteRequest) -> (How, Outc
 fn a_step_that_took_effect_is_not_done_again() {
     let place = tempfile::tempdir().expect("temporary directory");
     killed_inside(place.path(), switch("api", "1"));
-    let seen = Revision { version: "v2.9.0".into(), digest: "sha256:290".into() };
+    let seen = Revision {
+        version: "v2.9.0".into(),
+        digest: "sha256:290".into(),
+    };
     let applied = Probe::Applied(Done::at(seen, "it runs"));
     let (how, outcome, acted) = afterwards(place.path(), applied, switch("api", "1"));
     assert_eq!((how, outcome.status(), acted), (How::FromLedger, Status::Succeeded, 0));
@@ -69,7 +72,10 @@ fn a_step_that_nobody_can_judge_waits_for_a_person() {
     killed_inside(place.path(), switch("api", "1"));
     let unclear = Probe::Indeterminate(Problem::new(Code::StepIndeterminate, "two processes run"));
     let (how, outcome, acted) = afterwards(place.path(), unclear, switch("api", "1"));
-    assert_eq!((how, outcome.status(), acted), (How::FromLedger, Status::Indeterminate, 0));
+    assert_eq!(
+        (how, outcome.status(), acted),
+        (How::FromLedger, Status::Indeterminate, 0)
+    );
     assert_eq!(code(&outcome), Some(Code::StepIndeterminate));
     let (_, again, _) = afterwards(place.path(), Probe::Repeatable("fine now".into()), switch("api", "1"));
     assert_eq!(again, outcome, "the answer stays what it was");

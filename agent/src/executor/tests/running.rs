@@ -18,7 +18,10 @@ async fn everybody_who_asks_for_a_running_step_gets_its_one_outcome() {
     drop(first);
     let mut other = switch("api", "1");
     other.to = Some(revision("v2.8.0"));
-    assert_eq!(host.execute(other.clone()).await.err().expect("refused").code, Code::KeyReused);
+    assert_eq!(
+        host.execute(other.clone()).await.expect_err("refused").code,
+        Code::KeyReused
+    );
     host.api.release(1);
     let second = told(second).await;
     assert_eq!((second.how, second.outcome.status()), (How::Joined, Status::Succeeded));
@@ -26,7 +29,7 @@ async fn everybody_who_asks_for_a_running_step_gets_its_one_outcome() {
     assert_eq!(second.outcome.operations.len(), 1);
     let third = host.run(switch("api", "1")).await;
     assert_eq!((third.how, &third.outcome), (How::FromLedger, &second.outcome));
-    assert_eq!(host.execute(other).await.err().expect("refused").code, Code::KeyReused);
+    assert_eq!(host.execute(other).await.expect_err("refused").code, Code::KeyReused);
     assert_eq!(host.api.entered(), 1);
 }
 
@@ -76,14 +79,28 @@ async fn components_run_side_by_side_and_one_component_runs_step_by_step() {
     host.db.wait_entered(1).await;
 
     let impatient = within(switch("api", "3"), Duration::from_millis(30));
-    assert_eq!(host.execute(impatient).await.err().expect("refused").code, Code::ComponentBusy);
+    assert_eq!(
+        host.execute(impatient).await.expect_err("refused").code,
+        Code::ComponentBusy
+    );
     assert_eq!(host.api.entered(), 1, "the second step waited outside");
 
     let queued = tokio::spawn({
         let executor = host.executor.clone();
-        async move { told(executor.execute(switch("api", "4"), Context::new()).await.expect("accepted")).await }
+        async move {
+            told(
+                executor
+                    .execute(switch("api", "4"), Context::new())
+                    .await
+                    .expect("accepted"),
+            )
+            .await
+        }
     });
-    let verify = host.execute(request("api", "5", Action::Verify)).await.expect("reading takes no turn");
+    let verify = host
+        .execute(request("api", "5", Action::Verify))
+        .await
+        .expect("reading takes no turn");
     host.api.wait_entered(2).await;
     host.api.release(2);
     assert_eq!(told(api).await.outcome.status(), Status::Succeeded);
@@ -103,21 +120,38 @@ async fn a_step_that_overruns_is_cut_off_and_the_driver_says_what_became_of_it()
     let place = tempfile::tempdir().expect("temporary directory");
     let host = Host::start(place.path()).await;
     host.api.will(Script::Hang);
-    let revision = Revision { version: "v2.9.0".into(), digest: "sha256:290".into() };
+    let revision = Revision {
+        version: "v2.9.0".into(),
+        digest: "sha256:290".into(),
+    };
     let unclear = Problem::new(Code::DatabaseUnclear, "half a database");
     let cases = [
         (Probe::Applied(Done::at(revision, "it runs")), Status::Succeeded, None),
-        (Probe::Repeatable("untouched".into()), Status::Failed, Some(Code::StepTimeout)),
-        (Probe::Indeterminate(unclear), Status::Indeterminate, Some(Code::DatabaseUnclear)),
+        (
+            Probe::Repeatable("untouched".into()),
+            Status::Failed,
+            Some(Code::StepTimeout),
+        ),
+        (
+            Probe::Indeterminate(unclear),
+            Status::Indeterminate,
+            Some(Code::DatabaseUnclear),
+        ),
     ];
     for (n, (probe, status, problem)) in cases.into_iter().enumerate() {
         host.api.will_probe(probe);
-        let outcome = host.run(within(switch("api", &n.to_string()), Duration::from_millis(30))).await.outcome;
+        let outcome = host
+            .run(within(switch("api", &n.to_string()), Duration::from_millis(30)))
+            .await
+            .outcome;
         assert_eq!((outcome.status(), code(&outcome)), (status, problem), "{outcome:?}");
     }
     let verify = within(request("api", "v", Action::Verify), Duration::from_millis(30));
     let outcome = host.run(verify).await.outcome;
-    assert_eq!((outcome.status(), code(&outcome)), (Status::Failed, Some(Code::StepTimeout)));
+    assert_eq!(
+        (outcome.status(), code(&outcome)),
+        (Status::Failed, Some(Code::StepTimeout))
+    );
 }
 
 #[tokio::test]
@@ -126,12 +160,22 @@ async fn a_panic_ends_as_an_outcome_and_the_agent_lives_on() {
     let host = Host::start(place.path()).await;
     host.api.will(Script::Panic);
     let outcome = host.run(switch("api", "1")).await.outcome;
-    assert_eq!((outcome.status(), code(&outcome)), (Status::Indeterminate, Some(Code::StepIndeterminate)));
+    assert_eq!(
+        (outcome.status(), code(&outcome)),
+        (Status::Indeterminate, Some(Code::StepIndeterminate))
+    );
     assert!(outcome.summary.contains("as the test says"), "{}", outcome.summary);
     let outcome = host.run(request("api", "2", Action::Prepare)).await.outcome;
-    assert_eq!((outcome.status(), code(&outcome)), (Status::Failed, Some(Code::Internal)));
+    assert_eq!(
+        (outcome.status(), code(&outcome)),
+        (Status::Failed, Some(Code::Internal))
+    );
     host.api.will(Script::Succeed);
-    assert_eq!(host.run(switch("api", "3")).await.outcome.status(), Status::Succeeded, "the turn was given back");
+    assert_eq!(
+        host.run(switch("api", "3")).await.outcome.status(),
+        Status::Succeeded,
+        "the turn was given back"
+    );
 }
 
 #[tokio::test]
@@ -168,7 +212,7 @@ async fn a_step_whose_intent_cannot_be_written_is_refused_before_anything_is_don
     disk.execute("CREATE TRIGGER full BEFORE INSERT ON steps BEGIN SELECT RAISE(ABORT, 'disk full'); END")
         .await
         .expect("create trigger");
-    let problem = host.execute(switch("api", "1")).await.err().expect("refused");
+    let problem = host.execute(switch("api", "1")).await.expect_err("refused");
     assert_eq!((problem.code, host.api.entered()), (Code::StoreUnavailable, 0));
     disk.close().await.expect("close");
 }
@@ -181,7 +225,10 @@ async fn stopping_waits_for_what_runs_and_accepts_nothing_more() {
     let step = host.execute(switch("api", "1")).await.expect("accepted");
     host.api.wait_entered(1).await;
     assert!(!host.executor.stop(Duration::from_millis(10)).await, "a step runs");
-    assert_eq!(host.execute(switch("api", "2")).await.err().expect("refused").code, Code::HostUnreachable);
+    assert_eq!(
+        host.execute(switch("api", "2")).await.expect_err("refused").code,
+        Code::HostUnreachable
+    );
     host.api.release(1);
     assert!(host.executor.stop(Duration::from_secs(10)).await);
     assert_eq!(told(step).await.outcome.status(), Status::Succeeded);

@@ -1,0 +1,257 @@
+//! The program itself, as an operator and systemd see it: exit statuses, what goes to stdout and what to stderr, the
+//! ready file, and signals.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, SanType,
+};
+use rollback_agent::pki::NewKey;
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A host with one env file, enrolled, whose coordinator is not there.
+struct Host {
+    place: TempDir,
+}
+
+impl Host {
+    fn new() -> Self {
+        let host = Self {
+            place: tempfile::tempdir().expect("temporary directory"),
+        };
+        std::fs::write(host.path("app.env"), "A=1\nSECRET=hunter2\n").expect("write env file");
+        host.configure("");
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.place.path().join(name)
+    }
+
+    fn configure(&self, more: &str) {
+        let root = self.place.path().display();
+        let text = format!(
+            "name = \"app-1\"\nlisten = \"127.0.0.1:0\"\ncoordinators = [\"127.0.0.1:1\"]\nstate = \"{root}/state\"\n\
+             pki = \"{root}/pki\"\n[[component]]\nname = \"env\"\nkind = \"env-file\"\npath = \"{root}/app.env\"\n{more}"
+        );
+        std::fs::write(self.path("agent.toml"), text).expect("write configuration");
+    }
+
+    fn enroll(&self) {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = params.self_signed(&key).expect("sign").pem();
+        let ours = NewKey::generate("app-1").expect("key");
+        let mut request = CertificateSigningRequestParams::from_pem(&ours.csr_pem).expect("request");
+        let uri = "spiffe://rollback.local/agent/app-1";
+        request.params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("uri"))];
+        request.params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = request.signed_by(&Issuer::new(params, key)).expect("sign").pem();
+        ours.install(&self.path("pki"), &certificate, &ca_pem).expect("install");
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rollback-agent"));
+        command
+            .arg(verb)
+            .arg("--config")
+            .arg(self.path("agent.toml"))
+            .env_remove("ROLLBACK_LOG");
+        command
+    }
+
+    fn output(&self, verb: &str, more: &[&str]) -> Output {
+        self.command(verb).args(more).output().expect("run")
+    }
+
+    /// Starts the daemon and returns when it says that it is ready.
+    fn run(&self) -> Daemon {
+        let ready = self.path("ready.json");
+        if ready.exists() {
+            std::fs::remove_file(&ready).expect("remove");
+        }
+        let mut command = self.command("run");
+        command
+            .arg("--ready-file")
+            .arg(&ready)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let mut daemon = Daemon(command.spawn().expect("start"));
+        wait_for("the ready file", || {
+            ready.exists() || daemon.0.try_wait().expect("wait").is_some()
+        });
+        daemon
+    }
+
+    fn ready(&self) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.path("ready.json")).expect("ready file")).expect("JSON")
+    }
+}
+
+/// Ends with the test, however that ends.
+struct Daemon(Child);
+
+impl Daemon {
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).expect("signal");
+    }
+
+    fn status(&mut self) -> std::process::ExitStatus {
+        let mut status = None;
+        wait_for("the end of the daemon", || {
+            status = self.0.try_wait().expect("wait");
+            status.is_some()
+        });
+        status.expect("ended")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "{what} did not come");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn runs_until_it_is_told_to_stop_and_starts_again_where_it_was() {
+    let host = Host::new();
+    host.enroll();
+    let mut daemon = host.run();
+    let ready = host.ready();
+    let address = ready["grpc"].as_str().expect("an address");
+    assert!(address.starts_with("127.0.0.1:") && !address.ends_with(":0"), "{ready}");
+    assert_eq!(ready["pid"], daemon.0.id());
+    std::net::TcpStream::connect(address).expect("it listens");
+
+    let second = host.output("run", &[]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(
+        text(&second.stderr).contains("in use by another rollback-agent"),
+        "{}",
+        text(&second.stderr)
+    );
+
+    daemon.signal(rustix::process::Signal::TERM);
+    assert_eq!(daemon.status().code(), Some(0));
+
+    let mut killed = host.run();
+    killed.signal(rustix::process::Signal::KILL);
+    assert_eq!(killed.status().signal(), Some(9));
+    let mut last = host.run();
+    last.signal(rustix::process::Signal::INT);
+    assert_eq!(last.status().code(), Some(0));
+}
+
+#[test]
+fn observing_shows_the_revision_and_no_value() {
+    let host = Host::new();
+    let table = host.output("observe", &[]);
+    let shown = text(&table.stdout);
+    assert_eq!(table.status.code(), Some(0), "{}", text(&table.stderr));
+    assert!(shown.starts_with("COMPONENT  KIND      VERSION"), "{shown}");
+    let json = host.output("observe", &["-o", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(
+        (&report["schema"], &report["host"]),
+        (&"rollback-agent/v1".into(), &"app-1".into())
+    );
+    assert!(
+        report["components"][0]["digest"]
+            .as_str()
+            .is_some_and(|d| d.starts_with("sha256:")),
+        "{report}"
+    );
+    assert!(!format!("{shown}{report}").contains("hunter2"));
+
+    std::fs::remove_file(host.path("app.env")).expect("remove");
+    let broken = host.output("observe", &["-o", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&broken.stdout).expect("JSON");
+    assert_eq!(broken.status.code(), Some(1));
+    assert!(
+        report["components"][0]["problem"]["code"]
+            .as_str()
+            .is_some_and(|c| c.starts_with("RB")),
+        "{report}"
+    );
+}
+
+#[test]
+fn a_configuration_is_checked_without_touching_the_host() {
+    let host = Host::new();
+    let good = host.output("check-config", &[]);
+    assert_eq!(good.status.code(), Some(0), "{}", text(&good.stderr));
+    assert!(
+        text(&good.stdout).contains("stage discard snapshot switch"),
+        "{}",
+        text(&good.stdout)
+    );
+    assert!(text(&good.stderr).contains("not enrolled"), "{}", text(&good.stderr));
+    assert!(!host.path("state").exists(), "nothing was made");
+
+    host.configure("pth = 1\n");
+    let file = host.path("agent.toml");
+    for verb in ["check-config", "observe", "run"] {
+        let bad = host.output(verb, &[]);
+        assert_eq!(bad.status.code(), Some(1));
+        let expected = format!(
+            "error RB0902: {}:10: component env: unknown key `pth`, did you mean `path`?",
+            file.display()
+        );
+        assert!(text(&bad.stderr).starts_with(&expected), "{}", text(&bad.stderr));
+    }
+}
+
+#[test]
+fn a_host_that_is_not_enrolled_is_told_what_to_do() {
+    let host = Host::new();
+    let run = host.output("run", &[]);
+    assert_eq!(run.status.code(), Some(1));
+    let said = text(&run.stderr);
+    assert!(
+        said.contains("RB0103") && said.contains("rollbackctl agent token app-1"),
+        "{said}"
+    );
+
+    let other = ["--coordinator", "127.0.0.1:1", "--token"];
+    let fingerprint = "0".repeat(64);
+    let token = format!("rbt1.app-2.00ff.{fingerprint}");
+    let enroll = host.output("enroll", &[other.as_slice(), &[token.as_str()]].concat());
+    assert_eq!(enroll.status.code(), Some(1));
+    assert!(text(&enroll.stderr).contains("RB0102"), "{}", text(&enroll.stderr));
+    assert!(!host.path("pki").exists(), "nothing was made");
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = Host::new();
+    host.enroll();
+    let key = host.path("pki").join("agent.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+    let run = host.output("run", &[]);
+    assert_eq!(run.status.code(), Some(1));
+    let said = text(&run.stderr);
+    assert!(said.contains("RB0103") && said.contains("chmod 600"), "{said}");
+}

@@ -1,0 +1,260 @@
+//! A coordinator that says what a test tells it to say, over real mutual TLS on a real port. It can be killed and
+//! started again on the same port, and remembers what it was asked.
+//!
+//! Tests run the real binary as a child process and look at its exit code, stdout and stderr.
+
+#![allow(dead_code, unused_imports, reason = "each test program uses its own part")]
+
+mod messages;
+mod pki;
+mod service;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use rollback_proto::problem::Problem;
+use rollback_proto::tls::{ClientCertificate, CredentialFiles, Credentials, incoming};
+use rollback_proto::v1;
+use rollback_proto::v1::fleet_server::FleetServer;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+pub use messages::{ID, blocker, ending, journal, plan, progress};
+
+/// A step that hangs for this long has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What one `StartRollback` gets.
+#[derive(Clone, Debug)]
+pub enum StartReply {
+    Started,
+    Refused(Problem),
+    /// Notes the request, tells the test, and never answers: the test kills the coordinator now.
+    Never,
+}
+
+/// What one `WatchRollback` gets; without an entry, the whole journal.
+#[derive(Clone, Copy, Debug)]
+pub enum WatchReply {
+    /// Events up to this seq, then the stream ends in order, as when a coordinator shuts down.
+    EndsAfter(u64),
+    /// Events up to this seq, then silence. Tells the test.
+    HangsAfter(u64),
+}
+
+/// The coordinator's whole memory.
+#[derive(Default)]
+pub struct State {
+    pub journal: Vec<v1::RollbackEvent>,
+    pub details: v1::GetRollbackResponse,
+    pub plan: v1::PlanRollbackResponse,
+    pub fleet: v1::GetFleetResponse,
+    pub rollbacks: Vec<v1::RollbackSummary>,
+    pub start_replies: VecDeque<StartReply>,
+    pub watch_replies: VecDeque<WatchReply>,
+    // What was asked.
+    pub starts: Vec<v1::StartRollbackRequest>,
+    pub watches: Vec<u64>,
+    pub traceparents: Vec<String>,
+    pub calls: usize,
+}
+
+/// State and the way to tell the test that a handler hangs.
+pub struct Shared {
+    state: Mutex<State>,
+    hangs: Mutex<Sender<()>>,
+}
+
+impl Shared {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn tell_hang(&self) {
+        let hangs = self.hangs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        hangs.send(()).expect("the test waits for it");
+    }
+}
+
+pub struct Fake {
+    pub shared: Arc<Shared>,
+    pub address: SocketAddr,
+    hung: Receiver<()>,
+    runtime: Option<Runtime>,
+    server: CredentialFiles,
+    pub directory: tempfile::TempDir,
+}
+
+impl Fake {
+    /// Starts one that knows a plan, and a rollback whose journal ends with `state`.
+    pub fn start(state: v1::RollbackState, blocked: bool) -> Self {
+        rollback_proto::tls::install_crypto();
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let server = pki::make(directory.path());
+        let (hangs, hung) = channel();
+        let state = State {
+            journal: journal(state, blocked),
+            details: messages::details(state, blocked),
+            plan: v1::PlanRollbackResponse {
+                plan: Some(plan(true)),
+                findings: Vec::new(),
+            },
+            fleet: messages::fleet(),
+            ..State::default()
+        };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            hangs: Mutex::new(hangs),
+        });
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut fake = Self {
+            shared,
+            address,
+            hung,
+            runtime: None,
+            server,
+            directory,
+        };
+        fake.serve(listener);
+        fake.write_context("");
+        fake
+    }
+
+    /// Writes the operator's context file; `more` is appended.
+    pub fn write_context(&self, more: &str) {
+        let text = format!(
+            "name = \"test\"\nendpoints = [\"{}\"]\nca = \"ca.pem\"\ncertificate = \"ana.pem\"\nkey = \"ana.key\"\n{more}",
+            self.address
+        );
+        std::fs::write(self.context(), text).expect("write context.toml");
+    }
+
+    pub fn context(&self) -> PathBuf {
+        self.directory.path().join("context.toml")
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+
+    fn serve(&mut self, listener: std::net::TcpListener) {
+        let runtime = Runtime::new().expect("a runtime");
+        let credentials = Credentials::load_store(&self.server).expect("our own certificates");
+        let service = FleetServer::new(service::Service(Arc::clone(&self.shared)));
+        listener.set_nonblocking(true).expect("nonblocking");
+        runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            let connections = incoming(
+                listener,
+                credentials,
+                ClientCertificate::Required,
+                CancellationToken::new(),
+            );
+            let server = tonic::transport::Server::builder().add_service(service);
+            server.serve_with_incoming(connections).await.expect("serve");
+        });
+        self.runtime = Some(runtime);
+    }
+
+    /// As `kill -9`: connections end in the middle of whatever they carry.
+    pub fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(1));
+        }
+    }
+
+    /// Starts again on the same port, with the same memory.
+    pub fn restart(&mut self) {
+        assert!(self.runtime.is_none(), "kill it first");
+        let listener = std::net::TcpListener::bind(self.address).expect("our port is free again");
+        self.serve(listener);
+    }
+
+    /// Waits until a handler hangs as it was told to.
+    pub fn wait_for_hang(&self) {
+        match self.hung.recv_timeout(PATIENCE) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                panic!("nobody came to the hanging call")
+            }
+        }
+    }
+
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = bare(args);
+        command.arg("--context").arg(self.context());
+        command
+    }
+
+    /// Runs to the end. stdin is closed: there is no terminal.
+    pub fn run(&self, args: &[&str]) -> Ended {
+        Ended::of(self.command(args).output().expect("run rollbackctl"))
+    }
+
+    pub fn spawn(&self, args: &[&str]) -> Child {
+        self.command(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("spawn rollbackctl")
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The binary, with nothing of this machine's environment that could change what it does.
+pub fn bare(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rollbackctl"));
+    command.args(args).stdin(Stdio::null());
+    for key in [
+        "ROLLBACKCTL_CONTEXT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "ROLLBACK_LOG",
+        "XDG_CONFIG_HOME",
+        "HOME",
+    ] {
+        command.env_remove(key);
+    }
+    command
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ended {
+    pub fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code().expect("ended by itself"),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    /// The last line of stdout, which must be the versioned JSON object.
+    pub fn json(&self) -> serde_json::Value {
+        let last = self
+            .stdout
+            .lines()
+            .last()
+            .unwrap_or_else(|| panic!("no output: {self:?}"));
+        let value: serde_json::Value =
+            serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last:?} of {self:?}"));
+        assert_eq!(value["schema"], "rollbackctl/v1", "{last}");
+        value
+    }
+}

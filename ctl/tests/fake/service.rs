@@ -1,0 +1,207 @@
+//! The RPCs.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures::stream::{Stream, StreamExt as _, iter, once};
+use rollback_proto::problem::{Code, Problem};
+use rollback_proto::v1;
+use tonic::{Request, Response, Status};
+
+use super::messages::ID;
+use super::{Shared, StartReply, State, WatchReply};
+
+pub struct Service(pub Arc<Shared>);
+
+type Events = Pin<Box<dyn Stream<Item = Result<v1::RollbackEvent, Status>> + Send>>;
+
+impl Service {
+    /// Notes the call and its trace; answers from memory.
+    fn answer<Req, Res>(&self, request: &Request<Req>, answer: impl FnOnce(&mut State) -> Res) -> Response<Res> {
+        let mut state = self.0.state();
+        state.calls += 1;
+        if let Some(parent) = request.metadata().get("traceparent").and_then(|v| v.to_str().ok()) {
+            state.traceparents.push(parent.to_owned());
+        }
+        Response::new(answer(&mut state))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::fleet_server::Fleet for Service {
+    async fn get_server_info(
+        &self,
+        request: Request<v1::GetServerInfoRequest>,
+    ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::GetServerInfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            leader_id: "coord-1".to_owned(),
+            epoch: 3,
+            now: Some(SystemTime::now().into()),
+            agents: 2,
+            agents_connected: 2,
+            caller: "ana (admin)".to_owned(),
+            caller_certificate_expires: None,
+            server_certificate_expires: None,
+        }))
+    }
+
+    async fn get_fleet(&self, request: Request<v1::GetFleetRequest>) -> Result<Response<v1::GetFleetResponse>, Status> {
+        Ok(self.answer(&request, |state| state.fleet.clone()))
+    }
+
+    async fn plan_rollback(
+        &self,
+        request: Request<v1::PlanRollbackRequest>,
+    ) -> Result<Response<v1::PlanRollbackResponse>, Status> {
+        Ok(self.answer(&request, |state| state.plan.clone()))
+    }
+
+    async fn start_rollback(
+        &self,
+        request: Request<v1::StartRollbackRequest>,
+    ) -> Result<Response<v1::StartRollbackResponse>, Status> {
+        let asked = request.get_ref().clone();
+        let reply = self.answer(&request, |state| {
+            state.starts.push(asked);
+            state.start_replies.pop_front().unwrap_or(StartReply::Started)
+        });
+        match reply.into_inner() {
+            StartReply::Started => {
+                let plan = self.0.state().plan.plan.clone();
+                Ok(Response::new(v1::StartRollbackResponse {
+                    rollback_id: ID.to_owned(),
+                    plan,
+                }))
+            }
+            StartReply::Refused(problem) => Err(problem.into()),
+            StartReply::Never => {
+                self.0.tell_hang();
+                std::future::pending().await
+            }
+        }
+    }
+
+    async fn list_rollbacks(
+        &self,
+        request: Request<v1::ListRollbacksRequest>,
+    ) -> Result<Response<v1::ListRollbacksResponse>, Status> {
+        Ok(self.answer(&request, |state| v1::ListRollbacksResponse {
+            rollbacks: state.rollbacks.clone(),
+        }))
+    }
+
+    async fn get_rollback(
+        &self,
+        request: Request<v1::GetRollbackRequest>,
+    ) -> Result<Response<v1::GetRollbackResponse>, Status> {
+        let known = ["latest", ID].contains(&request.get_ref().id.as_str());
+        let answer = self.answer(&request, |state| state.details.clone());
+        if known {
+            Ok(answer)
+        } else {
+            Err(Problem::new(Code::NotFound, "no such rollback").into())
+        }
+    }
+
+    type WatchRollbackStream = Events;
+
+    async fn watch_rollback(&self, request: Request<v1::WatchRollbackRequest>) -> Result<Response<Events>, Status> {
+        let after = request.get_ref().after_seq;
+        let (journal, reply) = self
+            .answer(&request, |state| {
+                state.watches.push(after);
+                (state.journal.clone(), state.watch_replies.pop_front())
+            })
+            .into_inner();
+        let until = match reply {
+            Some(WatchReply::EndsAfter(seq) | WatchReply::HangsAfter(seq)) => seq,
+            None => u64::MAX,
+        };
+        let wanted = journal
+            .into_iter()
+            .filter(move |e| e.seq == 0 || (e.seq > after && e.seq <= until));
+        let events = iter(wanted.map(Ok).collect::<Vec<_>>());
+        let shared = Arc::clone(&self.0);
+        let events: Events = match reply {
+            Some(WatchReply::HangsAfter(_)) => Box::pin(events.chain(once(async move {
+                shared.tell_hang();
+                std::future::pending().await
+            }))),
+            Some(WatchReply::EndsAfter(_)) | None => Box::pin(events),
+        };
+        Ok(Response::new(events))
+    }
+
+    async fn record_release(
+        &self,
+        request: Request<v1::RecordReleaseRequest>,
+    ) -> Result<Response<v1::RecordReleaseResponse>, Status> {
+        let name = request.get_ref().name.clone();
+        Ok(self.answer(&request, |_| v1::RecordReleaseResponse {
+            release: Some(release(&name)),
+        }))
+    }
+
+    async fn list_releases(
+        &self,
+        request: Request<v1::ListReleasesRequest>,
+    ) -> Result<Response<v1::ListReleasesResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::ListReleasesResponse {
+            releases: vec![release("v2.9.0")],
+        }))
+    }
+
+    async fn get_release(
+        &self,
+        request: Request<v1::GetReleaseRequest>,
+    ) -> Result<Response<v1::GetReleaseResponse>, Status> {
+        let name = request.get_ref().name.clone();
+        if name != "v2.9.0" {
+            return Err(Problem::new(Code::UnknownRelease, format!("no release {name}")).into());
+        }
+        Ok(self.answer(&request, |_| v1::GetReleaseResponse {
+            release: Some(release(&name)),
+        }))
+    }
+
+    async fn list_agents(
+        &self,
+        request: Request<v1::ListAgentsRequest>,
+    ) -> Result<Response<v1::ListAgentsResponse>, Status> {
+        Ok(self.answer(&request, |state| v1::ListAgentsResponse {
+            agents: state.fleet.hosts.iter().filter_map(|h| h.agent.clone()).collect(),
+        }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<v1::CreateTokenRequest>,
+    ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let name = request.get_ref().name.clone();
+        Ok(self.answer(&request, |_| v1::CreateTokenResponse {
+            token: format!("rbt1.{name}.00ff.11ee"),
+            ca_fingerprint: "11ee".to_owned(),
+            expires_at: Some(SystemTime::now().into()),
+        }))
+    }
+}
+
+fn release(name: &str) -> v1::Release {
+    let revision = v1::Revision {
+        version: name.to_owned(),
+        digest: format!("sha256:{name}"),
+    };
+    v1::Release {
+        name: name.to_owned(),
+        entries: vec![v1::ReleaseEntry {
+            host: "app-1".to_owned(),
+            component: "api".to_owned(),
+            role: i32::from(v1::Role::App),
+            revision: Some(revision),
+            summary: String::new(),
+        }],
+        ..v1::Release::default()
+    }
+}

@@ -1,0 +1,165 @@
+//! The reading verbs, doctor, and what works without any coordinator.
+
+mod fake;
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use fake::{Ended, Fake, bare};
+use rollback_proto::v1::RollbackState;
+
+#[test]
+fn every_reading_verb_speaks_json_and_text() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    for (args, kind) in [
+        (&["fleet", "status"][..], "fleet_status"),
+        (&["fleet", "plan", "--to", "previous"], "fleet_plan"),
+        (&["rollback", "list"], "rollback_list"),
+        (&["rollback", "show"], "rollback"),
+        (&["release", "record", "v2.9.0"], "release"),
+        (&["release", "list"], "release_list"),
+        (&["release", "show", "v2.9.0"], "release"),
+        (&["release", "diff", "v2.9.0"], "release_diff"),
+        (&["agent", "list"], "agent_list"),
+        (&["doctor"], "doctor"),
+        (&["version"], "version"),
+    ] {
+        let text = fake.run(args);
+        let json = fake.run(&[args, &["-o", "json"]].concat());
+        assert_eq!(text.code, json.code, "{args:?}");
+        assert!(text.code == 0 || args[1] == "plan", "{args:?}: {text:?}");
+        assert!(!text.stdout.trim().is_empty(), "{args:?}");
+        assert_eq!(json.json()["kind"], kind, "{args:?}");
+        assert_eq!(json.stdout.lines().count(), 1, "{args:?}");
+    }
+}
+
+#[test]
+fn status_shows_who_is_away_and_why() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    let ended = fake.run(&["fleet", "status"]);
+    assert_eq!(ended.code, 0);
+    assert!(ended.stdout.contains("UNREACHABLE"), "{ended:?}");
+    assert!(ended.stdout.contains("RB0300: no route to host"), "{ended:?}");
+}
+
+#[test]
+fn a_token_stands_alone_on_stdout() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    let ended = fake.run(&["agent", "token", "app-9"]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, "rbt1.app-9.00ff.11ee\n"));
+    assert!(
+        ended.stderr.contains("rollback-agent enroll --coordinator"),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn what_does_not_exist_is_an_error_with_a_code() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    let ended = fake.run(&["rollback", "show", "nope", "-o", "json"]);
+    assert_eq!(
+        (ended.code, ended.json()["error"]["code"].as_str()),
+        (1, Some("RB0003"))
+    );
+    assert_eq!(fake.run(&["rollback", "watch", "nope"]).code, 1);
+    assert_eq!(fake.run(&["release", "diff", "v2.9.0", "v9"]).code, 1);
+}
+
+#[test]
+fn doctor_names_what_is_broken() {
+    let mut fake = Fake::start(RollbackState::Verified, false);
+    let ended = fake.run(&["doctor"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(
+        ended.stdout.contains("spiffe://rollback.local/operator/ana"),
+        "{ended:?}"
+    );
+
+    // One endpoint of two: usable.
+    let context = std::fs::read_to_string(fake.context()).expect("read");
+    std::fs::write(
+        fake.context(),
+        context.replace("endpoints = [", "endpoints = [\"127.0.0.1:1\", "),
+    )
+    .expect("write");
+    let ended = fake.run(&["doctor"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.stdout.contains("warn  endpoint"), "{ended:?}");
+    assert_eq!(fake.run(&["fleet", "status"]).code, 0, "the other endpoint is tried");
+    std::fs::write(fake.context(), context).expect("write");
+
+    fake.kill();
+    let ended = fake.run(&["doctor"]);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stdout.contains("fail  endpoint"), "{ended:?}");
+
+    let key = fake.directory.path().join("ana.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("chmod");
+    let ended = fake.run(&["doctor"]);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stdout.contains("chmod 600"), "{ended:?}");
+}
+
+#[test]
+fn a_coordinator_that_is_away_is_an_error_at_once() {
+    let mut fake = Fake::start(RollbackState::Verified, false);
+    fake.kill();
+    for args in [
+        &["fleet", "status"][..],
+        &["fleet", "rollback", "--to", "v2.9.0", "--yes"],
+        &["rollback", "watch"],
+    ] {
+        let ended = fake.run(args);
+        assert_eq!(ended.code, 1, "{ended:?}");
+        assert!(
+            ended.stderr.starts_with("error RB0300: no coordinator answers"),
+            "{ended:?}"
+        );
+        assert!(ended.stderr.contains("what to do: "), "{ended:?}");
+    }
+}
+
+#[test]
+fn help_completions_and_version_need_nobody() {
+    for args in [
+        &["--help"][..],
+        &["help", "fleet", "rollback"],
+        &["fleet", "rollback", "--help"],
+        &["completions", "bash"],
+        &["version", "--client"],
+    ] {
+        let ended = Ended::of(bare(args).output().expect("run"));
+        assert_eq!(ended.code, 0, "{args:?}: {ended:?}");
+        assert!(!ended.stdout.is_empty(), "{args:?}");
+        assert_eq!(ended.stderr, "", "{args:?}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_1_and_never_2() {
+    for args in [
+        &[][..],
+        &["fleet"],
+        &["fleet", "plan"],
+        &["fleet", "stat"],
+        &["fleet", "plan", "--to", "v1", "--x"],
+    ] {
+        let ended = Ended::of(bare(args).output().expect("run"));
+        assert_eq!(ended.code, 1, "{args:?}: {ended:?}");
+        assert_eq!(ended.stdout, "", "{args:?}");
+    }
+}
+
+#[test]
+fn a_missing_context_says_where_it_was_looked_for() {
+    let home = tempfile::tempdir().expect("temporary directory");
+    let ended = Ended::of(
+        bare(&["fleet", "status"])
+            .env("HOME", home.path())
+            .output()
+            .expect("run"),
+    );
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.starts_with("error RB0902: "), "{ended:?}");
+    assert!(ended.stderr.contains(".config/rollbackctl/context.toml"), "{ended:?}");
+}
