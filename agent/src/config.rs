@@ -20,8 +20,8 @@ use rollback_proto::tls::CredentialFiles;
 
 use self::component::Component;
 pub use self::mistake::{ConfigError, Mistake};
-use crate::check::HealthCheck;
 use crate::driver::Driver;
+use crate::driver::checked::{Checked, NamedCheck};
 use crate::vault::Vault;
 
 /// A driver and the name of the component that it is for.
@@ -45,8 +45,8 @@ pub struct Settings {
     pub telemetry: telemetry::Settings,
     /// In the order of the file.
     pub components: Vec<Component>,
-    /// Checks that belong to no component, by name.
-    pub checks: BTreeMap<String, HealthCheck>,
+    /// What the verification of a component asks besides its driver.
+    pub checks: Vec<NamedCheck>,
 }
 
 impl Settings {
@@ -91,6 +91,17 @@ impl Settings {
                     .meant(&read, known));
                 }
             }
+            let checks: Vec<NamedCheck> = self
+                .checks
+                .iter()
+                .filter(|c| c.component == component.name)
+                .cloned()
+                .collect();
+            let driver = if checks.is_empty() {
+                driver
+            } else {
+                Arc::new(Checked::new(driver, checks))
+            };
             drivers.push((component.name.clone(), driver));
         }
         Ok(drivers)

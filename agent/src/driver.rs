@@ -13,6 +13,7 @@
 //! Deliberately left out: idempotency keys, intents and results. The executor and the ledger do that, the same way
 //! for every kind.
 
+pub mod checked;
 pub mod env_file;
 pub mod nginx;
 pub mod postgres;
@@ -87,11 +88,17 @@ pub struct Finding {
 
 impl Finding {
     pub fn blocker(problem: Problem) -> Self {
-        Self { severity: Severity::Blocker, problem }
+        Self {
+            severity: Severity::Blocker,
+            problem,
+        }
     }
 
     pub fn warning(problem: Problem) -> Self {
-        Self { severity: Severity::Warning, problem }
+        Self {
+            severity: Severity::Warning,
+            problem,
+        }
     }
 }
 
@@ -111,11 +118,18 @@ pub struct Done {
 
 impl Done {
     pub fn new(summary: impl Into<String>) -> Self {
-        Self { summary: summary.into(), ..Self::default() }
+        Self {
+            summary: summary.into(),
+            ..Self::default()
+        }
     }
 
     pub fn at(revision: Revision, summary: impl Into<String>) -> Self {
-        Self { summary: summary.into(), observed: Some(revision), receipt: None }
+        Self {
+            summary: summary.into(),
+            observed: Some(revision),
+            receipt: None,
+        }
     }
 }
 

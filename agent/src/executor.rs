@@ -41,6 +41,9 @@ use crate::driver::{Driver, DriverInfo};
 use crate::ledger::{Ledger, StepKey};
 use crate::vault::Vault;
 
+/// Steps that run or wait for their component's turn. A rollback has one for each component.
+const MAX_RUNNING: usize = 256;
+
 /// How long things may take that no request bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -147,14 +150,21 @@ impl Executor {
         let inner = &self.0;
         let order = Order::check(request, |component| inner.components.get(component).map(|c| &c.info))?;
         inner.ready(order.deadline).await?;
-        // A step that is joined writes nothing, and its caller must be the leader all the same.
-        inner.ledger.observe_epoch(order.fence.clone()).await?;
-        let mut events = self.join_or_start(order, parent)?;
-        events.accepted().await?;
-        Ok(events)
+        loop {
+            // A step that is joined writes nothing, and its caller must be the leader all the same.
+            inner.ledger.observe_epoch(order.fence.clone()).await?;
+            let mut events = self.join_or_start(&order, &parent)?;
+            match events.accepted().await {
+                Ok(()) => return Ok(events),
+                // The refusal was for whoever started it: a leader that we replaced, or one with less time. That step
+                // is out of the map, so this ends with a step of our own, or another that was accepted.
+                Err(_) if events.joined() => {}
+                Err(problem) => return Err(problem),
+            }
+        }
     }
 
-    fn join_or_start(&self, order: Order, parent: Context) -> Result<Events, Problem> {
+    fn join_or_start(&self, order: &Order, parent: &Context) -> Result<Events, Problem> {
         let mut running = self.0.running();
         if let Some(step) = running.get(&order.key) {
             return if step.digest == order.digest {
@@ -166,11 +176,18 @@ impl Executor {
         if self.0.tasks.is_closed() {
             return Err(stopping());
         }
+        if running.len() >= MAX_RUNNING {
+            return Err(Problem::new(
+                Code::ComponentBusy,
+                format!("{}: {MAX_RUNNING} steps run or wait already", self.0.host),
+            ));
+        }
         let (step, reporter, events) = Running::start(order.digest);
         running.insert(order.key.clone(), step);
+        let (inner, order) = (Arc::clone(&self.0), order.clone());
         self.0
             .tasks
-            .spawn(settle::settle(Arc::clone(&self.0), order, reporter, parent));
+            .spawn(settle::settle(inner, order, reporter, parent.clone()));
         Ok(events)
     }
 

@@ -49,7 +49,11 @@ pub enum ProgramError {
     #[error("{program} did not end within {} ms and was killed", limit.as_millis())]
     Deadline { program: String, limit: Duration },
     #[error("{program} ended with {}: {}", code.map_or("a signal".to_owned(), |c| format!("status {c}")), last_lines(stderr))]
-    Failed { program: String, code: Option<i32>, stderr: String },
+    Failed {
+        program: String,
+        code: Option<i32>,
+        stderr: String,
+    },
 }
 
 /// The end of what a program said, on one line, short enough for an error message.
@@ -57,7 +61,9 @@ fn last_lines(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     let tail = lines[lines.len().saturating_sub(4)..].join(" | ");
     let start = tail.len().saturating_sub(600);
-    let start = (start..=tail.len()).find(|i| tail.is_char_boundary(*i)).unwrap_or(tail.len());
+    let start = (start..=tail.len())
+        .find(|i| tail.is_char_boundary(*i))
+        .unwrap_or(tail.len());
     tail[start..].to_owned()
 }
 
@@ -66,7 +72,13 @@ impl Program {
         let mut env = BTreeMap::new();
         env.insert("PATH".into(), SAFE_PATH.into());
         env.insert("LC_ALL".into(), "C.UTF-8".into());
-        Self { argv: vec![program.as_ref().to_owned()], env, cwd: None, stdin: None, detached_output: false }
+        Self {
+            argv: vec![program.as_ref().to_owned()],
+            env,
+            cwd: None,
+            stdin: None,
+            detached_output: false,
+        }
     }
 
     /// From a configured vector. `None` when it is empty.
@@ -122,15 +134,32 @@ impl Program {
     pub async fn output(self, limit: Duration) -> Result<Output, ProgramError> {
         let name = self.name();
         let mut command = Command::new(&self.argv[0]);
-        command.args(&self.argv[1..]).env_clear().envs(&self.env).process_group(0).kill_on_drop(true);
+        command
+            .args(&self.argv[1..])
+            .env_clear()
+            .envs(&self.env)
+            .process_group(0)
+            .kill_on_drop(true);
         if let Some(cwd) = &self.cwd {
             command.current_dir(cwd);
         }
-        command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
-        let out = || if self.detached_output { Stdio::null() } else { Stdio::piped() };
+        command.stdin(if self.stdin.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        });
+        let out = || {
+            if self.detached_output {
+                Stdio::null()
+            } else {
+                Stdio::piped()
+            }
+        };
         command.stdout(out()).stderr(out());
-        let mut child =
-            command.spawn().map_err(|source| ProgramError::Start { program: name.clone(), source })?;
+        let mut child = command.spawn().map_err(|source| ProgramError::Start {
+            program: name.clone(),
+            source,
+        })?;
         let mut group = GroupGuard::new(child.id());
         let stdin = child.stdin.take().zip(self.stdin);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -143,7 +172,11 @@ impl Program {
             };
             let (status, stdout, stderr, ()) =
                 tokio::join!(child.wait(), read_bounded(stdout), read_bounded(stderr), feed);
-            status.map(|status| Output { code: status.code(), stdout, stderr })
+            status.map(|status| Output {
+                code: status.code(),
+                stdout,
+                stderr,
+            })
         };
         match tokio::time::timeout(limit, work).await {
             Ok(Ok(output)) => {
@@ -162,7 +195,11 @@ impl Program {
         if output.code == Some(0) {
             Ok(output)
         } else {
-            Err(ProgramError::Failed { program, code: output.code, stderr: output.stderr })
+            Err(ProgramError::Failed {
+                program,
+                code: output.code,
+                stderr: output.stderr,
+            })
         }
     }
 }
@@ -172,7 +209,10 @@ struct GroupGuard(Option<rustix::process::Pid>);
 
 impl GroupGuard {
     fn new(pid: Option<u32>) -> Self {
-        Self(pid.and_then(|p| i32::try_from(p).ok()).and_then(rustix::process::Pid::from_raw))
+        Self(
+            pid.and_then(|p| i32::try_from(p).ok())
+                .and_then(rustix::process::Pid::from_raw),
+        )
     }
 
     fn disarm(&mut self) {
@@ -192,7 +232,7 @@ impl Drop for GroupGuard {
 async fn read_bounded(pipe: Option<impl AsyncRead + Unpin>) -> String {
     let Some(mut pipe) = pipe else { return String::new() };
     let mut kept = Vec::new();
-    let mut chunk = [0u8; 8192];
+    let mut chunk = vec![0u8; 8192];
     while let Ok(n) = pipe.read(&mut chunk).await {
         if n == 0 {
             break;

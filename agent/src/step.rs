@@ -62,7 +62,10 @@ impl std::fmt::Debug for StepContext {
 }
 
 impl StepContext {
-    #[expect(clippy::too_many_arguments, reason = "one constructor, called in one place of the executor and in tests")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one constructor, called in one place of the executor and in tests"
+    )]
     pub fn new(
         rollback_id: String,
         component: String,
@@ -110,7 +113,10 @@ impl StepContext {
         self.operations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(TimedOperation { name, took: begun.elapsed() });
+            .push(TimedOperation {
+                name,
+                took: begun.elapsed(),
+            });
         result
     }
 

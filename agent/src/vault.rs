@@ -69,7 +69,10 @@ impl Vault {
     }
 
     fn pin_path(&self, component: &str, digest: &str) -> PathBuf {
-        self.root.join("pins").join(component).join(format!("{}.json", digest.replace(':', "-")))
+        self.root
+            .join("pins")
+            .join(component)
+            .join(format!("{}.json", digest.replace(':', "-")))
     }
 
     /// Stores content. Durable when it returns; storing the same content again costs one read.
@@ -97,8 +100,16 @@ impl Vault {
         }
         temp.as_file().sync_all().map_err(io("sync", temp.path()))?;
         let dir = path.parent().unwrap_or(&staging);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("create", dir))?;
-        temp.persist(&path).map_err(|e| VaultError::Io { verb: "write", path: path.clone(), source: e.error })?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(io("create", dir))?;
+        temp.persist(&path).map_err(|e| VaultError::Io {
+            verb: "write",
+            path: path.clone(),
+            source: e.error,
+        })?;
         sync_dir(dir)?;
         sync_dir(&staging)?;
         Ok(id)
@@ -122,7 +133,14 @@ impl Vault {
         let path = self.object_path(id);
         let content = std::fs::read(&path).map_err(io("read", &path))?;
         let found = hex::encode(Sha256::digest(&content));
-        if found == id { Ok(content) } else { Err(VaultError::Damaged { id: id.to_owned(), found }) }
+        if found == id {
+            Ok(content)
+        } else {
+            Err(VaultError::Damaged {
+                id: id.to_owned(),
+                found,
+            })
+        }
     }
 
     /// Copies an object to a new file of this mode, checking its content on the way. The file is synced; its directory
@@ -148,10 +166,15 @@ impl Vault {
         }
         let found = hex::encode(hash.finalize());
         if found != id {
-            return Err(VaultError::Damaged { id: id.to_owned(), found });
+            return Err(VaultError::Damaged {
+                id: id.to_owned(),
+                found,
+            });
         }
         // The umask may have taken bits away.
-        target.set_permissions(std::fs::Permissions::from_mode(mode)).map_err(io("set the mode of", to))?;
+        target
+            .set_permissions(std::fs::Permissions::from_mode(mode))
+            .map_err(io("set the mode of", to))?;
         target.sync_all().map_err(io("sync", to))
     }
 
@@ -159,12 +182,22 @@ impl Vault {
     pub fn pin(&self, component: &str, digest: &str, document: &impl Serialize) -> Result<(), VaultError> {
         let path = self.pin_path(component, digest);
         let dir = path.parent().unwrap_or(&self.root);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("create", dir))?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(io("create", dir))?;
         let mut temp = tempfile::NamedTempFile::new_in(dir).map_err(io("create a file in", dir))?;
-        serde_json::to_writer(&mut temp, document)
-            .map_err(|source| VaultError::BadPin { path: path.clone(), source })?;
+        serde_json::to_writer(&mut temp, document).map_err(|source| VaultError::BadPin {
+            path: path.clone(),
+            source,
+        })?;
         temp.as_file().sync_all().map_err(io("sync", temp.path()))?;
-        temp.persist(&path).map_err(|e| VaultError::Io { verb: "write", path: path.clone(), source: e.error })?;
+        temp.persist(&path).map_err(|e| VaultError::Io {
+            verb: "write",
+            path: path.clone(),
+            source: e.error,
+        })?;
         sync_dir(dir)
     }
 
@@ -176,12 +209,18 @@ impl Vault {
                 .map(Some)
                 .map_err(|source| VaultError::BadPin { path, source }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(VaultError::Io { verb: "read", path, source }),
+            Err(source) => Err(VaultError::Io {
+                verb: "read",
+                path,
+                source,
+            }),
         }
     }
 }
 
 /// Makes renames and new names in a directory durable.
 pub fn sync_dir(dir: &Path) -> Result<(), VaultError> {
-    std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
+    std::fs::File::open(dir)
+        .and_then(|d| d.sync_all())
+        .map_err(io("sync", dir))
 }

@@ -1,10 +1,12 @@
 //! The program itself, as an operator and systemd see it: exit statuses, what goes to stdout and what to stderr, the
 //! ready file, and signals.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -72,22 +74,25 @@ impl Host {
         self.command(verb).args(more).output().expect("run")
     }
 
-    /// Starts the daemon and returns when it says that it is ready.
+    /// Starts the daemon and returns when it says that it runs, which is after the ready file is there.
     fn run(&self) -> Daemon {
-        let ready = self.path("ready.json");
-        if ready.exists() {
-            std::fs::remove_file(&ready).expect("remove");
-        }
         let mut command = self.command("run");
         command
             .arg("--ready-file")
-            .arg(&ready)
+            .arg(self.path("ready.json"))
             .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let mut daemon = Daemon(command.spawn().expect("start"));
-        wait_for("the ready file", || {
-            ready.exists() || daemon.0.try_wait().expect("wait").is_some()
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("start");
+        let stderr = child.stderr.take().expect("a pipe");
+        let (said, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                // The test may be over.
+                let _ = said.send(line);
+            }
         });
+        let daemon = Daemon { child, lines };
+        while !daemon.line().expect("it ended before it ran").contains("agent runs") {}
         daemon
     }
 
@@ -97,36 +102,37 @@ impl Host {
 }
 
 /// Ends with the test, however that ends.
-struct Daemon(Child);
+struct Daemon {
+    child: Child,
+    /// Its log. Disconnected when it has ended.
+    lines: mpsc::Receiver<String>,
+}
 
 impl Daemon {
-    fn signal(&self, signal: rustix::process::Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.0), signal).expect("signal");
+    /// The next line of the log; `None` when there will be none.
+    fn line(&self) -> Option<String> {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("the daemon hangs"),
+        }
     }
 
-    fn status(&mut self) -> std::process::ExitStatus {
-        let mut status = None;
-        wait_for("the end of the daemon", || {
-            status = self.0.try_wait().expect("wait");
-            status.is_some()
-        });
-        status.expect("ended")
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).expect("signal");
+    }
+
+    fn status(&mut self) -> ExitStatus {
+        while self.line().is_some() {}
+        self.child.wait().expect("wait")
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !condition() {
-        assert!(begun.elapsed() < PATIENCE, "{what} did not come");
-        std::thread::park_timeout(Duration::from_millis(5));
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -142,7 +148,7 @@ fn runs_until_it_is_told_to_stop_and_starts_again_where_it_was() {
     let ready = host.ready();
     let address = ready["grpc"].as_str().expect("an address");
     assert!(address.starts_with("127.0.0.1:") && !address.ends_with(":0"), "{ready}");
-    assert_eq!(ready["pid"], daemon.0.id());
+    assert_eq!(ready["pid"], daemon.child.id());
     std::net::TcpStream::connect(address).expect("it listens");
 
     let second = host.output("run", &[]);

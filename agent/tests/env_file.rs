@@ -32,7 +32,13 @@ async fn fleet() -> Fleet {
     let new = driver.observe().await.expect("observe").revision;
     assert_eq!(old.version, "v2.9.0");
     assert_ne!(old, new);
-    Fleet { host, path, driver, old, new }
+    Fleet {
+        host,
+        path,
+        driver,
+        old,
+        new,
+    }
 }
 
 #[tokio::test]
@@ -40,12 +46,21 @@ async fn goes_back_and_forth_with_mode_kept() {
     let f = fleet().await;
     let step = |action| f.host.step(action, &f.new, &f.old);
     let findings = f.driver.prepare(&step(Action::Prepare)).await;
-    assert!(findings.iter().all(|finding| finding.severity == Severity::Ok), "{findings:?}");
+    assert!(
+        findings.iter().all(|finding| finding.severity == Severity::Ok),
+        "{findings:?}"
+    );
     f.driver.snapshot(&step(Action::Snapshot)).await.expect("snapshot");
     f.driver.stage(&step(Action::Stage)).await.expect("stage");
-    assert!(read(&f.path).contains("correct-horse"), "staging must not change the live file");
+    assert!(
+        read(&f.path).contains("correct-horse"),
+        "staging must not change the live file"
+    );
     assert_eq!(names(f.path.parent().expect("parent")).len(), 2, "one file is staged");
-    assert!(matches!(f.driver.probe(&step(Action::Switch)).await, Probe::Repeatable(_)));
+    assert!(matches!(
+        f.driver.probe(&step(Action::Switch)).await,
+        Probe::Repeatable(_)
+    ));
     for _ in 0..2 {
         let done = f.driver.switch(&step(Action::Switch)).await.expect("switch");
         assert_eq!(done.observed, Some(f.old.clone()));
@@ -59,7 +74,11 @@ async fn goes_back_and_forth_with_mode_kept() {
     let mode = std::fs::metadata(&f.path).expect("stat").permissions().mode() & 0o7777;
     assert_eq!(mode, 0o640);
     f.driver.finish(&step(Action::Finish)).await.expect("finish");
-    assert_eq!(names(f.path.parent().expect("parent")), ["app.env"], "nothing is left beside");
+    assert_eq!(
+        names(f.path.parent().expect("parent")),
+        ["app.env"],
+        "nothing is left beside"
+    );
 }
 
 #[tokio::test]
@@ -73,7 +92,11 @@ async fn names_are_reported_and_values_never() {
     write(&f.path, "PASSWORD=tr0ub4dor\n");
     said += &format!("{:?}", f.driver.prepare(&step).await);
     said += &format!("{:?}", f.driver.switch(&step).await);
-    said += &format!("{:?} {:?}", f.driver, f.driver.probe(&f.host.step(Action::Switch, &f.new, &f.old)).await);
+    said += &format!(
+        "{:?} {:?}",
+        f.driver,
+        f.driver.probe(&f.host.step(Action::Switch, &f.new, &f.old)).await
+    );
     for secret in ["hunter2", "correct-horse", "battery", "tr0ub4dor"] {
         assert!(!said.contains(secret), "{secret} in {said}");
     }
@@ -82,12 +105,18 @@ async fn names_are_reported_and_values_never() {
 #[tokio::test]
 async fn a_file_that_somebody_changed_is_not_touched() {
     let f = fleet().await;
-    f.driver.stage(&f.host.step(Action::Stage, &f.new, &f.old)).await.expect("stage");
+    f.driver
+        .stage(&f.host.step(Action::Stage, &f.new, &f.old))
+        .await
+        .expect("stage");
     write(&f.path, "MINE=1\n");
     let problem = failed(f.driver.switch(&f.host.step(Action::Switch, &f.new, &f.old)).await);
     assert_eq!(problem.code, Code::WrongRevision);
     assert_eq!(read(&f.path), "MINE=1\n");
-    assert!(matches!(f.driver.probe(&f.host.step(Action::Switch, &f.new, &f.old)).await, Probe::Indeterminate(_)));
+    assert!(matches!(
+        f.driver.probe(&f.host.step(Action::Switch, &f.new, &f.old)).await,
+        Probe::Indeterminate(_)
+    ));
 }
 
 #[tokio::test]
@@ -104,12 +133,21 @@ async fn what_the_vault_lacks_is_found_before_anything_is_touched() {
 #[tokio::test]
 async fn a_truncated_staged_file_is_not_switched_in() {
     let f = fleet().await;
-    f.driver.stage(&f.host.step(Action::Stage, &f.new, &f.old)).await.expect("stage");
+    f.driver
+        .stage(&f.host.step(Action::Stage, &f.new, &f.old))
+        .await
+        .expect("stage");
     let dir = f.path.parent().expect("parent");
-    let staged = names(dir).into_iter().find(|name| name != "app.env").expect("a staged file");
+    let staged = names(dir)
+        .into_iter()
+        .find(|name| name != "app.env")
+        .expect("a staged file");
     // As a kill in the middle of writing leaves it.
     write(&dir.join(&staged), "SAME");
-    f.driver.switch(&f.host.step(Action::Switch, &f.new, &f.old)).await.expect("switch");
+    f.driver
+        .switch(&f.host.step(Action::Switch, &f.new, &f.old))
+        .await
+        .expect("switch");
     assert_eq!(read(&f.path), "SAME=1\nPASSWORD=hunter2\n");
 }
 
@@ -125,6 +163,9 @@ async fn links_and_open_directories_are_refused() {
     std::fs::rename(&f.path, &elsewhere).expect("rename");
     std::os::unix::fs::symlink(&elsewhere, &f.path).expect("link");
     assert_eq!(f.driver.observe().await.expect_err("a link").code, Code::BadLayout);
-    assert_eq!(failed(f.driver.switch(&f.host.step(Action::Switch, &f.new, &f.old)).await).code, Code::BadLayout);
+    assert_eq!(
+        failed(f.driver.switch(&f.host.step(Action::Switch, &f.new, &f.old)).await).code,
+        Code::BadLayout
+    );
     assert!(read(&elsewhere).contains("correct-horse"));
 }

@@ -45,7 +45,9 @@ impl Proxy {
     }
 
     fn master(&self) -> processes::Identity {
-        processes::from_pid_file(&self.host.path().join("nginx.pid")).expect("read").expect("nginx runs")
+        processes::from_pid_file(&self.host.path().join("nginx.pid"))
+            .expect("read")
+            .expect("nginx runs")
     }
 
     async fn get(&self, path: &str) -> reqwest::Response {
@@ -66,26 +68,40 @@ impl Proxy {
     }
 
     async fn switch(&self) -> Result<rollback_agent::driver::Done, Failure> {
-        self.driver.switch(&self.host.step(Action::Switch, &self.new, &self.old)).await
+        self.driver
+            .switch(&self.host.step(Action::Switch, &self.new, &self.old))
+            .await
     }
 
     async fn undo(&self) -> Result<rollback_agent::driver::Done, Failure> {
-        self.driver.switch(&self.host.step(Action::Switch, &self.old, &self.new)).await
+        self.driver
+            .switch(&self.host.step(Action::Switch, &self.old, &self.new))
+            .await
     }
 
     /// Makes the site what a release with this text was, as recorded, and v3.0.0 live again.
     async fn recorded(&self, extra: &str) -> Revision {
         let live = read(&self.site());
         self.set_site("other", extra);
-        self.driver.snapshot(&self.host.step(Action::Snapshot, &self.new, &self.new)).await.expect("pin");
+        self.driver
+            .snapshot(&self.host.step(Action::Snapshot, &self.new, &self.new))
+            .await
+            .expect("pin");
         let revision = self.driver.observe().await.expect("observe").revision;
         write(&self.site(), &live);
         revision
     }
 
     async fn blockers(&self, to: &Revision) -> Vec<Code> {
-        let found = self.driver.prepare(&self.host.step(Action::Prepare, &self.new, to)).await;
-        found.iter().filter(|f| f.severity == Severity::Blocker).map(|f| f.problem.code).collect()
+        let found = self
+            .driver
+            .prepare(&self.host.step(Action::Prepare, &self.new, to))
+            .await;
+        found
+            .iter()
+            .filter(|f| f.severity == Severity::Blocker)
+            .map(|f| f.problem.code)
+            .collect()
     }
 }
 
@@ -103,7 +119,11 @@ async fn proxy_with(extra: &str) -> Proxy {
     let dir = host.path().to_owned();
     let conf = dir.join("conf");
     let port = free_port();
-    let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
+    let user = if rustix::process::geteuid().is_root() {
+        "user root;\n"
+    } else {
+        ""
+    };
     write(
         &conf.join("nginx.conf"),
         &format!(
@@ -118,7 +138,12 @@ async fn proxy_with(extra: &str) -> Proxy {
     write(&conf.join("sites/zekka"), &site(&conf, port, "v2.9.0", ""));
     let nginx = |args: &[&str]| {
         let status = Command::new(NGINX)
-            .args(["-p", &dir.to_string_lossy(), "-c", &conf.join("nginx.conf").to_string_lossy()])
+            .args([
+                "-p",
+                &dir.to_string_lossy(),
+                "-c",
+                &conf.join("nginx.conf").to_string_lossy(),
+            ])
             .args(args)
             .stderr(Stdio::null())
             .status()
@@ -134,11 +159,20 @@ async fn proxy_with(extra: &str) -> Proxy {
     );
     let config: NginxConfig = toml::from_str(&text).expect("config");
     let driver = NginxDriver::new("part", config, Arc::clone(&host.vault)).expect("driver");
-    eventually("nginx listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    eventually("nginx listens", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
     let old = driver.retain("v2.9.0").await.expect("retain").revision;
     write(&conf.join("sites/zekka"), &site(&conf, port, "v3.0.0", ""));
     let new = driver.observe().await.expect("observe").revision;
-    let proxy = Proxy { host, conf: conf.clone(), port, driver, old, new };
+    let proxy = Proxy {
+        host,
+        conf: conf.clone(),
+        port,
+        driver,
+        old,
+        new,
+    };
     nginx(&["-s", "reload"]);
     while proxy.version().await != "v3.0.0" {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -156,16 +190,28 @@ async fn switches_with_new_workers_and_undoes_it() {
     assert!(p.blockers(&p.old).await.is_empty());
     let step = |action| p.host.step(action, &p.new, &p.old);
     p.driver.stage(&step(Action::Stage)).await.expect("stage");
-    assert!(read(&p.site()).contains("v3.0.0"), "staging must not change the live file");
+    assert!(
+        read(&p.site()).contains("v3.0.0"),
+        "staging must not change the live file"
+    );
     let before = processes::children(p.master().pid);
     let done = p.switch().await.expect("switch");
     assert_eq!(done.observed, Some(p.old.clone()));
     assert_eq!(p.version().await, "v2.9.0");
-    assert!(processes::children(p.master().pid).iter().any(|worker| !before.contains(worker)), "new workers");
+    assert!(
+        processes::children(p.master().pid)
+            .iter()
+            .any(|worker| !before.contains(worker)),
+        "new workers"
+    );
     assert!(matches!(p.driver.probe(&step(Action::Switch)).await, Probe::Applied(_)));
     let workers = processes::children(p.master().pid);
     p.switch().await.expect("again");
-    assert_eq!(processes::children(p.master().pid), workers, "nothing is reloaded for nothing");
+    assert_eq!(
+        processes::children(p.master().pid),
+        workers,
+        "nothing is reloaded for nothing"
+    );
     let verified = p.driver.verify(&step(Action::Verify)).await.expect("verify");
     assert_eq!(verified.observed.expect("observed").version, "v2.9.0");
     p.undo().await.expect("undo");
@@ -173,7 +219,10 @@ async fn switches_with_new_workers_and_undoes_it() {
     assert!(p.blockers(&p.old).await.is_empty());
     p.driver.finish(&step(Action::Finish)).await.expect("finish");
     assert_eq!(names(&p.conf), ["nginx.conf", "rb", "sites"]);
-    assert_eq!((names(&p.conf.join("sites")), names(&p.conf.join("rb"))), (vec!["zekka".into()], vec!["zekka.inc".into()]));
+    assert_eq!(
+        (names(&p.conf.join("sites")), names(&p.conf.join("rb"))),
+        (vec!["zekka".into()], vec!["zekka.inc".into()])
+    );
 }
 
 /// With a port in use, `nginx -t` and the reload both return 0 while old workers go on serving the old configuration.
@@ -183,13 +232,25 @@ async fn trap_a_reload_that_nginx_does_not_take() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = taken.local_addr().expect("address").port();
     let to = p.recorded(&format!("server {{ listen 127.0.0.1:{port}; }}\n")).await;
-    p.driver.stage(&p.host.step(Action::Stage, &p.new, &to)).await.expect("nginx -t does not notice");
+    p.driver
+        .stage(&p.host.step(Action::Stage, &p.new, &to))
+        .await
+        .expect("nginx -t does not notice");
     let problem = failed(p.driver.switch(&p.host.step(Action::Switch, &p.new, &to)).await);
     assert_eq!(problem.code, Code::NginxNotServing);
-    assert!(problem.message.contains("Address already in use"), "{}", problem.message);
+    assert!(
+        problem.message.contains("Address already in use"),
+        "{}",
+        problem.message
+    );
     assert_eq!(p.version().await, "v3.0.0");
     let seen = p.driver.observe().await.expect("observe");
-    assert_eq!((seen.health, &seen.revision), (Health::Healthy, &p.new), "{}", seen.detail);
+    assert_eq!(
+        (seen.health, &seen.revision),
+        (Health::Healthy, &p.new),
+        "{}",
+        seen.detail
+    );
 }
 
 #[tokio::test]
@@ -201,7 +262,11 @@ async fn a_configuration_that_nginx_refuses_touches_nothing() {
     let problem = failed(p.driver.stage(&step).await);
     assert_eq!(problem.code, Code::NginxConfig);
     assert!(problem.message.contains("this_is_no_directive"), "{}", problem.message);
-    assert!(problem.message.contains(&*p.site().to_string_lossy()), "the live path is named: {}", problem.message);
+    assert!(
+        problem.message.contains(&*p.site().to_string_lossy()),
+        "the live path is named: {}",
+        problem.message
+    );
     // Even a switch without stage, and with an include that was never written, leaves the old state.
     let problem = failed(p.driver.switch(&step).await);
     assert_eq!(problem.code, Code::NginxConfig);
@@ -214,7 +279,10 @@ async fn a_configuration_that_nginx_refuses_touches_nothing() {
 async fn drains_with_503_while_the_marker_answers_and_survives_a_switch() {
     let p = proxy().await;
     let step = |action| p.host.step(action, &p.new, &p.old);
-    p.driver.resume(&step(Action::Resume)).await.expect("nothing is drained");
+    p.driver
+        .resume(&step(Action::Resume))
+        .await
+        .expect("nothing is drained");
     for _ in 0..2 {
         p.driver.drain(&step(Action::Drain)).await.expect("drain");
     }
@@ -226,11 +294,17 @@ async fn drains_with_503_while_the_marker_answers_and_survives_a_switch() {
     }
     assert_eq!(p.get("/-/rollbackctl").await.status().as_u16(), 200);
     assert!(matches!(p.driver.probe(&step(Action::Drain)).await, Probe::Applied(_)));
-    assert_eq!(failed(p.driver.verify(&step(Action::Verify)).await).code, Code::Unhealthy);
+    assert_eq!(
+        failed(p.driver.verify(&step(Action::Verify)).await).code,
+        Code::Unhealthy
+    );
     p.switch().await.expect("switch");
     assert_eq!(p.get("/version").await.status().as_u16(), 503, "still drained");
     // An agent that was restarted reads from the include that the site is drained.
-    assert!(matches!(p.driver.probe(&step(Action::Resume)).await, Probe::Repeatable(_)));
+    assert!(matches!(
+        p.driver.probe(&step(Action::Resume)).await,
+        Probe::Repeatable(_)
+    ));
     for _ in 0..2 {
         p.driver.resume(&step(Action::Resume)).await.expect("resume");
     }
@@ -253,22 +327,38 @@ async fn a_dead_master_blocks_and_nothing_is_written() {
     assert_eq!(p.driver.observe().await.expect("observe").health, Health::Stopped);
     // The PID now belongs to something that is not nginx.
     write(&p.host.path().join("nginx.pid"), &std::process::id().to_string());
-    assert_eq!(failed(p.switch().await).code, Code::NginxDown, "we would have signalled ourselves");
+    assert_eq!(
+        failed(p.switch().await).code,
+        Code::NginxDown,
+        "we would have signalled ourselves"
+    );
     std::fs::remove_file(p.host.path().join("nginx.pid")).expect("remove");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_switch_under_load_loses_no_request() {
     let p = proxy().await;
-    let (stop, asked, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (stop, asked, lost) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicUsize::new(0)),
+    );
     let url = format!("http://127.0.0.1:{}/proxied", p.port);
     let load: Vec<_> = (0..4)
         .map(|_| {
             let (stop, asked, lost, url) = (Arc::clone(&stop), Arc::clone(&asked), Arc::clone(&lost), url.clone());
             tokio::spawn(async move {
-                let client = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("client");
+                let client = reqwest::Client::builder()
+                    .no_proxy()
+                    .pool_max_idle_per_host(0)
+                    .build()
+                    .expect("client");
                 while !stop.load(Ordering::SeqCst) {
-                    let good = client.get(&url).send().await.is_ok_and(|answer| answer.status().is_success());
+                    let good = client
+                        .get(&url)
+                        .send()
+                        .await
+                        .is_ok_and(|answer| answer.status().is_success());
                     asked.fetch_add(1, Ordering::SeqCst);
                     if !good {
                         lost.fetch_add(1, Ordering::SeqCst);
@@ -292,23 +382,35 @@ async fn a_switch_under_load_loses_no_request() {
 #[tokio::test]
 async fn a_switch_that_was_killed_half_way_converges() {
     let p = proxy().await;
-    p.driver.stage(&p.host.step(Action::Stage, &p.new, &p.old)).await.expect("stage");
+    p.driver
+        .stage(&p.host.step(Action::Stage, &p.new, &p.old))
+        .await
+        .expect("stage");
     // The files are written, the reload never happened.
     p.set_site("v2.9.0", "");
     let step = p.host.step(Action::Switch, &p.new, &p.old);
-    assert!(matches!(p.driver.probe(&step).await, Probe::Repeatable(_)), "files alone prove nothing");
+    assert!(
+        matches!(p.driver.probe(&step).await, Probe::Repeatable(_)),
+        "files alone prove nothing"
+    );
     p.switch().await.expect("switch");
     assert_eq!(p.version().await, "v2.9.0");
     // The include was written, the files were not, nothing was loaded.
     let include = p.conf.join("rb/zekka.inc");
     write(&include, &read(&include).replacen("nonce=", "nonce=0", 1));
-    assert!(matches!(p.driver.probe(&step).await, Probe::Repeatable(_)), "another nonce is served");
+    assert!(
+        matches!(p.driver.probe(&step).await, Probe::Repeatable(_)),
+        "another nonce is served"
+    );
     p.undo().await.expect("undo");
     assert_eq!(p.version().await, "v3.0.0");
     // Killed between two files, and somebody reloaded just then: the nonce is served, with who knows what.
     p.switch().await.expect("switch");
     write(&include, &read(&include).replacen("settled=yes", "settled=no", 1));
-    assert!(matches!(p.driver.probe(&step).await, Probe::Repeatable(_)), "not settled");
+    assert!(
+        matches!(p.driver.probe(&step).await, Probe::Repeatable(_)),
+        "not settled"
+    );
     p.switch().await.expect("switch");
     assert!(matches!(p.driver.probe(&step).await, Probe::Applied(_)));
 }
@@ -316,7 +418,10 @@ async fn a_switch_that_was_killed_half_way_converges() {
 #[tokio::test]
 async fn what_somebody_else_wrote_is_not_overwritten() {
     let p = proxy().await;
-    p.driver.stage(&p.host.step(Action::Stage, &p.new, &p.old)).await.expect("stage");
+    p.driver
+        .stage(&p.host.step(Action::Stage, &p.new, &p.old))
+        .await
+        .expect("stage");
     p.set_site("mine", "");
     assert_eq!(failed(p.switch().await).code, Code::WrongRevision);
     assert!(read(&p.site()).contains("mine"));
@@ -332,7 +437,10 @@ async fn a_missing_include_is_found_early() {
     let p = proxy().await;
     std::fs::remove_file(p.conf.join("rb/zekka.inc")).expect("remove");
     assert_eq!(p.blockers(&p.old).await, [Code::NginxInclude]);
-    assert!(p.driver.observe().await.is_ok(), "a missing include is no error of observing");
+    assert!(
+        p.driver.observe().await.is_ok(),
+        "a missing include is no error of observing"
+    );
     write(&p.conf.join("rb/zekka.inc"), "");
     // A release whose site lacks the line could never be left again.
     let with = read(&p.site());
@@ -340,9 +448,15 @@ async fn a_missing_include_is_found_early() {
     let problem = p.driver.retain("v3.0.0").await.expect_err("cannot be switched to");
     assert_eq!(problem.code, Code::NginxInclude);
     assert!(problem.remedy.contains("include "), "{}", problem.remedy);
-    p.driver.snapshot(&p.host.step(Action::Snapshot, &p.new, &p.new)).await.expect("pin");
+    p.driver
+        .snapshot(&p.host.step(Action::Snapshot, &p.new, &p.new))
+        .await
+        .expect("pin");
     let without = p.driver.observe().await.expect("observe").revision;
     write(&p.site(), &with);
     assert_eq!(p.blockers(&without).await, [Code::NginxInclude]);
-    assert_eq!(failed(p.driver.stage(&p.host.step(Action::Stage, &p.new, &without)).await).code, Code::NginxInclude);
+    assert_eq!(
+        failed(p.driver.stage(&p.host.step(Action::Stage, &p.new, &without)).await).code,
+        Code::NginxInclude
+    );
 }

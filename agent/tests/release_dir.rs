@@ -25,16 +25,25 @@ impl Fleet {
     }
 
     fn link(&self) -> String {
-        std::fs::read_link(self.root.join("current")).expect("a link").to_string_lossy().into_owned()
+        std::fs::read_link(self.root.join("current"))
+            .expect("a link")
+            .to_string_lossy()
+            .into_owned()
     }
 
     async fn prepare(&self) -> Vec<Finding> {
-        self.driver.prepare(&self.host.step(Action::Prepare, &self.new, &self.old)).await
+        self.driver
+            .prepare(&self.host.step(Action::Prepare, &self.new, &self.old))
+            .await
     }
 
     async fn blockers(&self) -> Vec<Code> {
         let found = self.prepare().await;
-        found.iter().filter(|f| f.severity == Severity::Blocker).map(|f| f.problem.code).collect()
+        found
+            .iter()
+            .filter(|f| f.severity == Severity::Blocker)
+            .map(|f| f.problem.code)
+            .collect()
     }
 }
 
@@ -67,7 +76,13 @@ async fn fleet_with(extra: &str) -> Fleet {
     symlink("releases/v3.0.0", root.join("current")).expect("link");
     let new = driver.observe().await.expect("observe").revision;
     assert_eq!((old.version.as_str(), new.version.as_str()), ("v2.9.0", "v3.0.0"));
-    Fleet { host, root, driver, old, new }
+    Fleet {
+        host,
+        root,
+        driver,
+        old,
+        new,
+    }
 }
 
 async fn fleet() -> Fleet {
@@ -81,7 +96,10 @@ async fn switches_the_link_and_undoes_it() {
     let step = |action| f.host.step(action, &f.new, &f.old);
     f.driver.stage(&step(Action::Stage)).await.expect("stage");
     assert_eq!(f.link(), "releases/v3.0.0");
-    assert!(matches!(f.driver.probe(&step(Action::Switch)).await, Probe::Repeatable(_)));
+    assert!(matches!(
+        f.driver.probe(&step(Action::Switch)).await,
+        Probe::Repeatable(_)
+    ));
     // A killed switch leaves its temporary link.
     symlink("releases/v2.9.0", f.root.join(".current.rollbackctl-rb-1")).expect("link");
     for _ in 0..2 {
@@ -90,7 +108,10 @@ async fn switches_the_link_and_undoes_it() {
         assert_eq!(f.link(), "releases/v2.9.0");
     }
     assert!(matches!(f.driver.probe(&step(Action::Switch)).await, Probe::Applied(_)));
-    f.driver.switch(&f.host.step(Action::Switch, &f.old, &f.new)).await.expect("undo");
+    f.driver
+        .switch(&f.host.step(Action::Switch, &f.old, &f.new))
+        .await
+        .expect("undo");
     assert_eq!(f.link(), "releases/v3.0.0");
     f.driver.finish(&step(Action::Finish)).await.expect("finish");
     assert_eq!(names(&f.root), ["current", "releases"], "nothing is left beside");
@@ -115,17 +136,26 @@ async fn adopts_a_real_directory_when_asked_and_can_go_back() {
     write(&f.root.join("current/app.js"), "by hand");
     let from = f.driver.observe().await.expect("observe").revision;
     assert!(from.version.starts_with("adopted-"));
-    f.driver.switch(&f.host.step(Action::Switch, &from, &f.old)).await.expect("switch");
+    f.driver
+        .switch(&f.host.step(Action::Switch, &from, &f.old))
+        .await
+        .expect("switch");
     assert_eq!(f.link(), "releases/v2.9.0");
     assert_eq!(read(&f.release(&from.version).join("app.js")), "by hand");
     assert_eq!(names(&f.root), ["current", "releases"]);
-    f.driver.switch(&f.host.step(Action::Switch, &f.old, &from)).await.expect("undo");
+    f.driver
+        .switch(&f.host.step(Action::Switch, &f.old, &from))
+        .await
+        .expect("undo");
     assert_eq!(read(&f.root.join("current/app.js")), "by hand");
     // Killed between the exchange and the move.
     std::fs::remove_file(f.root.join("current")).expect("remove");
     std::fs::rename(f.release(&from.version), f.root.join(".current.rollbackctl-rb-1")).expect("rename");
     symlink("releases/v2.9.0", f.root.join("current")).expect("link");
-    f.driver.switch(&f.host.step(Action::Switch, &from, &f.old)).await.expect("goes on");
+    f.driver
+        .switch(&f.host.step(Action::Switch, &from, &f.old))
+        .await
+        .expect("goes on");
     assert_eq!(read(&f.release(&from.version).join("app.js")), "by hand");
 }
 
@@ -143,7 +173,12 @@ async fn a_deleted_release_comes_back_from_the_vault() {
     f.driver.stage(&step).await.expect("again");
     let dir = f.release("v2.9.0");
     assert_eq!(names(&dir), ["app.js", "bin", "empty", "lib", "shortcut"]);
-    assert_eq!(std::fs::read_link(dir.join("shortcut")).expect("link").to_string_lossy(), "lib/deep");
+    assert_eq!(
+        std::fs::read_link(dir.join("shortcut"))
+            .expect("link")
+            .to_string_lossy(),
+        "lib/deep"
+    );
     let mode = |p: &str| std::fs::metadata(dir.join(p)).expect("stat").permissions().mode() & 0o777;
     assert_eq!((mode("bin/run"), mode("lib")), (0o755, 0o750));
     // The rollback is called off: what stage made goes, the live release stays.
@@ -151,10 +186,20 @@ async fn a_deleted_release_comes_back_from_the_vault() {
     assert_eq!(names(&f.root.join("releases")), ["v3.0.0"]);
     f.driver.discard(&step).await.expect("discard of nothing");
     // And an undo or a switch without stage brings it back, too.
-    f.driver.switch(&f.host.step(Action::Switch, &f.new, &f.old)).await.expect("switch");
+    f.driver
+        .switch(&f.host.step(Action::Switch, &f.new, &f.old))
+        .await
+        .expect("switch");
     assert_eq!(f.driver.observe().await.expect("observe").revision, f.old);
     f.driver.discard(&step).await.expect("discard");
-    assert_eq!(f.driver.observe().await.expect("the live release is never discarded").revision, f.old);
+    assert_eq!(
+        f.driver
+            .observe()
+            .await
+            .expect("the live release is never discarded")
+            .revision,
+        f.old
+    );
 }
 
 #[tokio::test]
@@ -166,7 +211,11 @@ async fn a_damaged_release_is_moved_aside_not_overwritten() {
     assert_eq!(read(&f.release("v2.9.0").join("app.js")), "// v2.9.0");
     assert_eq!(read(&f.release(".v2.9.0.damaged-rb-1").join("app.js")), "tampered");
     f.driver.discard(&step).await.expect("discard");
-    assert_eq!(read(&f.release("v2.9.0").join("app.js")), "tampered", "what was there is there again");
+    assert_eq!(
+        read(&f.release("v2.9.0").join("app.js")),
+        "tampered",
+        "what was there is there again"
+    );
     assert_eq!(names(&f.root.join("releases")), ["v2.9.0", "v3.0.0"]);
 }
 
@@ -178,12 +227,21 @@ async fn the_live_release_is_not_moved_for_another_content_of_its_version() {
     std::fs::remove_file(f.root.join("current")).expect("remove");
     symlink("releases/v2.9.0", f.root.join("current")).expect("link");
     let live = f.driver.observe().await.expect("observe").revision;
-    f.driver.stage(&f.host.step(Action::Stage, &live, &f.old)).await.expect("stage");
+    f.driver
+        .stage(&f.host.step(Action::Stage, &live, &f.old))
+        .await
+        .expect("stage");
     assert_eq!(read(&f.root.join("current/app.js")), "rebuilt");
-    f.driver.switch(&f.host.step(Action::Switch, &live, &f.old)).await.expect("switch");
+    f.driver
+        .switch(&f.host.step(Action::Switch, &live, &f.old))
+        .await
+        .expect("switch");
     let seen = f.driver.observe().await.expect("observe").revision;
     assert_eq!((seen.version.as_str(), &seen), ("v2.9.0", &f.old));
-    f.driver.switch(&f.host.step(Action::Switch, &f.old, &live)).await.expect("undo");
+    f.driver
+        .switch(&f.host.step(Action::Switch, &f.old, &live))
+        .await
+        .expect("undo");
     assert_eq!(read(&f.root.join("current/app.js")), "rebuilt");
 }
 
@@ -209,7 +267,11 @@ async fn hostile_versions_are_refused() {
     for version in ["../../etc", "-x", ".hidden", "a/b", ""] {
         let to = revision(version, &f.old.digest);
         let step = f.host.step(Action::Switch, &f.new, &to);
-        assert_eq!(f.driver.prepare(&step).await[0].problem.code, Code::BadName, "{version}");
+        assert_eq!(
+            f.driver.prepare(&step).await[0].problem.code,
+            Code::BadName,
+            "{version}"
+        );
         assert_eq!(failed(f.driver.stage(&step).await).code, Code::BadName, "{version}");
         assert_eq!(failed(f.driver.switch(&step).await).code, Code::BadName, "{version}");
     }
@@ -284,7 +346,10 @@ async fn a_full_disk_while_staging_leaves_nothing() {
     }
     let result = f.driver.stage(&f.host.step(Action::Stage, &f.new, &old)).await;
     let left = names(&small);
-    let unmounted = std::process::Command::new("umount").arg(&small).status().expect("umount");
+    let unmounted = std::process::Command::new("umount")
+        .arg(&small)
+        .status()
+        .expect("umount");
     assert!(unmounted.success());
     assert_eq!(failed(result).code, Code::DiskFull);
     assert!(left.is_empty(), "{left:?}");
@@ -307,7 +372,10 @@ fn configurations_that_cannot_work_are_refused() {
         let text = format!("root = '{}'\n{extra}", host.path().display());
         let config: ReleaseDirConfig = toml::from_str(&text).expect("well-formed");
         let problem = ReleaseDirDriver::new("part", config, Arc::clone(&host.vault)).expect_err(extra);
-        assert!(matches!(problem.code, Code::BadConfig | Code::BadName), "{extra}: {problem}");
+        assert!(
+            matches!(problem.code, Code::BadConfig | Code::BadName),
+            "{extra}: {problem}"
+        );
     }
     assert!(toml::from_str::<ReleaseDirConfig>("root = '/x'\nunknown = 1").is_err());
 }

@@ -46,7 +46,10 @@ impl App {
     }
 
     fn start_with(&self, text: &str) {
-        script(&self.root.join("start"), &text.replace("ROOT", &self.root.to_string_lossy()));
+        script(
+            &self.root.join("start"),
+            &text.replace("ROOT", &self.root.to_string_lossy()),
+        );
     }
 
     fn link_to(&self, version: &str) {
@@ -56,11 +59,19 @@ impl App {
     }
 
     async fn start(&self) -> Result<rollback_agent::driver::Done, rollback_agent::driver::Failure> {
-        self.driver.start(&self.host.step_within(Action::Start, &self.new, &self.old, Duration::from_secs(9))).await
+        self.driver
+            .start(
+                &self
+                    .host
+                    .step_within(Action::Start, &self.new, &self.old, Duration::from_secs(9)),
+            )
+            .await
     }
 
     async fn stop(&self) -> Result<rollback_agent::driver::Done, rollback_agent::driver::Failure> {
-        self.driver.stop(&self.host.step(Action::Stop, &self.new, &self.old)).await
+        self.driver
+            .stop(&self.host.step(Action::Stop, &self.new, &self.old))
+            .await
     }
 }
 
@@ -80,7 +91,13 @@ async fn app_with(extra: &str) -> App {
     );
     let config: ReleaseDirConfig = toml::from_str(&text).expect("config");
     let driver = ReleaseDirDriver::new("part", config, Arc::clone(&host.vault)).expect("driver");
-    let mut app = App { host, root, driver, old: host::revision("", ""), new: host::revision("", "") };
+    let mut app = App {
+        host,
+        root,
+        driver,
+        old: host::revision("", ""),
+        new: host::revision("", ""),
+    };
     app.start_with(START);
     app.link_to("v3.0.0");
     app.new = app.driver.observe().await.expect("observe").revision;
@@ -106,8 +123,10 @@ async fn health_server(pid_file: PathBuf) -> String {
                 .and_then(|process| processes::cwd(process.pid))
                 .and_then(|dir| Some(dir.file_name()?.to_string_lossy().into_owned()));
             let (status, body) = version.map_or(("503 Unavailable", String::new()), |version| ("200 OK", version));
-            let reply =
-                format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            let reply = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
             let _ = peer.write_all(reply.as_bytes()).await;
         }
     });
@@ -134,16 +153,31 @@ async fn stops_switches_and_starts_and_every_move_may_be_repeated() {
     a.driver.verify(&start).await.expect("verify");
     let environment = processes::environment(a.alive().pid).expect("environment");
     assert_eq!(environment.get(&b"MODE"[..]).map(Vec::as_slice), Some(&b"old"[..]));
-    assert!(!environment.contains_key(&b"CARGO_MANIFEST_DIR"[..]), "the agent's own environment must not leak");
+    assert!(
+        !environment.contains_key(&b"CARGO_MANIFEST_DIR"[..]),
+        "the agent's own environment must not leak"
+    );
 
     let process = a.alive();
-    assert!(matches!(a.driver.probe(&a.host.step(Action::Stop, &a.new, &a.old)).await, Probe::Repeatable(_)));
+    assert!(matches!(
+        a.driver.probe(&a.host.step(Action::Stop, &a.new, &a.old)).await,
+        Probe::Repeatable(_)
+    ));
     a.stop().await.expect("stop");
     assert!(!processes::alive(process));
     a.stop().await.expect("again");
-    assert!(matches!(a.driver.probe(&a.host.step(Action::Stop, &a.new, &a.old)).await, Probe::Applied(_)));
-    a.driver.switch(&a.host.step(Action::Switch, &a.old, &a.new)).await.expect("switch");
-    a.driver.start(&a.host.step(Action::Start, &a.old, &a.new)).await.expect("start of the other release");
+    assert!(matches!(
+        a.driver.probe(&a.host.step(Action::Stop, &a.new, &a.old)).await,
+        Probe::Applied(_)
+    ));
+    a.driver
+        .switch(&a.host.step(Action::Switch, &a.old, &a.new))
+        .await
+        .expect("switch");
+    a.driver
+        .start(&a.host.step(Action::Start, &a.old, &a.new))
+        .await
+        .expect("start of the other release");
     assert!(processes::cwd(a.alive().pid).expect("cwd").ends_with("releases/v3.0.0"));
 }
 
@@ -153,7 +187,10 @@ async fn what_does_not_become_healthy_is_not_left_running() {
     for (how, text) in [
         ("ends at once", "echo boom > ROOT/log; echo 999999 > ROOT/pid"),
         ("fails", "echo boom > ROOT/log; exit 3"),
-        ("ends while it starts", "sh -c 'cd /; echo boom > ROOT/log; echo $$ > ROOT/pid; sleep 0.1' &"),
+        (
+            "ends while it starts",
+            "sh -c 'cd /; echo boom > ROOT/log; echo $$ > ROOT/pid; sleep 0.1' &",
+        ),
     ] {
         let _ = std::fs::remove_file(a.root.join("pid"));
         a.start_with(text);
@@ -194,8 +231,16 @@ async fn trap_a_process_that_keeps_the_old_environment() {
     a.start_with("export MODE=stale\nsh -c 'echo $$ > ROOT/pid; exec sleep 600' &");
     let problem = failed(a.start().await);
     assert_eq!(problem.code, Code::WrongRevision);
-    assert!(problem.message.contains("MODE") && !problem.message.contains("PASSWORD"), "{}", problem.message);
-    assert!(!problem.message.contains("stale") && !problem.message.contains("hunter2"), "{}", problem.message);
+    assert!(
+        problem.message.contains("MODE") && !problem.message.contains("PASSWORD"),
+        "{}",
+        problem.message
+    );
+    assert!(
+        !problem.message.contains("stale") && !problem.message.contains("hunter2"),
+        "{}",
+        problem.message
+    );
     assert!(a.process().is_none(), "nothing is left running");
 }
 
@@ -206,7 +251,9 @@ async fn a_process_that_ignores_sigterm_and_its_children_are_ended() {
         "setsid sh -c 'trap \"\" TERM; echo $$ > ROOT/pid; sleep 600 & echo $! > ROOT/child; while :; do sleep 600; done' &",
     );
     a.start().await.expect("start");
-    eventually("the child is there", || a.root.join("child").exists() && !read(&a.root.join("child")).is_empty());
+    eventually("the child is there", || {
+        a.root.join("child").exists() && !read(&a.root.join("child")).is_empty()
+    });
     let child = processes::identity(read(&a.root.join("child")).trim().parse().expect("a PID")).expect("child");
     let main = a.alive();
     a.stop().await.expect("stop");
@@ -226,7 +273,11 @@ async fn a_stop_program_that_does_nothing_is_not_believed() {
 #[tokio::test]
 async fn trap_a_pid_file_that_names_a_stranger() {
     let a = app_with("stop = ['true']").await;
-    let mut stranger = std::process::Command::new("sleep").arg("600").current_dir("/").spawn().expect("sleep");
+    let mut stranger = std::process::Command::new("sleep")
+        .arg("600")
+        .current_dir("/")
+        .spawn()
+        .expect("sleep");
     write(&a.root.join("pid"), &stranger.id().to_string());
     let stopped = a.stop().await;
     let started = a.start().await;

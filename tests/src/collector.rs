@@ -131,7 +131,10 @@ pub struct TraceFigures {
 /// A trace is whole when it has one root, spans of all three programs, a span for every step that the report lists
 /// (`step.id`), and every parent that is named was received.
 pub fn check_trace(spans: &[Span], trace_id: &str, steps: &BTreeSet<String>) -> Result<TraceFigures> {
-    let trace: Vec<&Span> = spans.iter().filter(|s| s.trace_id == trace_id).collect();
+    // A span may be sent twice, by a coordinator and by the one that took over: ids follow from the journal.
+    let of_trace = spans.iter().filter(|s| s.trace_id == trace_id);
+    let trace: BTreeMap<&str, &Span> = of_trace.map(|s| (s.id.as_str(), s)).collect();
+    let trace: Vec<&Span> = trace.into_values().collect();
     ensure!(!trace.is_empty(), "no span of trace {trace_id} was received");
     let roots: Vec<&str> = trace
         .iter()

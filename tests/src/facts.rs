@@ -23,7 +23,7 @@ pub struct AppFacts {
     pub env_sha256: String,
     /// Everything in `releases`: what is left behind shows here.
     pub releases: Vec<String>,
-    /// Everything beside the env file.
+    /// Everything beside the env file, and every note in the agent's own directory there.
     pub root_entries: Vec<String>,
     pub pid: Option<u32>,
     /// GREETING and SESSION_SECRET in the environment of the process.
@@ -41,6 +41,8 @@ pub struct Facts {
     /// Rows of schema_migrations.
     pub migrations: String,
     pub schema_sha256: String,
+    /// Schemas that hold what down migrations dropped.
+    pub kept_schemas: Vec<String>,
     pub users: String,
     pub deals: String,
     /// All databases of the cluster: scratch copies that are left behind show here.
@@ -69,6 +71,7 @@ impl Facts {
             apps,
             migrations: fleet.postgres.psql(DATABASE, migrations)?,
             schema_sha256: sha256(fleet.postgres.schema()?.as_bytes()),
+            kept_schemas: fleet.postgres.kept_schemas()?,
             users: count("users")?,
             deals: count("deals")?,
             databases: fleet.postgres.databases()?,
@@ -153,6 +156,7 @@ impl Facts {
         }
         compare("schema_migrations", &before.migrations, &self.migrations);
         compare("the schema", &before.schema_sha256, &self.schema_sha256);
+        compare("the list of kept schemas", &before.kept_schemas, &self.kept_schemas);
         compare("the number of users", &before.users, &self.users);
         compare("the number of deals", &before.deals, &self.deals);
         compare("the list of databases", &before.databases, &self.databases);
@@ -179,7 +183,7 @@ impl AppFacts {
             link: link.to_string_lossy().into_owned(),
             env_sha256: sha256_of(&host.env_file())?,
             releases: entries(&releases)?,
-            root_entries: entries(&host.root)?,
+            root_entries: root_entries(&host.root)?,
             pid,
             process_greeting: value("GREETING"),
             process_secret: value("SESSION_SECRET"),
@@ -234,7 +238,18 @@ fn sha256_of(path: &Path) -> Result<String> {
     ))
 }
 
-/// Names in a directory, sorted, without what belongs to the running of the application.
+/// The agent's own directory may stay when it is empty.
+fn root_entries(root: &Path) -> Result<Vec<String>> {
+    const OURS: &str = ".rollbackctl";
+    let mut found = entries(root)?;
+    if let Some(at) = found.iter().position(|name| name == OURS) {
+        found.remove(at);
+        found.extend(tree(&root.join(OURS))?.into_iter().map(|note| format!("{OURS}/{note}")));
+    }
+    Ok(found)
+}
+
+/// Names in a directory, sorted.
 fn entries(dir: &Path) -> Result<Vec<String>> {
     let read = std::fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
     let mut names: Vec<String> = read

@@ -9,6 +9,9 @@ use comfy_table::{CellAlignment, Table, presets};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+/// Raw operations of a step that are named, the longest first.
+const SHOWN: usize = 4;
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
     pub name: String,
@@ -110,13 +113,16 @@ impl Figures {
         ]);
         let mut steps = table(&["CRITICAL PATH", "TOOK ms", "RAW OPERATIONS"]);
         for step in &self.critical {
-            let operations: Vec<String> = step
-                .operations
-                .iter()
-                .map(|(n, ms)| format!("{n} {}", round(*ms)))
-                .collect();
+            let mut operations = step.operations.clone();
+            operations.sort_by(|a, b| b.1.total_cmp(&a.1));
+            let more = operations.len().saturating_sub(SHOWN);
+            operations.truncate(SHOWN);
+            let mut shown: Vec<String> = operations.iter().map(|(n, ms)| format!("{n} {}", round(*ms))).collect();
+            if more > 0 {
+                shown.push(format!("{more} more"));
+            }
             let name = format!("{} {}/{} {}", step.phase, step.host, step.component, step.action);
-            steps.add_row([name, round(step.took_ms()).to_string(), operations.join(", ")]);
+            steps.add_row([name, round(step.took_ms()).to_string(), shown.join(", ")]);
         }
         for table in [&mut phases, &mut steps] {
             if let Some(column) = table.column_mut(1) {
@@ -137,7 +143,8 @@ fn table(header: &[&str]) -> Table {
 }
 
 fn round(ms: f64) -> f64 {
-    (ms * 10.0).round() / 10.0
+    // The sum of nothing is -0.
+    (ms * 10.0).round() / 10.0 + 0.0
 }
 
 fn millis(from: Timestamp, to: Timestamp) -> f64 {

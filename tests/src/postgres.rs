@@ -144,11 +144,19 @@ impl Postgres {
         run(psql.args(["-Xq", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-c", sql])).map(drop)
     }
 
-    /// The schema as SQL, without what differs from run to run.
+    /// The application's schema as SQL, without what differs from run to run, and without what a rollback keeps of the
+    /// data that a down migration drops (see [`Postgres::kept_schemas`]).
     pub fn schema(&self) -> Result<String> {
-        let dump = run(self.client("pg_dump", SUPERUSER, DATABASE).arg("--schema-only"))?;
+        let dump = run(self.client("pg_dump", SUPERUSER, DATABASE).args(["--schema-only", "--exclude-schema=rollbackctl_kept_*"]))?;
         let lasting = |l: &&str| !l.starts_with("\\restrict") && !l.starts_with("\\unrestrict") && !l.starts_with("--");
         Ok(dump.lines().filter(lasting).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Names of the schemas in which the database's agent keeps what a down migration drops. They outlive a rollback that
+    /// reached its target, and nothing else.
+    pub fn kept_schemas(&self) -> Result<Vec<String>> {
+        let sql = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'rollbackctl%' ORDER BY 1";
+        Ok(self.psql(DATABASE, sql)?.lines().map(str::to_owned).collect())
     }
 
     pub fn databases(&self) -> Result<Vec<String>> {

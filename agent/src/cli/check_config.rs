@@ -35,8 +35,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         rows.push(row([name, info.kind, &role, &reads.join(" "), &moves.join(" ")]));
     }
     print(&columns(&rows))?;
-    for (name, check) in &settings.checks {
-        print(&format!("check {name}: {}\n", check.target()))?;
+    for check in &settings.checks {
+        print(&format!(
+            "check {} of {}: {}\n",
+            check.name,
+            check.component,
+            check.check.target()
+        ))?;
     }
     match pki::load(&settings.pki, &settings.name) {
         Ok(credentials) => eprintln!("credentials: {}", credentials.us.identity),

@@ -104,10 +104,10 @@ async fn daemon(args: &Args, settings: Settings) -> anyhow::Result<()> {
             Ok(())
         }
     });
-    tracing::info!(name = settings.name, address = %bound, version = env!("CARGO_PKG_VERSION"), "agent runs");
     if let Some(path) = &args.ready_file {
         write_ready(path, bound).with_context(|| format!("write {}", path.display()))?;
     }
+    tracing::info!(name = settings.name, address = %bound, version = env!("CARGO_PKG_VERSION"), "agent runs");
 
     let ended = tokio::select! {
         name = signals.next() => {

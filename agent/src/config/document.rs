@@ -17,6 +17,7 @@ use super::component::{Component, KINDS, Kind};
 use super::mistake::line_of;
 use super::{Mistake, Settings};
 use crate::check::HealthCheck;
+use crate::driver::checked::NamedCheck;
 
 /// Every key outside of `[[component]]` and `[[check]]`.
 #[derive(Deserialize)]
@@ -77,6 +78,7 @@ pub(super) fn read(text: &str) -> Result<Settings, Mistake> {
     let mut root = DeTable::parse(text).map_err(wrong)?;
     let components = tables(text, "component", root.get_mut().remove("component"))?;
     let checks = tables(text, "check", root.get_mut().remove("check"))?;
+    let components = read_components(text, components)?;
     let top = Top::deserialize(toml::Deserializer::from(root)).map_err(wrong)?;
     let bad_name = |span: usize, problem: Problem| Mistake::at(line_of(text, span), problem.message);
 
@@ -127,8 +129,8 @@ pub(super) fn read(text: &str) -> Result<Settings, Mistake> {
             .into_iter()
             .map(|(key, value)| (key.into_inner(), value))
             .collect(),
-        components: read_components(text, components)?,
-        checks: read_checks(text, checks)?,
+        checks: read_checks(text, checks, &components)?,
+        components,
     })
 }
 
@@ -187,17 +189,26 @@ fn read_components(text: &str, tables: Tables<'_>) -> Result<Vec<Component>, Mis
     Ok(components)
 }
 
-fn read_checks(text: &str, tables: Tables<'_>) -> Result<BTreeMap<String, HealthCheck>, Mistake> {
-    let mut checks = BTreeMap::new();
+fn read_checks(text: &str, tables: Tables<'_>, components: &[Component]) -> Result<Vec<NamedCheck>, Mistake> {
+    let mut checks: Vec<NamedCheck> = Vec::with_capacity(tables.len());
     for mut table in tables {
         let line = line_of(text, table.span().start);
         let name = take_name(text, "check", &mut table)?;
         let within = format!("check {name}");
+        let component = take_string(text, &within, "component", &mut table)?;
+        let component_line = line_of(text, component.span().start);
+        let component = component.into_inner();
+        if !components.iter().any(|c| c.name == component) {
+            let known = components.iter().map(|c| c.name.as_str());
+            let message = format!("{within}: {component:?} is not a component of this host");
+            return Err(Mistake::at(component_line, message).meant(&component, known));
+        }
         let check =
             HealthCheck::deserialize(keys(table)).map_err(|error| Mistake::in_part(text, &within, line, &error))?;
-        if checks.insert(name, check).is_some() {
+        if checks.iter().any(|c| c.name == name) {
             return Err(Mistake::at(line, format!("{within} is declared twice")));
         }
+        checks.push(NamedCheck { name, component, check });
     }
     Ok(checks)
 }

@@ -52,6 +52,7 @@ fn reads_every_key_of_a_full_file() {
         backups = "/var/backups/zekka"
         [[check]]
         name = "redis-port"
+        component = "api"
         tcp = "127.0.0.1:6379"
     "#;
     let settings = Settings::parse(text).expect("valid");
@@ -64,7 +65,7 @@ fn reads_every_key_of_a_full_file() {
         [("env", 14), ("api", 18), ("db", 23)]
     );
     assert!(matches!(&settings.components[0].kind, Kind::EnvFile(env) if env.path.ends_with(".env.production")));
-    assert_eq!(settings.checks.keys().collect::<Vec<_>>(), ["redis-port"]);
+    assert_eq!(settings.checks[0].component, "api");
     assert_eq!(settings.labels["tier"], "app");
     assert_eq!(settings.telemetry.instance, "app-1");
     let place = tempfile::tempdir().expect("temporary directory");
@@ -159,8 +160,8 @@ fn a_mistake_is_named_with_its_line_and_a_guess() {
             ": state must be an absolute path, not \"var\"",
         ),
         (
-            format!("{TOP}[[check]]\nname = \"x\"\ntcp = \"nowhere\""),
-            ":3: check x: \"nowhere\" is not host:port",
+            format!("{TOP}[[check]]\nname = \"x\"\ncomponent = \"aip\"\ntcp = \"c:1\""),
+            ":5: check x: \"aip\" is not a component of this host",
         ),
         (
             format!("{TOP}component = 3"),

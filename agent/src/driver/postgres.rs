@@ -106,7 +106,11 @@ impl PostgresDriver {
     /// Short name for what belongs to one rollback of this component: scratch database, kept schema, files. What belongs
     /// to the component begins alike, so that leftovers of earlier rollbacks are told from those of other components.
     fn tag(&self, step: &StepContext) -> String {
-        format!("{}{}", scratch::short(&self.component), scratch::short(&step.rollback_id))
+        format!(
+            "{}{}",
+            scratch::short(&self.component),
+            scratch::short(&step.rollback_id)
+        )
     }
 
     async fn state(&self) -> Result<State, Problem> {

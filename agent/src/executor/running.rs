@@ -159,6 +159,11 @@ impl Events {
         }
     }
 
+    /// Somebody else started the step.
+    pub(super) fn joined(&self) -> bool {
+        self.how == How::Joined
+    }
+
     /// The next event; `None` after the outcome, or after an error. An error after acceptance means that the agent
     /// stops inside the step: ask again with the same key when it is back.
     pub async fn next(&mut self) -> Option<Result<ExecuteEvent, Problem>> {

@@ -31,7 +31,7 @@ impl Drop for Listed<'_> {
 }
 
 pub(super) async fn settle(inner: Arc<Inner>, order: Order, reporter: Reporter, parent: Context) {
-    let _listed = Listed(&inner, &order.key);
+    let listed = Listed(&inner, &order.key);
     let span = tracing::info_span!(
         "step_execute",
         rollback.id = %order.key.rollback_id,
@@ -62,8 +62,10 @@ pub(super) async fn settle(inner: Arc<Inner>, order: Order, reporter: Reporter, 
             Stage::Known(_) | Stage::Asked | Stage::Started => {}
         }
     });
-    // The span ends before the caller can look for it.
+    // The span ends before the caller can look for it, and whoever asks again finds no step that is over: the ledger
+    // answers, or, where this one was refused, a new step begins.
     drop(span);
+    drop(listed);
     reporter.report(stage);
 }
 

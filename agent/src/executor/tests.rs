@@ -70,6 +70,12 @@ struct Told {
     outcome: Outcome,
 }
 
+impl Told {
+    fn into_outcome(self) -> Result<Outcome, Problem> {
+        Ok(self.outcome)
+    }
+}
+
 async fn told(mut events: Events) -> Told {
     let (mut how, mut progress) = (How::Unspecified, Vec::new());
     while let Some(event) = events.next().await {

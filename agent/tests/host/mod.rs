@@ -47,7 +47,10 @@ impl Host {
 }
 
 pub fn revision(version: &str, digest: &str) -> Revision {
-    Revision { version: version.into(), digest: digest.into() }
+    Revision {
+        version: version.into(),
+        digest: digest.into(),
+    }
 }
 
 /// The problem of a move that ended badly with everything put back.
@@ -86,7 +89,10 @@ pub fn script(path: &Path, text: &str) {
 
 /// A port that nobody has at this moment.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("bind").port()
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .expect("bind")
+        .port()
 }
 
 /// Names in a directory, sorted.

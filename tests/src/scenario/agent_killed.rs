@@ -54,7 +54,7 @@ pub async fn tell(options: Options) -> Result<Found> {
         let after = expect_running(fleet, Version::V2_9_0)?;
         marks.expect_once(fleet)?;
         ensure!(
-            after.databases == [DATABASE, "postgres"],
+            after.databases == ["postgres", DATABASE],
             "databases left over: {:?}",
             after.databases
         );

@@ -13,8 +13,8 @@ use crate::zekka::Version;
 pub async fn tell(options: Options) -> Result<Found> {
     on_fleet(Fleet::builder(), options, async |fleet| {
         fleet.deploy_both().await?;
-        let before = expect_running(fleet, Version::V3_0_0)?;
         fleet.app("app-2")?.set_fault(Version::V2_9_0, true, Duration::ZERO)?;
+        let before = expect_running(fleet, Version::V3_0_0)?;
         options.say("v2.9.0 will never be healthy on app-2. Rolling back …");
         let answer = fleet.ctl.roll_back("v2.9.0").await?.expect_code(5)?;
         let result = answer.json()?;

@@ -116,6 +116,49 @@ async fn components_run_side_by_side_and_one_component_runs_step_by_step() {
 }
 
 #[tokio::test]
+async fn a_successor_gets_the_step_that_its_predecessor_may_not_begin_any_more() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let host = Host::start(place.path()).await;
+    host.api.will(Script::Wait);
+    let first = host.execute(switch("api", "1")).await.expect("accepted");
+    host.api.wait_entered(1).await;
+    let ask = |epoch, leader: &str| {
+        let executor = host.executor.clone();
+        let request = ExecuteRequest {
+            epoch,
+            leader_id: leader.into(),
+            ..switch("api", "2")
+        };
+        async move {
+            told(executor.execute(request, Context::new()).await?)
+                .await
+                .into_outcome()
+        }
+    };
+    let predecessor = tokio::spawn(ask(1, "coord-1"));
+    while host.executor.0.running().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let successor = tokio::spawn(ask(2, "coord-2"));
+    let old = crate::ledger::Fence {
+        epoch: 1,
+        leader: "coord-1".into(),
+    };
+    while host.executor.0.ledger.observe_epoch(old.clone()).await.is_ok() {}
+    host.api.release(2);
+    assert_eq!(told(first).await.outcome.status(), Status::Succeeded);
+    assert_eq!(
+        predecessor.await.expect("no panic").expect_err("refused").code,
+        Code::StaleLeader
+    );
+    assert_eq!(
+        successor.await.expect("no panic").expect("accepted").status(),
+        Status::Succeeded
+    );
+    assert_eq!(host.api.entered(), 2);
+}
+
+#[tokio::test]
 async fn a_step_that_overruns_is_cut_off_and_the_driver_says_what_became_of_it() {
     let place = tempfile::tempdir().expect("temporary directory");
     let host = Host::start(place.path()).await;
