@@ -16,7 +16,6 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod driver;
-pub mod duration;
 pub mod enroll;
 pub mod executor;
 pub mod files;
@@ -28,3 +27,6 @@ pub mod registration;
 pub mod server;
 pub mod step;
 pub mod vault;
+
+/// Durations in configuration files: `500ms`, `30s`, `5m`, `1h30m`.
+pub(crate) use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use host::{Host, eventually, failed, free_port, names, read, write};
 use rollback_agent::driver::nginx::{NginxConfig, NginxDriver};
@@ -159,9 +158,14 @@ async fn proxy_with(extra: &str) -> Proxy {
     );
     let config: NginxConfig = toml::from_str(&text).expect("config");
     let driver = NginxDriver::new("part", config, Arc::clone(&host.vault)).expect("driver");
-    eventually("nginx listens", || {
-        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
-    });
+    // The workers are started last: a reload that the master got before would be left lying until its next signal.
+    let pid_file = dir.join("nginx.pid");
+    let workers = || match processes::from_pid_file(&pid_file) {
+        Ok(Some(master)) => processes::children(master.pid),
+        Ok(None) | Err(_) => Vec::new(),
+    };
+    eventually("nginx has workers", || workers().len() == 2);
+    let first = workers();
     let old = driver.retain("v2.9.0").await.expect("retain").revision;
     write(&conf.join("sites/zekka"), &site(&conf, port, "v3.0.0", ""));
     let new = driver.observe().await.expect("observe").revision;
@@ -174,9 +178,10 @@ async fn proxy_with(extra: &str) -> Proxy {
         new,
     };
     nginx(&["-s", "reload"]);
-    while proxy.version().await != "v3.0.0" {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the first workers are gone", || {
+        workers().len() == 2 && first.iter().all(|w| !processes::alive(*w))
+    });
+    assert_eq!(proxy.version().await, "v3.0.0");
     proxy
 }
 
@@ -251,6 +256,27 @@ async fn trap_a_reload_that_nginx_does_not_take() {
         "{}",
         seen.detail
     );
+}
+
+/// A worker that does not react goes on with the old configuration, beside new ones.
+#[tokio::test]
+async fn trap_a_stuck_old_worker() {
+    let p = proxy_with("worker_timeout = '700ms'").await;
+    let stuck = processes::children(p.master().pid)[0];
+    processes::signal(stuck, rustix::process::Signal::STOP).expect("signal");
+    let result = p.switch().await;
+    let (files, version) = (read(&p.site()), p.version().await);
+    processes::signal(stuck, rustix::process::Signal::CONT).expect("signal");
+    let problem = failed(result);
+    assert_eq!(problem.code, Code::NginxNotServing);
+    assert!(
+        problem.message.contains("still take connections"),
+        "{}",
+        problem.message
+    );
+    assert!(files.contains("v3.0.0") && version == "v3.0.0", "{version}");
+    eventually("it goes", || !processes::alive(stuck));
+    p.switch().await.expect("switch");
 }
 
 #[tokio::test]

@@ -248,7 +248,7 @@ async fn trap_a_process_that_keeps_the_old_environment() {
 async fn a_process_that_ignores_sigterm_and_its_children_are_ended() {
     let a = app().await;
     a.start_with(
-        "setsid sh -c 'trap \"\" TERM; echo $$ > ROOT/pid; sleep 600 & echo $! > ROOT/child; while :; do sleep 600; done' &",
+        "setsid sh -c 'trap \"\" TERM; echo $$ > ROOT/pid; setsid sleep 600 & echo $! > ROOT/child; while :; do sleep 600; done' &",
     );
     a.start().await.expect("start");
     eventually("the child is there", || {

@@ -54,8 +54,9 @@ impl JournalSpans {
         }
     }
 
-    /// Takes note of an event. `write`: the event is new, so spans that it ends are written; false while replaying.
-    pub fn follow(&mut self, state: &State, event: &Event, write: bool) {
+    /// Takes note of an event and writes the spans that it ends; while replaying, too: a coordinator that was killed took
+    /// its last spans along unsent. Who has them already gets them again under the same ids.
+    pub fn follow(&mut self, state: &State, event: &Event) {
         match event {
             Event::Created {
                 at,
@@ -83,7 +84,7 @@ impl JournalSpans {
                 outcome,
             } => {
                 let started = self.begun.remove(&(*step, *direction, *attempt));
-                let (true, Some(started), Some(planned)) = (write, started, state.step(*step)) else {
+                let (Some(started), Some(planned)) = (started, state.step(*step)) else {
                     return;
                 };
                 let Some(asked) = planned.in_direction(*direction) else {
@@ -113,9 +114,9 @@ impl JournalSpans {
                     attributes,
                 );
             }
-            Event::PhaseEnded { at, .. } => self.end_phase(*at, write, Status::Ok),
+            Event::PhaseEnded { at, .. } => self.end_phase(*at, Status::Ok),
             Event::UndoStarted { at, cause } => {
-                self.end_phase(*at, write, Status::error(cause.message.clone()));
+                self.end_phase(*at, Status::error(cause.message.clone()));
                 self.undo = Some(*at);
             }
             Event::Ended { at, ending } => {
@@ -125,10 +126,7 @@ impl JournalSpans {
                     Ending::Partial { cause, .. } => ("partial", Status::error(cause.message.clone())),
                     Ending::Held { cause } => ("held", Status::error(cause.message.clone())),
                 };
-                self.end_phase(*at, write, status.clone());
-                if !write {
-                    return;
-                }
+                self.end_phase(*at, status.clone());
                 if let Some(started) = self.undo {
                     self.write(
                         Place::Undo,
@@ -148,8 +146,8 @@ impl JournalSpans {
         }
     }
 
-    fn end_phase(&mut self, at: Timestamp, write: bool, status: Status) {
-        if let (Some((phase, started)), true) = (self.phase.take(), write) {
+    fn end_phase(&mut self, at: Timestamp, status: Status) {
+        if let Some((phase, started)) = self.phase.take() {
             let name = format!("phase_{phase}");
             self.write(
                 Place::Phase(phase),

@@ -78,7 +78,7 @@ impl Runner {
         let mut state = State::New;
         for event in &events {
             machine::apply(&mut state, event)?;
-            spans.follow(&state, event, false);
+            spans.follow(&state, event);
         }
         let seq = u64::try_from(events.len()).unwrap_or(u64::MAX);
         Ok(Self {
@@ -138,7 +138,7 @@ impl Runner {
         self.append(&events).await?;
         for event in &events {
             self.seq += 1;
-            self.spans.follow(&self.state, event, true);
+            self.spans.follow(&self.state, event);
             self.shared.metrics.event(event);
             // Nobody may be watching.
             let _ = self.live.send(projection::event(&self.state, self.seq, event));

@@ -184,3 +184,13 @@ fn a_flood_is_not_echoed() {
     let mistake = wrong(&TOP.replace("app-1", &"x".repeat(64 * 1024)));
     assert!(mistake.len() < 300, "{} bytes", mistake.len());
 }
+
+#[test]
+fn the_commented_example_is_a_configuration() {
+    let settings = Settings::parse(include_str!("../../../deploy/examples/agent.toml")).expect("the example");
+    let place = tempfile::tempdir().expect("temporary directory");
+    let vault = Arc::new(Vault::open(place.path()).expect("vault"));
+    let drivers = settings.drivers(&vault).expect("its values");
+    assert_eq!(drivers.len(), 4, "one component of each kind");
+    assert_eq!(settings.checks.len(), 1);
+}

@@ -9,6 +9,7 @@
 
 use std::fmt;
 
+use jiff::fmt::friendly::SpanParser;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{OnFailure, PhaseName};
@@ -259,19 +260,10 @@ impl TryFrom<String> for Span {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
-        let millis = number
-            .parse::<u64>()
-            .ok()
-            .zip(factor)
-            .and_then(|(n, factor)| n.checked_mul(factor));
-        match millis {
-            Some(millis) => Ok(Span { millis }),
-            None => Err(format!(
-                "`{text}` is not a duration; write a whole number with ms, s, m or h (\"30s\")"
-            )),
+        let length = SpanParser::new().parse_unsigned_duration(&text);
+        match length.map(|length| u64::try_from(length.as_millis())) {
+            Ok(Ok(millis)) => Ok(Span { millis }),
+            Ok(Err(_)) | Err(_) => Err(format!("`{text}` is not a duration; write 500ms, 30s, 15m or 1h")),
         }
     }
 }

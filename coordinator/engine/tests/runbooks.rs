@@ -48,7 +48,7 @@ fn mistakes_are_named_with_what_to_write_instead() {
         (
             r#"stage = "15m""#,
             r#"stage = "15""#,
-            "write a whole number with ms, s, m or h",
+            "write 500ms, 30s, 15m or 1h",
         ),
         (r#"stage = "15m""#, r#"stage = "0s""#, "timeouts.stage"),
         (r#"stage = "15m""#, r#"stagee = "15m""#, "unknown field `stagee`"),

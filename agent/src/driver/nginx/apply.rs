@@ -26,7 +26,8 @@ impl NginxDriver {
     /// were still finishing requests.
     pub async fn apply(&self, step: &StepContext, old: &Served, new: &Served) -> Result<Vec<Identity>, Failure> {
         // Nothing is written for an nginx that could not take it, nor over somebody else's include.
-        self.master.process()?;
+        let master = self.master.process()?;
+        let workers = self.master.workers(master).active;
         let before = self.on_disk(super::site::Site::include_bytes).await?;
         let nonce = nonce();
         // What goes wrong must be undone before the step's deadline, which costs another reload.
@@ -35,9 +36,12 @@ impl NginxDriver {
         if let Err(problem) = self.write_and_test(step, new, &nonce).await {
             return Err(self.restore_files(step, old, before, problem).await);
         }
-        match step.operation("nginx_reload", self.master.reload(&nonce, until)).await {
+        match step
+            .operation("nginx_reload", self.master.reload(&nonce, until, &[]))
+            .await
+        {
             Ok(leaving) => Ok(leaving),
-            Err(problem) => Err(self.put_back(step, old, problem).await),
+            Err(problem) => Err(self.put_back(step, old, &workers, problem).await),
         }
     }
 
@@ -90,12 +94,13 @@ impl NginxDriver {
     }
 
     /// The new configuration may have been loaded: the old one is written, and loaded, and seen to be served.
-    async fn put_back(&self, step: &StepContext, old: &Served, mut problem: Problem) -> Failure {
+    async fn put_back(&self, step: &StepContext, old: &Served, workers: &[Identity], mut problem: Problem) -> Failure {
         let nonce = nonce();
         let back = async {
             self.write_and_test(step, old, &nonce).await?;
             let until = Instant::now() + self.worker_timeout;
-            step.operation("nginx_reload", self.master.reload(&nonce, until)).await
+            step.operation("nginx_reload", self.master.reload(&nonce, until, workers))
+                .await
         };
         match back.await {
             Ok(_) => {

@@ -114,8 +114,9 @@ impl Master {
     }
 
     /// Reloads, and returns once new workers alone serve the configuration with this nonce. The old ones may still be
-    /// finishing requests: they are returned.
-    pub async fn reload(&self, nonce: &str, until: Instant) -> Result<Vec<Identity>, Problem> {
+    /// finishing requests: they are returned. Workers in `harmless` may go on: they have the configuration that is wanted,
+    /// because they are older than a change that is being taken back.
+    pub async fn reload(&self, nonce: &str, until: Instant, harmless: &[Identity]) -> Result<Vec<Identity>, Problem> {
         let master = self.process()?;
         let before = self.workers(master);
         let log = LogEnd::of(&self.error_log);
@@ -124,7 +125,7 @@ impl Master {
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 3 / 2).min(LONGEST_POLL);
-            let missing = match self.reloaded(master, &before, nonce).await {
+            let missing = match self.reloaded(master, &before, harmless, nonce).await {
                 Ok(leaving) => return Ok(leaving),
                 Err(missing) => missing,
             };
@@ -147,16 +148,19 @@ impl Master {
         }
     }
 
-    async fn reloaded(&self, master: Identity, before: &Workers, nonce: &str) -> Result<Vec<Identity>, String> {
+    async fn reloaded(
+        &self,
+        master: Identity,
+        before: &Workers,
+        harmless: &[Identity],
+        nonce: &str,
+    ) -> Result<Vec<Identity>, String> {
         let now = self.workers(master);
-        if now.active.iter().all(|worker| before.active.contains(worker)) {
+        let (kept, new): (Vec<_>, Vec<_>) = now.active.iter().partition(|worker| before.active.contains(worker));
+        if new.is_empty() {
             return Err("no new worker was started".into());
         }
-        let stuck = now
-            .active
-            .iter()
-            .filter(|worker| before.active.contains(worker))
-            .count();
+        let stuck = kept.iter().filter(|worker| !harmless.contains(worker)).count();
         if stuck > 0 {
             return Err(format!(
                 "{stuck} workers with the old configuration still take connections"

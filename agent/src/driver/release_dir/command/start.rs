@@ -18,6 +18,9 @@ const PID_POLL: Duration = Duration::from_millis(2);
 /// How long an application may take to write its PID file when no health check says how long it may take to start.
 const WITHOUT_HEALTH: Duration = Duration::from_secs(10);
 
+/// How long a healthy process may look wrong in `/proc` before it counts.
+const SETTLING: Duration = Duration::from_millis(300);
+
 /// Kept free before the step's deadline for stopping what did not become healthy.
 const CLEAN_UP: Duration = Duration::from_secs(5);
 
@@ -102,10 +105,24 @@ impl Command {
             None => "no health check".to_owned(),
         };
         let Some(process) = process else { return Ok(detail) };
-        // The process may have replaced itself while it started; who is it now?
-        let process = self.running()?.unwrap_or(process);
-        self.expect_running_right(process, release)?;
+        let settled = until.min(Instant::now() + SETTLING).max(Instant::now());
+        let process = step
+            .operation("look_at_process", self.settles(process, release, settled))
+            .await?;
         Ok(format!("pid {}, {detail}", process.pid))
+    }
+
+    /// A process that replaces itself by another program has no environment for an instant, or the PID file has not
+    /// been rewritten yet: one bad look proves nothing.
+    async fn settles(&self, process: Identity, release: &Path, until: Instant) -> Result<Identity, Problem> {
+        loop {
+            let process = self.running()?.unwrap_or(process);
+            match self.expect_running_right(process, release) {
+                Ok(()) => return Ok(process),
+                Err(problem) if Instant::now() >= until => return Err(problem),
+                Err(_) => tokio::time::sleep(PID_POLL).await,
+            }
+        }
     }
 
     async fn appears(&self, until: Instant) -> Result<Identity, Problem> {
