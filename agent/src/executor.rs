@@ -38,7 +38,7 @@ use self::running::Running;
 use crate::config::NamedDriver;
 use crate::convert;
 use crate::driver::{Driver, DriverInfo};
-use crate::ledger::{Ledger, StepKey};
+use crate::ledger::{Begin, Ledger, StepKey};
 use crate::vault::Vault;
 
 /// Steps that run or wait for their component's turn. A rollback has one for each component.
@@ -153,6 +153,9 @@ impl Executor {
         loop {
             // A step that is joined writes nothing, and its caller must be the leader all the same.
             inner.ledger.observe_epoch(order.fence.clone()).await?;
+            if order.time_left().is_zero() && !self.knows(&order).await? {
+                return Err(order.expired());
+            }
             let mut events = self.join_or_start(&order, &parent)?;
             match events.accepted().await {
                 Ok(()) => return Ok(events),
@@ -162,6 +165,23 @@ impl Executor {
                 Err(problem) => return Err(problem),
             }
         }
+    }
+
+    /// Does the step run, or is its outcome in the ledger? Such a step is answered however late the question comes: what
+    /// became of it matters more than its deadline.
+    async fn knows(&self, order: &Order) -> Result<bool, Problem> {
+        if self.0.running().contains_key(&order.key) {
+            return Ok(true);
+        }
+        let looked = self
+            .0
+            .ledger
+            .look(order.fence.clone(), order.key.clone(), order.digest)
+            .await?;
+        Ok(match looked {
+            Begin::Known(_) | Begin::ArgsDiffer => true,
+            Begin::New | Begin::Unfinished => false,
+        })
     }
 
     fn join_or_start(&self, order: &Order, parent: &Context) -> Result<Events, Problem> {

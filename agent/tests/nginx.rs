@@ -28,8 +28,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         // The master may have been ended by the test itself.
         if let Ok(Some(master)) = processes::from_pid_file(&self.host.path().join("nginx.pid")) {
-            let _ = processes::signal(master, rustix::process::Signal::TERM);
-            eventually("nginx ends", || !processes::alive(master));
+            host::end(master, rustix::process::Signal::TERM);
         }
     }
 }
@@ -164,7 +163,7 @@ async fn proxy_with(extra: &str) -> Proxy {
         Ok(Some(master)) => processes::children(master.pid),
         Ok(None) | Err(_) => Vec::new(),
     };
-    eventually("nginx has workers", || workers().len() == 2);
+    eventually("nginx has workers", || workers().len() == 2).await;
     let first = workers();
     let old = driver.retain("v2.9.0").await.expect("retain").revision;
     write(&conf.join("sites/zekka"), &site(&conf, port, "v3.0.0", ""));
@@ -180,7 +179,8 @@ async fn proxy_with(extra: &str) -> Proxy {
     nginx(&["-s", "reload"]);
     eventually("the first workers are gone", || {
         workers().len() == 2 && first.iter().all(|w| !processes::alive(*w))
-    });
+    })
+    .await;
     assert_eq!(proxy.version().await, "v3.0.0");
     proxy
 }
@@ -275,7 +275,7 @@ async fn trap_a_stuck_old_worker() {
         problem.message
     );
     assert!(files.contains("v3.0.0") && version == "v3.0.0", "{version}");
-    eventually("it goes", || !processes::alive(stuck));
+    eventually("it goes", || !processes::alive(stuck)).await;
     p.switch().await.expect("switch");
 }
 
@@ -345,7 +345,7 @@ async fn a_dead_master_blocks_and_nothing_is_written() {
     // As a crash leaves it: the PID file is still there.
     let pid = read(&p.host.path().join("nginx.pid"));
     processes::signal(master, rustix::process::Signal::TERM).expect("signal");
-    eventually("nginx ends", || !processes::alive(master));
+    eventually("nginx ends", || !processes::alive(master)).await;
     write(&p.host.path().join("nginx.pid"), &pid);
     assert_eq!(p.blockers(&p.old).await, [Code::NginxDown]);
     assert_eq!(failed(p.switch().await).code, Code::NginxDown);

@@ -31,7 +31,7 @@ struct App {
 impl Drop for App {
     fn drop(&mut self) {
         if let Some(process) = self.process() {
-            let _ = processes::signal(process, rustix::process::Signal::KILL);
+            host::end(process, rustix::process::Signal::KILL);
         }
     }
 }
@@ -253,7 +253,8 @@ async fn a_process_that_ignores_sigterm_and_its_children_are_ended() {
     a.start().await.expect("start");
     eventually("the child is there", || {
         a.root.join("child").exists() && !read(&a.root.join("child")).is_empty()
-    });
+    })
+    .await;
     let child = processes::identity(read(&a.root.join("child")).trim().parse().expect("a PID")).expect("child");
     let main = a.alive();
     a.stop().await.expect("stop");

@@ -194,7 +194,10 @@ fn classify(host: &str, status: &tonic::Status) -> NoOutcome {
     };
     match problem.code {
         Code::ComponentBusy => NoOutcome::Busy(problem),
-        Code::HostUnreachable | Code::StoreUnavailable | Code::NotLeader | Code::Internal => NoOutcome::Lost(problem),
+        // Too late to begin says nothing of a step that was begun earlier under the same key.
+        Code::HostUnreachable | Code::StoreUnavailable | Code::NotLeader | Code::StepTimeout | Code::Internal => {
+            NoOutcome::Lost(problem)
+        }
         Code::WrongPeer if status.code() == tonic::Code::Unavailable => NoOutcome::Lost(problem),
         // Everything else is an agent's considered no, given before it did anything.
         _ => NoOutcome::Refused(problem),

@@ -147,7 +147,9 @@ impl Postgres {
     /// The application's schema as SQL, without what differs from run to run, and without what a rollback keeps of the
     /// data that a down migration drops (see [`Postgres::kept_schemas`]).
     pub fn schema(&self) -> Result<String> {
-        let dump = run(self.client("pg_dump", SUPERUSER, DATABASE).args(["--schema-only", "--exclude-schema=rollbackctl_kept_*"]))?;
+        let dump = run(self
+            .client("pg_dump", SUPERUSER, DATABASE)
+            .args(["--schema-only", "--exclude-schema=rollbackctl_kept_*"]))?;
         let lasting = |l: &&str| !l.starts_with("\\restrict") && !l.starts_with("\\unrestrict") && !l.starts_with("--");
         Ok(dump.lines().filter(lasting).collect::<Vec<_>>().join("\n"))
     }

@@ -26,7 +26,7 @@ pub mod site;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rollback_proto::names::check_name;
@@ -45,6 +45,10 @@ use crate::step::StepContext;
 use crate::vault::Vault;
 
 const KIND: &str = "nginx";
+
+/// `verify` waits out a reload by somebody else (a renewed certificate, for one), and nothing longer.
+const VERIFY_WITHIN: Duration = Duration::from_millis(500);
+const VERIFY_POLL: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -400,7 +404,17 @@ impl Driver for NginxDriver {
     }
 
     async fn verify(&self, step: &StepContext) -> Result<Done, Failure> {
-        let seen = step.operation("observe", self.observe()).await?;
+        let until = step.deadline.min(Instant::now() + VERIFY_WITHIN);
+        let settled = async {
+            loop {
+                let seen = self.observe().await?;
+                if seen.health == Health::Healthy || Instant::now() >= until {
+                    return Ok::<_, Problem>(seen);
+                }
+                tokio::time::sleep(VERIFY_POLL).await;
+            }
+        };
+        let seen = step.operation("observe", settled).await?;
         match seen.health {
             Health::Healthy => Ok(Done::at(seen.revision, seen.detail)),
             Health::Stopped => Err(Failure::Failed(Problem::new(Code::NginxDown, seen.detail))),

@@ -67,15 +67,6 @@ impl Order {
                 ),
             ));
         }
-        if order.deadline <= Instant::now() {
-            return Err(Problem::new(
-                Code::StepTimeout,
-                format!(
-                    "step {} of {} came with no time left",
-                    order.key.step_id, order.component
-                ),
-            ));
-        }
         Ok(order)
     }
 
@@ -135,6 +126,13 @@ impl Order {
 
     pub fn time_left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    pub fn expired(&self) -> Problem {
+        Problem::new(
+            Code::StepTimeout,
+            format!("step {} of {} came with no time left", self.key.step_id, self.component),
+        )
     }
 
     pub fn key_reused(&self) -> Problem {

@@ -15,7 +15,7 @@ use super::drive::drive;
 use super::order::Order;
 use super::recovery::{Resolved, resolve};
 use super::running::{Reporter, Stage};
-use super::{Inner, stopping};
+use super::{Component, Inner, stopping};
 use crate::ledger::{Begin, StepKey};
 
 /// First pause between two attempts to write an outcome; it doubles.
@@ -98,10 +98,11 @@ async fn run(inner: &Arc<Inner>, order: &Order, reporter: &Reporter) -> Result<S
     })?;
     let _turn = match order.mutates() {
         true => match take_turn(inner, order, Arc::clone(&component.turn)).await? {
-            Turn::Taken(permit) => Some(permit),
+            Turn::Taken(permit) => permit,
             Turn::Known(outcome) => return Ok(Stage::Known(outcome)),
         },
-        false => None,
+        // What only reads is simply done again: there is nothing that a ledger would have to remember.
+        false => return Ok(carry_out(inner, component, order, reporter).await),
     };
     loop {
         let (fence, key) = (order.fence.clone(), order.key.clone());
@@ -123,11 +124,17 @@ async fn run(inner: &Arc<Inner>, order: &Order, reporter: &Reporter) -> Result<S
             },
         }
     }
+    let ended = carry_out(inner, component, order, reporter).await;
+    if let Stage::Ended(outcome) = &ended {
+        finish_durably(inner, &order.key, outcome).await;
+    }
+    Ok(ended)
+}
+
+async fn carry_out(inner: &Inner, component: &Component, order: &Order, reporter: &Reporter) -> Stage {
     reporter.report(Stage::Started);
     tracing::info!("step started");
-    let outcome = drive(inner, component, order, reporter.sink()).await;
-    finish_durably(inner, &order.key, &outcome).await;
-    Ok(Stage::Ended(Arc::new(outcome)))
+    Stage::Ended(Arc::new(drive(inner, component, order, reporter.sink()).await))
 }
 
 enum Turn {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rollback_agent::driver::{Action, Failure, Revision};
+use rollback_agent::processes::{self, Identity};
 use rollback_agent::step::{NoProgress, StepContext};
 use rollback_agent::vault::Vault;
 use rollback_proto::problem::Problem;
+use rustix::process::Signal;
 
 /// A directory that is removed at the end, with a vault in it.
 pub struct Host {
@@ -62,10 +64,20 @@ pub fn failed<T: std::fmt::Debug>(result: Result<T, Failure>) -> Problem {
 }
 
 /// Waits for a condition, up to 20 seconds.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < until, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Ends a process, for destructors. Gives up after 20 seconds: the test has failed or passed by then.
+#[expect(clippy::disallowed_methods, reason = "a destructor cannot wait on the runtime")]
+pub fn end(process: Identity, signal: Signal) {
+    let until = Instant::now() + Duration::from_secs(20);
+    let _ = processes::signal(process, signal);
+    while processes::alive(process) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -45,11 +45,7 @@ fn mistakes_are_named_with_what_to_write_instead() {
             "not a batch size",
         ),
         (r#"batches = ["1", "100%"]"#, "batches = []", "give at least one batch"),
-        (
-            r#"stage = "15m""#,
-            r#"stage = "15""#,
-            "write 500ms, 30s, 15m or 1h",
-        ),
+        (r#"stage = "15m""#, r#"stage = "15""#, "write 500ms, 30s, 15m or 1h"),
         (r#"stage = "15m""#, r#"stage = "0s""#, "timeouts.stage"),
         (r#"stage = "15m""#, r#"stagee = "15m""#, "unknown field `stagee`"),
         (r#"stage = "undo""#, r#"stage = "continue""#, "on_failure.stage"),

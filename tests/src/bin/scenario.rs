@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -52,6 +53,7 @@ fn main() -> Result<ExitCode> {
 }
 
 async fn run(scenario: &'static Scenario, options: Options) -> Result<ExitCode> {
+    let begun = Instant::now();
     // Dropping the story ends the fleet.
     let (ok, json) = tokio::select! {
         report = scenario.run(options) => {
@@ -60,7 +62,10 @@ async fn run(scenario: &'static Scenario, options: Options) -> Result<ExitCode> 
             }
             (report.ok, report.json)
         }
-        _ = tokio::signal::ctrl_c() => (false, json!({ "scenario": scenario.name, "ok": false, "error": "interrupted" })),
+        _ = tokio::signal::ctrl_c() => {
+            let seconds = begun.elapsed().as_secs();
+            (false, json!({ "scenario": scenario.name, "ok": false, "seconds": seconds, "error": "interrupted" }))
+        }
     };
     writeln!(std::io::stdout().lock(), "{json}")?;
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -153,7 +153,10 @@ fn check_facts(good: &Facts, before: &Facts, after: &Facts) -> Result<()> {
     }
     for (what, right) in [
         ("the schema", after.schema_sha256 == good.schema_sha256),
-        ("what is kept of v3.0.0's data, which is one schema", after.kept_schemas.len() == 1),
+        (
+            "what is kept of v3.0.0's data, which is one schema",
+            after.kept_schemas.len() == 1,
+        ),
         ("the number of deals", after.deals == before.deals),
         ("the number of users", after.users == before.users),
         ("the site's file", after.site_sha256 == good.site_sha256),

@@ -114,8 +114,8 @@ impl Master {
     }
 
     /// Reloads, and returns once new workers alone serve the configuration with this nonce. The old ones may still be
-    /// finishing requests: they are returned. Workers in `harmless` may go on: they have the configuration that is wanted,
-    /// because they are older than a change that is being taken back.
+    /// finishing requests: they are returned. Workers in `harmless` that do not leave are put up with when the time is over:
+    /// they are older than a change that is being taken back, and have the configuration that is wanted.
     pub async fn reload(&self, nonce: &str, until: Instant, harmless: &[Identity]) -> Result<Vec<Identity>, Problem> {
         let master = self.process()?;
         let before = self.workers(master);
@@ -125,7 +125,9 @@ impl Master {
         loop {
             tokio::time::sleep(pause).await;
             pause = (pause * 3 / 2).min(LONGEST_POLL);
-            let missing = match self.reloaded(master, &before, harmless, nonce).await {
+            let late = Instant::now() >= until;
+            let put_up_with = if late { harmless } else { &[] };
+            let missing = match self.reloaded(master, &before, put_up_with, nonce).await {
                 Ok(leaving) => return Ok(leaving),
                 Err(missing) => missing,
             };
@@ -136,7 +138,7 @@ impl Master {
                 ));
             }
             let refusal = log.refusal();
-            if refusal.is_some() || Instant::now() >= until {
+            if refusal.is_some() || late {
                 let said = refusal
                     .or_else(|| log.last_line())
                     .map_or(String::new(), |l| format!("; nginx says: {l}"));

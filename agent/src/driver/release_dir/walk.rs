@@ -163,8 +163,8 @@ mod tests {
         read_tree(dir, &Exclude::default(), &Memory::default()).expect("read")
     }
 
-    #[test]
-    fn a_change_with_its_time_put_back_is_seen() {
+    #[tokio::test]
+    async fn a_change_with_its_time_put_back_is_seen() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("a");
         std::fs::write(&path, "one").expect("write");
@@ -175,7 +175,7 @@ mod tests {
             if !memory.0.is_empty() {
                 break (manifest, memory);
             }
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         };
         std::fs::write(&path, "two").expect("write");
         std::fs::File::options()
@@ -188,8 +188,8 @@ mod tests {
         assert_ne!(before.digest(), after.digest());
     }
 
-    #[test]
-    fn remembers_what_has_settled() {
+    #[tokio::test]
+    async fn remembers_what_has_settled() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("a");
         std::fs::write(&path, "one").expect("write");
@@ -203,7 +203,7 @@ mod tests {
             if !memory.0.is_empty() {
                 break memory;
             }
-            std::thread::sleep(Duration::from_millis(10));
+            tokio::time::sleep(Duration::from_millis(10)).await;
         };
         // A hash that only the memory can have proves that the file was not read again.
         memory.0.get_mut("a").expect("remembered").1 = "from-memory".into();

@@ -106,6 +106,7 @@ async fn hostile_names_reach_nobody() {
 async fn what_cannot_be_done_is_refused_with_its_own_code() {
     let place = tempfile::tempdir().expect("temporary directory");
     let host = Host::start(place.path()).await;
+    host.executor.recovered().await;
     let negative = prost_types::Duration { seconds: -5, nanos: 0 };
     let cases = [
         (switch("web", "1"), Code::UnknownComponent),
@@ -166,6 +167,16 @@ async fn what_cannot_be_done_is_refused_with_its_own_code() {
         let problem = refused(&host, request.clone()).await;
         assert_eq!(problem.code, code, "{problem} for {request:?}");
     }
+}
+
+#[tokio::test]
+async fn a_step_that_ended_is_answered_for_however_late_the_question_comes() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let host = Host::start(place.path()).await;
+    let first = host.run(switch("api", "1")).await;
+    let late = host.run(within(switch("api", "1"), Duration::ZERO)).await;
+    assert_eq!((late.how, late.outcome), (How::FromLedger, first.outcome));
+    assert_eq!(host.api.entered(), 1, "it was not done again");
 }
 
 #[tokio::test]
