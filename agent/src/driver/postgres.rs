@@ -301,9 +301,9 @@ impl Driver for PostgresDriver {
         self.do_switch(step).await
     }
 
-    async fn verify(&self, _step: &StepContext) -> Result<Done, Failure> {
-        let seen = self
-            .observe()
+    async fn verify(&self, step: &StepContext) -> Result<Done, Failure> {
+        let seen = step
+            .operation("read_schema", self.observe())
             .await
             .map_err(|p| Problem::new(Code::Unhealthy, p.message).remedy(p.remedy))?;
         Ok(Done::at(seen.revision, seen.detail))

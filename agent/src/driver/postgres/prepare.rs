@@ -16,11 +16,14 @@ const SCRATCH_FACTOR: f64 = 1.2;
 impl PostgresDriver {
     pub(super) async fn do_prepare(&self, step: &StepContext) -> Vec<Finding> {
         let mut findings = Vec::new();
-        let state = match self.state().await {
+        // Side by side: the one reads catalogs, the other mostly waits for pg_dump to say its version.
+        let both = async { tokio::join!(self.state(), self.look_around(&mut findings)) };
+        let (state, around) = step.operation("look_at_database", both).await;
+        let state = match state {
             Ok(state) => state,
             Err(problem) => return vec![Finding::blocker(problem)],
         };
-        if let Err(problem) = self.look_around(&mut findings).await {
+        if let Err(problem) = around {
             findings.push(Finding::blocker(problem));
         }
         if let Some(number) = state.applied.dirty {
