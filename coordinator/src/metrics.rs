@@ -1,4 +1,4 @@
-//! Prometheus metrics. Names and meanings are listed in `docs/metrics.md`.
+//! Prometheus metrics. What each means is in its help text, which `/metrics` shows.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;

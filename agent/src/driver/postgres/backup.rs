@@ -91,16 +91,21 @@ impl Backup<'_> {
         // Made by us with 0600: pg_dump would make it as the umask says.
         create_private(&dump)?;
         let failed = |e| sql_problem(Code::BackupUnproven, "read the database for the backup", &e);
-        let mut c = self.connector.live().await?;
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        sqlx::raw_sql(begin).execute(&mut c).await.map_err(failed)?;
-        let snapshot: String = sqlx::query_scalar("SELECT pg_export_snapshot()")
-            .fetch_one(&mut c)
-            .await
-            .map_err(failed)?;
-        let taken_at = Timestamp::now();
-        let schema = Schema::read(&mut c).await.map_err(failed)?;
-        let applied = Applied::read(&mut c, &self.config.version_table).await?;
+        let look = async {
+            let mut c = self.connector.live().await?;
+            let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+            sqlx::raw_sql(begin).execute(&mut c).await.map_err(failed)?;
+            let snapshot: String = sqlx::query_scalar("SELECT pg_export_snapshot()")
+                .fetch_one(&mut c)
+                .await
+                .map_err(failed)?;
+            let taken_at = Timestamp::now();
+            let schema = Schema::read(&mut c).await.map_err(failed)?;
+            let applied = Applied::read(&mut c, &self.config.version_table).await?;
+            Ok::<_, Problem>((c, snapshot, taken_at, schema, applied))
+        };
+        // The session stays open: the dump lives on its snapshot.
+        let (mut c, snapshot, taken_at, schema, applied) = self.step.operation("read_schema", look).await?;
         let (snapshot_arg, file_arg) = (format!("--snapshot={snapshot}"), format!("--file={}", dump.display()));
         let args = [
             "--format=custom",
@@ -163,7 +168,6 @@ impl Backup<'_> {
         let step = self.step;
         step.progress(format!("restoring the backup into {name}"));
         let mut live = self.connector.live().await?;
-        scratch::drop(self.connector, name).await?;
         step.operation(
             "createdb",
             scratch::create(self.connector, &mut live, name, &step.rollback_id),

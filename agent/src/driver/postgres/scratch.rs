@@ -25,7 +25,7 @@ pub(super) fn name(database: &str, tag: &str) -> String {
     format!("{}{tag}", owner_prefix(database))
 }
 
-/// Makes an empty database of this name with the managed database's encoding and locale.
+/// Makes an empty database of this name, in place of one that is there, with the managed database's encoding and locale.
 pub(super) async fn create(
     connector: &Connector,
     live: &mut PgConnection,
@@ -59,6 +59,9 @@ pub(super) async fn create(
     }
     let origin: String = row.try_get("origin").map_err(failed)?;
     let mut maintenance = connector.maintenance().await?;
+    // One of the same name is what an earlier run of the same step left.
+    let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name));
+    run(&mut maintenance, drop).await.map_err(failed)?;
     run(&mut maintenance, sql).await.map_err(failed)?;
     let comment =
         format!("copy of {origin} made by rollbackctl to prove a backup (rollback {rollback}); may be dropped");
@@ -92,14 +95,4 @@ pub(super) async fn leftovers(c: &mut PgConnection, database: &str) -> Result<Ve
             .await
             .map_err(|e| sql_problem(Code::DatabaseDown, "list scratch databases", &e))?;
     Ok(found)
-}
-
-/// Drops every one of them; answers how many there were.
-pub(super) async fn drop_leftovers(connector: &Connector, database: &str) -> Result<usize, Problem> {
-    let mut maintenance = connector.maintenance().await?;
-    let found = leftovers(&mut maintenance, database).await?;
-    for name in &found {
-        drop(connector, name).await?;
-    }
-    Ok(found.len())
 }

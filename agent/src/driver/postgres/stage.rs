@@ -27,14 +27,24 @@ impl PostgresDriver {
     pub(super) async fn do_stage(&self, step: &StepContext) -> Result<Done, Failure> {
         let tag = self.tag(step);
         let backups = self.config.backups_dir()?;
-        let scratch_left = scratch::drop_leftovers(&self.connector, &self.config.database).await?;
+        let look = async {
+            let mut c = self.connector.live().await?;
+            let left = scratch::leftovers(&mut c, &self.config.database).await?;
+            let state = self.state_on(&mut c).await?;
+            let _ = sqlx::Connection::close(c).await;
+            Ok::<_, Problem>((left, state))
+        };
+        let (scratch_left, state) = step.operation("look_at_database", look).await?;
+        for name in &scratch_left {
+            step.operation("dropdb", scratch::drop(&self.connector, name)).await?;
+        }
         let files_left = staging::remove_leftovers(backups, &scratch::short(&self.component))?;
-        if scratch_left + files_left > 0 {
+        if scratch_left.len() + files_left > 0 {
             step.progress(format!(
-                "removed {scratch_left} scratch databases and {files_left} files of an earlier run"
+                "removed {} scratch databases and {files_left} files of an earlier run",
+                scratch_left.len()
             ));
         }
-        let state = step.operation("read_schema", self.state()).await?;
         if state.digest == step.to.digest {
             return Ok(Done::new("the schema stays as it is"));
         }
@@ -68,7 +78,7 @@ impl PostgresDriver {
         name: &str,
         tag: &str,
     ) -> Result<String, Problem> {
-        let (tools, server_version) = self.tools().await?;
+        let (tools, server_version) = step.operation("find_tools", self.tools()).await?;
         let backup = self.backup(step, staging, tag);
         let (mut manifest, schema) = backup.take(&tools, server_version).await?;
         let restored = backup.prove(&tools, &manifest, &schema, name).await?;
@@ -112,12 +122,16 @@ impl PostgresDriver {
         tag: &str,
     ) -> Result<Loss, Problem> {
         let failed = |e| sql_problem(Code::RehearsalFailed, format!("read {name}"), &e);
-        let settings = database_settings(&mut self.connector.live().await?)
-            .await
-            .map_err(failed)?;
+        let look = async {
+            let mut live = self.connector.live().await?;
+            let settings = database_settings(&mut live).await.map_err(failed)?;
+            let _ = sqlx::Connection::close(live).await;
+            let mut scratch = self.connector.reader(name).await?;
+            let sequences = sequences(&mut scratch).await.map_err(failed)?;
+            Ok::<_, Problem>((settings, scratch, sequences))
+        };
+        let (settings, mut scratch, sequences_before) = step.operation("read_settings", look).await?;
         let migrator = self.migrator(step, name, &settings, tag);
-        let mut scratch = self.connector.reader(name).await?;
-        let sequences_before = sequences(&mut scratch).await.map_err(failed)?;
         let there = Leg {
             schema_after: route.there.schema_after.as_restored(live, restored),
             ..route.there.clone()
@@ -201,7 +215,7 @@ impl PostgresDriver {
 
     /// A backup of its own for `snapshot`.
     async fn make_backup(&self, step: &StepContext, backup: &Backup<'_>, tag: &str) -> Result<Manifest, Problem> {
-        let (tools, server_version) = self.tools().await?;
+        let (tools, server_version) = step.operation("find_tools", self.tools()).await?;
         let (mut manifest, schema) = backup.take(&tools, server_version).await?;
         if self.config.verify == Verify::Restore {
             let name = scratch::name(&self.config.database, tag);
@@ -255,12 +269,22 @@ impl PostgresDriver {
     /// they were all put back.
     pub(super) async fn do_clear(&self, step: &StepContext) -> Result<Done, Failure> {
         let tag = self.tag(step);
-        scratch::drop(&self.connector, &scratch::name(&self.config.database, &tag)).await?;
         if self.config.backups.is_dir() {
             Staging::new(&self.config.backups, &tag).remove()?;
         }
-        let kept = keep::schema_name(&tag);
-        let dropped = keep::drop_if_put_back(&mut self.connector.live().await?, &kept).await?;
+        let scratch = scratch::name(&self.config.database, &tag);
+        let look = async {
+            let mut c = self.connector.live().await?;
+            let left = scratch::leftovers(&mut c, &self.config.database).await?;
+            let dropped = keep::drop_if_put_back(&mut c, &keep::schema_name(&tag)).await?;
+            let _ = sqlx::Connection::close(c).await;
+            Ok::<_, Problem>((left.contains(&scratch), dropped))
+        };
+        let (scratch_left, dropped) = step.operation("look_at_database", look).await?;
+        if scratch_left {
+            step.operation("dropdb", scratch::drop(&self.connector, &scratch))
+                .await?;
+        }
         Ok(Done::new(if dropped {
             "removed, with rows that had been put back"
         } else {
