@@ -10,7 +10,7 @@ need() { # PACKAGE, and what shows that it is there
     if ! "$@" >/dev/null 2>&1; then missing="$missing $package"; fi
 }
 
-has_postgres() { ls /usr/lib/postgresql/*/bin/initdb || command -v pg_config; }
+has_postgres() { ls /usr/lib/postgresql/*/bin/initdb || test -x "$(pg_config --bindir)/initdb"; }
 has_nginx() { test -x /usr/sbin/nginx; }
 
 need postgresql has_postgres
