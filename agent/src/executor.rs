@@ -153,6 +153,7 @@ impl Executor {
         loop {
             // A step that is joined writes nothing, and its caller must be the leader all the same.
             inner.ledger.observe_epoch(order.fence.clone()).await?;
+            self.check_generation(&order)?;
             if order.time_left().is_zero() && !self.knows(&order).await? {
                 return Err(order.expired());
             }
@@ -165,6 +166,17 @@ impl Executor {
                 Err(problem) => return Err(problem),
             }
         }
+    }
+
+    /// A ledger that is not the one that the leader knows may have lost what was done under this very key.
+    fn check_generation(&self, order: &Order) -> Result<(), Problem> {
+        let (expected, ours) = (&order.request.ledger_generation, self.0.ledger.generation());
+        if !order.mutates() || expected.is_empty() || expected == ours {
+            return Ok(());
+        }
+        let host = &self.0.host;
+        let message = format!("{host}: the ledger is {ours}, the coordinator knows {expected}");
+        Err(Problem::new(Code::LedgerLost, message))
     }
 
     /// Does the step run, or is its outcome in the ledger? Such a step is answered however late the question comes: what

@@ -185,6 +185,25 @@ pub fn beside(path: &Path, id: &str) -> PathBuf {
     path.with_file_name(format!(".{name}.rollbackctl-{id}"))
 }
 
+/// Removes what [`beside`] named for this path, under whatever id, except for `keep`. What a rollback that was held left
+/// there holds secrets as much as the live file does.
+pub fn remove_beside(path: &Path, keep: Option<&Path>) -> Result<(), Problem> {
+    let (Some(dir), prefix) = (path.parent(), beside(path, "")) else {
+        return Ok(());
+    };
+    let prefix = prefix.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for entry in std::fs::read_dir(dir).map_err(|e| io_problem("list", dir, &e))? {
+        let found = entry.map_err(|e| io_problem("list", dir, &e))?.path();
+        let ours = found
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+        if ours && Some(found.as_path()) != keep {
+            remove(&found)?;
+        }
+    }
+    Ok(())
+}
+
 /// Bytes that this process may still write on the file system that holds `path`.
 pub fn free_space(path: &Path) -> Result<u64, Problem> {
     let stat = rustix::fs::statvfs(path).map_err(|e| io_problem("ask for free space of", path, &e.into()))?;

@@ -94,7 +94,7 @@ impl From<LedgerError> for Problem {
             LedgerError::Disk(source) => Problem::from_error(Code::StoreUnavailable, &error, source)
                 .remedy("look at the disk of the host's state directory and at the agent's log"),
             LedgerError::Damaged(_) => Problem::new(Code::StoreUnavailable, error.to_string())
-                .remedy("look at the component by hand, then start a rollback to where it shall be"),
+                .remedy("look at the component by hand: what runs, and what is on disk"),
             LedgerError::Stopping => {
                 Problem::new(Code::HostUnreachable, error.to_string()).remedy("ask again when the agent is back")
             }

@@ -169,3 +169,17 @@ async fn links_and_open_directories_are_refused() {
     );
     assert!(read(&elsewhere).contains("correct-horse"));
 }
+
+#[tokio::test]
+async fn what_a_rollback_that_was_held_left_is_removed_by_the_next() {
+    let f = fleet().await;
+    let dir = f.path.parent().expect("parent");
+    write(&dir.join(".app.env.rollbackctl-rb-0"), "PASSWORD=hunter1\n");
+    write(&dir.join(".other.env.rollbackctl-rb-0"), "somebody else's");
+    let step = |action| f.host.step(action, &f.new, &f.old);
+    f.driver.stage(&step(Action::Stage)).await.expect("stage");
+    let staged = [".app.env.rollbackctl-rb-1", ".other.env.rollbackctl-rb-0", "app.env"];
+    assert_eq!(names(dir), staged);
+    f.driver.discard(&step(Action::Discard)).await.expect("discard");
+    assert_eq!(names(dir), [".other.env.rollbackctl-rb-0", "app.env"]);
+}

@@ -320,6 +320,7 @@ fn change_to_wire(change: &Change) -> v1::PlanChange {
         from: Some(revision_to_wire(&change.from)),
         to: Some(revision_to_wire(&change.to)),
         changes: change.is_needed(),
+        restores: change.restore,
     }
 }
 

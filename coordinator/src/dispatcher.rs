@@ -27,6 +27,8 @@ use crate::inventory::Inventory;
 
 /// An agent that is busy with its own deadline gets this much longer to say so before we stop listening.
 const GRACE: Duration = Duration::from_secs(5);
+/// How often it is said that a host does not answer.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
 /// One execution of a step, as it goes over the wire.
@@ -81,6 +83,8 @@ enum NoOutcome {
     Refused(Problem),
     /// The agent is busy with another step of this component.
     Busy(Problem),
+    /// The agent's ledger is not the one that we know it by: it cannot vouch for what was done before.
+    LedgerLost(Problem),
 }
 
 impl Dispatcher {
@@ -99,6 +103,7 @@ impl Dispatcher {
         let timeout = Duration::from_millis(order.step.timeout_ms);
         let deadline = Instant::now() + timeout + GRACE;
         let mut pause = RETRY.0;
+        let mut last_word: Option<Instant> = None;
         loop {
             if let Some(lost) = self.ledger_lost(order) {
                 return ended(StepResult::Indeterminate(convert::problem(lost)));
@@ -108,10 +113,25 @@ impl Dispatcher {
                 Ok(Err(NoOutcome::Refused(problem))) => {
                     return ended(StepResult::Failed(convert::problem(problem)));
                 }
-                Ok(Err(NoOutcome::Lost(problem) | NoOutcome::Busy(problem))) => problem,
+                Ok(Err(NoOutcome::LedgerLost(problem))) if order.asked().0.changes_service() => {
+                    return ended(StepResult::Indeterminate(convert::problem(problem)));
+                }
+                Ok(Err(NoOutcome::Lost(problem) | NoOutcome::Busy(problem) | NoOutcome::LedgerLost(problem))) => {
+                    problem
+                }
                 Err(_) => Problem::new(Code::StepTimeout, format!("{host} gave no outcome within {timeout:?}")),
             };
-            tracing::debug!(host, step = %order.step.id, %problem, "ask again");
+            // Whoever watches must not take the silence of a lost host for work.
+            if last_word.is_none_or(|said| said.elapsed() >= SAY_AGAIN) {
+                last_word = Some(Instant::now());
+                let left = deadline.saturating_duration_since(Instant::now()).as_secs();
+                tracing::warn!(host, step = %order.step.id, %problem, seconds_left = left, "no outcome yet; asking again");
+                let message = format!("no answer ({}); asking again for {left} s", problem.message);
+                progress(v1::Progress {
+                    message,
+                    fraction: -1.0,
+                });
+            }
             let next = Instant::now() + pause.mul_f64(rand::rng().random_range(0.5..1.0));
             if next >= deadline {
                 return given_up(order, problem);
@@ -157,6 +177,11 @@ impl Dispatcher {
             from: Some(convert::revision_to_wire(from)),
             to: Some(convert::revision_to_wire(to)),
             timeout: Some(convert::duration(left.saturating_sub(GRACE))),
+            ledger_generation: self
+                .inventory
+                .record(host)
+                .map(|record| record.ledger_generation)
+                .unwrap_or_default(),
         });
         telemetry::inject(&order.context, request.metadata_mut());
         let mut stream = client
@@ -194,6 +219,7 @@ fn classify(host: &str, status: &tonic::Status) -> NoOutcome {
     };
     match problem.code {
         Code::ComponentBusy => NoOutcome::Busy(problem),
+        Code::LedgerLost => NoOutcome::LedgerLost(problem),
         // Too late to begin says nothing of a step that was begun earlier under the same key.
         Code::HostUnreachable | Code::StoreUnavailable | Code::NotLeader | Code::StepTimeout | Code::Internal => {
             NoOutcome::Lost(problem)

@@ -44,7 +44,16 @@ async fn ready(State(served): State<Served>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
     match shared.store.running().await {
-        Ok(_) => format!("leading with epoch {}\n", shared.epoch.0).into_response(),
+        Ok(_) => {
+            let damaged = served.leader.damaged();
+            let mut text = format!("leading with epoch {}\n", shared.epoch.0);
+            for id in damaged {
+                text.push_str(&format!(
+                    "rollback {id} cannot be gone on with: its journal cannot be read\n"
+                ));
+            }
+            text.into_response()
+        }
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("store: {error}\n")).into_response(),
     }
 }

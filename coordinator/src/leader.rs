@@ -4,6 +4,7 @@
 //! its last event is durable.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -38,6 +39,7 @@ type Running = Arc<Mutex<HashMap<RollbackId, broadcast::Sender<v1::RollbackEvent
 pub struct Leader {
     shared: Shared,
     running: Running,
+    damaged: Arc<Mutex<Vec<RollbackId>>>,
 }
 
 impl Leader {
@@ -45,6 +47,7 @@ impl Leader {
         Self {
             shared,
             running: Running::default(),
+            damaged: Arc::default(),
         }
     }
 
@@ -55,11 +58,21 @@ impl Leader {
     /// Goes on with every rollback that an earlier process left. The same code path as a new one: read, run.
     pub async fn take_up(&self) -> Result<usize, Problem> {
         let ids = self.shared.store.running().await?;
-        for id in &ids {
+        let mut taken_up = 0;
+        for id in ids {
             tracing::info!(rollback = %id, "going on with a rollback from the journal");
-            self.spawn(id.clone()).await?;
+            match self.ensure_running(&id).await {
+                Ok(()) => taken_up += 1,
+                // A journal that cannot be read must not keep all the others from going on. Its scope stays held, so
+                // nothing is started over it before a person has looked.
+                Err(problem) => {
+                    tracing::error!(rollback = %id, %problem, "cannot go on with a rollback");
+                    self.shared.metrics.fatal.inc();
+                    self.damaged.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+                }
+            }
         }
-        Ok(ids.len())
+        Ok(taken_up)
     }
 
     /// Makes a rollback durable and starts it. The id of the rollback that this request started, now or before.
@@ -98,13 +111,34 @@ impl Leader {
         };
         match self.shared.store.create(self.shared.epoch, &new).await? {
             Created::New => {}
-            Created::Existing(existing) => return Ok(existing),
+            // The answer to the first request was lost, perhaps with the process that should have run it.
+            Created::Existing(existing) => {
+                self.ensure_running(&existing).await?;
+                return Ok(existing);
+            }
             Created::ScopeHeld { target, holder } => return Err(self.scope_held(&target, &holder).await),
         }
         tracing::info!(rollback = %id, scope = new.scope.len(), "rollback started");
         self.shared.metrics.rollbacks_started.inc();
-        self.spawn(id.clone()).await?;
+        self.ensure_running(&id).await?;
         Ok(id)
+    }
+
+    /// The rollback that this request started before, running again if its process was lost.
+    pub async fn started_before(&self, request_id: &str) -> Result<Option<RollbackId>, Problem> {
+        let Some(id) = self.shared.store.requested(request_id).await? else {
+            return Ok(None);
+        };
+        self.ensure_running(&id).await?;
+        Ok(Some(id))
+    }
+
+    /// Refuses when a running rollback holds one of these. `start` decides; this is for an early and clear answer.
+    pub async fn check_free(&self, targets: &[Target]) -> Result<(), Problem> {
+        match self.shared.store.holder(targets).await? {
+            Some((target, holder)) => Err(self.scope_held(&target, &holder).await),
+            None => Ok(()),
+        }
     }
 
     async fn scope_held(&self, target: &Target, holder: &RollbackId) -> Problem {
@@ -117,28 +151,49 @@ impl Leader {
             .remedy(format!("watch it: rollbackctl rollback watch {holder}"))
     }
 
-    async fn spawn(&self, id: RollbackId) -> Result<(), Problem> {
-        let events = self
-            .shared
-            .store
-            .events(&id, 0)
-            .await?
-            .into_iter()
-            .map(|r| r.event)
-            .collect();
+    /// Runs the rollback here, unless it does already. One that has ended ends again at once.
+    async fn ensure_running(&self, id: &RollbackId) -> Result<(), Problem> {
         let (live, _) = broadcast::channel(LIVE_EVENTS);
-        let runner = Runner::from_journal(self.shared.clone(), id.clone(), events, live.clone())
-            .map_err(|e| Problem::from_error(Code::StoreUnavailable, format_args!("read rollback {id}"), &e))?;
-        self.running
+        // Registered first: of two that ask at the same time, one runs it.
+        match self
+            .running
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(id.clone(), live);
+            .entry(id.clone())
+        {
+            Entry::Occupied(_) => return Ok(()),
+            Entry::Vacant(place) => place.insert(live.clone()),
+        };
+        match self.read_runner(id, live).await {
+            Ok(runner) => {
+                self.spawn(id.clone(), runner);
+                Ok(())
+            }
+            Err(problem) => {
+                self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+                Err(problem)
+            }
+        }
+    }
+
+    async fn read_runner(
+        &self,
+        id: &RollbackId,
+        live: broadcast::Sender<v1::RollbackEvent>,
+    ) -> Result<Runner, Problem> {
+        let events = self.shared.store.events(id, 0).await?;
+        let events = events.into_iter().map(|r| r.event).collect();
+        Runner::from_journal(self.shared.clone(), id.clone(), events, live)
+            .map_err(|e| Problem::from_error(Code::StoreUnavailable, format_args!("read rollback {id}"), &e))
+    }
+
+    fn spawn(&self, id: RollbackId, runner: Runner) {
         let (running, shared) = (Arc::clone(&self.running), self.shared.clone());
         self.shared.tasks.spawn(async move {
             let stopped = runner.run().await;
             running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             match stopped {
-                Stopped::Ended => finished(&shared, &id).await,
+                Stopped::Ended => tracing::info!(rollback = %id, "rollback ended"),
                 Stopped::Cancelled => tracing::info!(rollback = %id, "left to the next start"),
                 Stopped::Left(error) => {
                     // Nothing that runs here may be trusted to lead any more: stop, and let a start (or another
@@ -149,7 +204,11 @@ impl Leader {
                 }
             }
         });
-        Ok(())
+    }
+
+    /// Rollbacks whose journal could not be read.
+    pub fn damaged(&self) -> Vec<RollbackId> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What happens from here on; `None` when the rollback does not run here.
@@ -173,23 +232,5 @@ impl Leader {
         }
         State::replay(events.into_iter().map(|r| r.event))
             .map_err(|e| Problem::from_error(Code::StoreUnavailable, format_args!("read rollback {id}"), &e))
-    }
-}
-
-/// After the end: a release that was verified everywhere is one that works.
-async fn finished(shared: &Shared, id: &RollbackId) {
-    let summary = match shared.store.summary(id).await {
-        Ok(summary) => summary.and_then(|s| serde_json::from_str::<Summary>(&s).ok()),
-        Err(error) => {
-            tracing::warn!(rollback = %id, %error, "read the summary of an ended rollback");
-            None
-        }
-    };
-    let Some(summary) = summary else { return };
-    tracing::info!(rollback = %id, state = ?summary.state, blocked = summary.blocked, "rollback ended");
-    if summary.state == crate::projection::SummaryState::Verified
-        && let Err(error) = shared.store.mark_stable(&summary.release.as_str().into()).await
-    {
-        tracing::warn!(release = summary.release, %error, "mark the release stable");
     }
 }

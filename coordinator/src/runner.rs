@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use opentelemetry_sdk::trace::SdkTracer;
-use rollback_engine::event::{Command, Direction, Effect, Event};
+use rollback_engine::event::{Command, Direction, Effect, Ending, Event};
 use rollback_engine::ids::{Epoch, RollbackId, StepId};
 use rollback_engine::machine::{self, Rejected, State};
+use rollback_engine::plan::Change;
+use rollback_engine::release::ReleaseEntry;
 use rollback_proto::v1;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +25,7 @@ use crate::dispatcher::{Dispatcher, Order};
 use crate::journal_spans::JournalSpans;
 use crate::metrics::Metrics;
 use crate::projection::{self, Summary};
-use crate::store::{APPEND_PATIENCE, Store, StoreError};
+use crate::store::{APPEND_PATIENCE, Closing, Store, StoreError};
 
 /// Answers of this many steps wait while an append is under way; more make their tasks wait.
 const COMMANDS: usize = 1024;
@@ -155,12 +157,10 @@ impl Runner {
             what: "a summary",
             why: e.to_string(),
         })?;
-        let ended = self.state.ending().is_some();
         let begun = Instant::now();
         let mut pause = Duration::from_millis(50);
         loop {
-            let Shared { store, epoch, .. } = &self.shared;
-            match store.append(*epoch, &self.id, self.seq, events, &summary, ended).await {
+            match self.try_append(events, &summary).await {
                 Ok(()) => break,
                 Err(error @ StoreError::Unavailable { .. }) if begun.elapsed() < APPEND_PATIENCE => {
                     tracing::warn!(rollback = %self.id, %error, "append to the journal; trying again");
@@ -179,6 +179,39 @@ impl Runner {
             .append_seconds
             .observe(begun.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    async fn try_append(&self, events: &[Event], summary: &str) -> Result<(), StoreError> {
+        let Shared { store, epoch, .. } = &self.shared;
+        let closing = self.closing().await?;
+        store
+            .append(*epoch, &self.id, self.seq, events, summary, closing.as_ref())
+            .await
+    }
+
+    /// What the end says of releases; `None` while it has not ended.
+    async fn closing(&self) -> Result<Option<Closing>, StoreError> {
+        let (Some(ending), Some(plan)) = (self.state.ending(), self.state.plan()) else {
+            return Ok(None);
+        };
+        let moved = plan.body.changes.iter().any(Change::is_needed);
+        if ending != &Ending::Verified || !moved {
+            return Ok(Some(Closing::default()));
+        }
+        let was = |entry: &ReleaseEntry| {
+            plan.body
+                .changes
+                .iter()
+                .any(|change| change.target == entry.target && change.from == entry.revision)
+        };
+        let releases = self.shared.store.releases().await?;
+        let abandoned = releases
+            .into_iter()
+            .filter(|r| r.name != plan.body.release && r.entries.iter().all(was));
+        Ok(Some(Closing {
+            works: Some(plan.body.release.clone()),
+            abandoned: abandoned.map(|r| r.name).collect(),
+        }))
     }
 
     async fn has_been_written(&self, events: &[Event]) -> bool {

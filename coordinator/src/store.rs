@@ -52,6 +52,15 @@ pub enum Created {
     },
 }
 
+/// What the end of a rollback says of releases.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Closing {
+    /// Was verified everywhere: it works.
+    pub works: Option<ReleaseName>,
+    /// Were what the fleet was taken away from.
+    pub abandoned: Vec<ReleaseName>,
+}
+
 #[derive(Clone, Debug)]
 pub struct NewToken {
     /// SHA-256 of the secret, hex.
@@ -128,7 +137,8 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Begins a rollback, unless its request has begun one or its scope is held.
     async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError>;
 
-    /// Appends events after the first `after` ones. `ended`: the rollback gives its scope back in the same transaction.
+    /// Appends events after the first `after` ones. `closing`: the rollback has ended with them; it gives its scope back,
+    /// and what it says of releases is written, in the same transaction.
     async fn append(
         &self,
         fence: Epoch,
@@ -136,8 +146,14 @@ pub trait Store: Send + Sync + std::fmt::Debug {
         after: u64,
         events: &[Event],
         summary: &str,
-        ended: bool,
+        closing: Option<&Closing>,
     ) -> Result<(), StoreError>;
+
+    /// The rollback that this request began, if it did.
+    async fn requested(&self, request_id: &str) -> Result<Option<RollbackId>, StoreError>;
+
+    /// A running rollback that holds one of these targets.
+    async fn holder(&self, targets: &[Target]) -> Result<Option<(Target, RollbackId)>, StoreError>;
 
     /// Events of a rollback after `seq`, in order. Checks the hash chain of what it reads.
     async fn events(&self, id: &RollbackId, after: u64) -> Result<Vec<Recorded>, StoreError>;
@@ -155,7 +171,6 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn release(&self, name: &ReleaseName) -> Result<Option<Release>, StoreError>;
     /// Newest first.
     async fn releases(&self) -> Result<Vec<Release>, StoreError>;
-    async fn mark_stable(&self, name: &ReleaseName) -> Result<(), StoreError>;
 
     async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError>;
     async fn agents(&self) -> Result<Vec<AgentRecord>, StoreError>;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use rollback_engine::ids::ComponentName;
-use rollback_engine::release::{ObservedComponent, ObservedFleet, ObservedHost};
+use rollback_engine::release::{ObservedComponent, ObservedFleet, ObservedHost, Serving};
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
 use v1::agent_client::AgentClient;
@@ -97,6 +97,9 @@ fn components(agent: &AgentView, states: &[v1::ComponentState]) -> BTreeMap<Comp
             capabilities: record.capabilities.clone(),
             reads: record.reads.iter().map(|n| n.as_str().into()).collect(),
             revision,
+            serving: by_name
+                .get(record.name.as_str())
+                .map_or(Serving::Yes, |state| serving(state.health())),
         }
     };
     agent
@@ -105,4 +108,13 @@ fn components(agent: &AgentView, states: &[v1::ComponentState]) -> BTreeMap<Comp
         .iter()
         .map(|c| (c.name.as_str().into(), observe(c)))
         .collect()
+}
+
+/// Only what was taken down, by us or by anybody, can be brought up again; what is unhealthy runs.
+fn serving(health: v1::Health) -> Serving {
+    match health {
+        v1::Health::Stopped => Serving::Stopped,
+        v1::Health::Drained => Serving::Drained,
+        v1::Health::Unspecified | v1::Health::Unknown | v1::Health::Healthy | v1::Health::Unhealthy => Serving::Yes,
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use jiff::{Timestamp, ToSpan as _};
 use rollback_coordinator::store::sqlite::SqliteStore;
-use rollback_coordinator::store::{Created, NewRollback, NewToken, Store, StoreError};
+use rollback_coordinator::store::{Closing, Created, NewRollback, NewToken, Store, StoreError};
 use rollback_engine::event::{Event, Problem};
 use rollback_engine::ids::{Epoch, RollbackId, Target};
 use rollback_engine::plan::PhaseName;
@@ -70,7 +70,7 @@ async fn epochs_grow_and_fence_every_write_of_an_older_leader() {
     );
     let newer = reopen(&dir).await.take_lead("b").await.expect("lead");
     assert!(newer > old);
-    let refused = store.append(old, &id("r1"), 2, &events(1), "{}", false).await;
+    let refused = store.append(old, &id("r1"), 2, &events(1), "{}", None).await;
     assert!(
         matches!(refused, Err(StoreError::Fenced(e)) if e == newer),
         "{refused:?}"
@@ -83,7 +83,7 @@ async fn epochs_grow_and_fence_every_write_of_an_older_leader() {
         "nothing was appended"
     );
     store
-        .append(newer, &id("r1"), 2, &events(1), "{}", false)
+        .append(newer, &id("r1"), 2, &events(1), "{}", None)
         .await
         .expect("the new leader appends");
 }
@@ -97,7 +97,9 @@ async fn an_append_after_the_wrong_event_is_a_conflict_and_writes_nothing() {
         .await
         .expect("create");
     for wrong in [0, 1, 3] {
-        let refused = store.append(epoch, &id("r1"), wrong, &events(1), "{}", true).await;
+        let refused = store
+            .append(epoch, &id("r1"), wrong, &events(1), "{}", Some(&Closing::default()))
+            .await;
         assert!(
             matches!(refused, Err(StoreError::Conflict)),
             "after {wrong}: {refused:?}"
@@ -125,7 +127,7 @@ async fn a_rollback_comes_back_as_it_was_written() {
     };
     let more = vec![Event::UndoStarted { at: at(9), cause }];
     store
-        .append(epoch, &id("r1"), 2, &more, "{\"n\":3}", false)
+        .append(epoch, &id("r1"), 2, &more, "{\"n\":3}", None)
         .await
         .expect("append");
     drop(store);
@@ -188,7 +190,7 @@ async fn overlapping_scopes_exclude_each_other_until_the_end() {
         .expect("create");
     assert_eq!(disjoint, Created::New, "the refused one has left nothing behind");
     store
-        .append(epoch, &id("r1"), 2, &events(1), "{}", true)
+        .append(epoch, &id("r1"), 2, &events(1), "{}", Some(&Closing::default()))
         .await
         .expect("end");
     assert_eq!(store.running().await.expect("running"), [id("r3")]);
@@ -260,10 +262,66 @@ async fn a_release_is_never_overwritten() {
     };
     assert!(store.add_release(&release("aaa")).await.expect("add"));
     assert!(!store.add_release(&release("bbb")).await.expect("add"));
-    store.mark_stable(&"v1".into()).await.expect("mark");
     let read = store.release(&"v1".into()).await.expect("read").expect("there");
-    assert_eq!((read.commit.as_str(), read.stable), ("aaa", true));
+    assert_eq!(read.commit, "aaa");
     assert_eq!(store.release(&"v2".into()).await.expect("read"), None);
+}
+
+#[tokio::test]
+async fn what_an_end_says_of_releases_is_written_with_it() {
+    let Opened { dir: _dir, store } = open().await;
+    let epoch = store.take_lead("a").await.expect("lead");
+    for (name, stable) in [("v2", false), ("v3", true)] {
+        let release = Release {
+            name: name.into(),
+            commit: String::new(),
+            notes: String::new(),
+            recorded_at: at(0),
+            recorded_by: "admin".to_owned(),
+            entries: Vec::new(),
+            stable,
+        };
+        assert!(store.add_release(&release).await.expect("add"));
+    }
+    store
+        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .await
+        .expect("create");
+    let closing = Closing {
+        works: Some("v2".into()),
+        abandoned: vec!["v3".into()],
+    };
+    let refused = store
+        .append(epoch, &id("r1"), 9, &events(1), "{}", Some(&closing))
+        .await;
+    assert!(matches!(refused, Err(StoreError::Conflict)), "{refused:?}");
+    let stable = async |name: &str| store.release(&name.into()).await.expect("read").expect("there").stable;
+    assert_eq!(
+        (stable("v2").await, stable("v3").await),
+        (false, true),
+        "not without its events"
+    );
+    store
+        .append(epoch, &id("r1"), 2, &events(1), "{}", Some(&closing))
+        .await
+        .expect("end");
+    assert_eq!((stable("v2").await, stable("v3").await), (true, false));
+}
+
+#[tokio::test]
+async fn a_request_and_a_holder_can_be_looked_up() {
+    let Opened { dir: _dir, store } = open().await;
+    let epoch = store.take_lead("a").await.expect("lead");
+    store
+        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .await
+        .expect("create");
+    assert_eq!(store.requested("q1").await.expect("look"), Some(id("r1")));
+    assert_eq!(store.requested("q2").await.expect("look"), None);
+    let (held, free) = (Target::new("app-1", "api"), Target::new("app-2", "api"));
+    let found = store.holder(&[free.clone(), held.clone()]).await.expect("look");
+    assert_eq!(found, Some((held, id("r1"))));
+    assert_eq!(store.holder(&[free]).await.expect("look"), None);
 }
 
 /// Only for stores whose file a person can edit: SQLite.
@@ -281,7 +339,7 @@ async fn a_journal_that_was_tampered_with_is_refused() {
             .await
             .expect("create");
         store
-            .append(epoch, &id("r1"), 2, &events(2), "{}", false)
+            .append(epoch, &id("r1"), 2, &events(2), "{}", None)
             .await
             .expect("append");
         drop(store);

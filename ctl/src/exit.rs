@@ -16,7 +16,7 @@ pub enum ExitCode {
     Error = 1,
     /// `fleet plan`: the plan has changes.
     HasChanges = 2,
-    /// Something forbids the rollback (preflight, consent, hold). Nothing was touched.
+    /// Something forbids the rollback (no plan can be made, preflight, consent, hold). Nothing was touched.
     Blocked = 3,
     /// The target was reached, but not on every host.
     Partial = 4,
@@ -34,7 +34,7 @@ Exit codes:
   0  the target is verified (fleet rollback, rollback watch); done (all other verbs)
   1  error, or a wrong command line
   2  fleet plan: the plan has changes
-  3  blocked: preflight found blockers; nothing was touched
+  3  blocked: no plan can be made, or preflight found blockers; nothing was touched
   4  partial: the target was not reached on every host
   5  undone, aborted or held: the target was not reached
   6  another rollback holds the scope
@@ -56,11 +56,11 @@ impl ExitCode {
         }
     }
 
-    /// What a refusal means. Only two codes have a number of their own; everything else is an error.
+    /// What a refusal means: the scope is held, nothing may start (no plan, or not the one agreed to), or an error.
     pub fn of_problem(code: Code) -> Self {
         if code == Code::ScopeHeld {
             ExitCode::ScopeHeld
-        } else if code == Code::Blocked {
+        } else if matches!(code, Code::Blocked | Code::PlanRefused | Code::PlanStale) {
             ExitCode::Blocked
         } else {
             ExitCode::Error

@@ -68,6 +68,8 @@ codes! {
     Blocked = "0204", FailedPrecondition, "mend the blockers listed, then run the same command again";
     /// The release could not be recorded because part of the fleet could not be observed or retained.
     RecordIncomplete = "0205", FailedPrecondition, "mend the hosts listed, then record again";
+    /// The plan that was agreed to is not the plan of now.
+    PlanStale = "0206", FailedPrecondition, "the fleet has moved: look at the new plan, and ask again";
     /// Cannot reach a host's agent.
     HostUnreachable = "0300", Unavailable, "look at the host and its rollback-agent; rollbackctl agent list shows when it was last seen";
     /// The peer is not the agent it should be.
@@ -85,11 +87,11 @@ codes! {
     /// The step did not end in time.
     StepTimeout = "0401", DeadlineExceeded, "look at the host; raise the step's timeout in the runbook if it is only slow";
     /// The agent was stopped inside a step and cannot tell what came of it.
-    StepIndeterminate = "0402", Unknown, "look at the component by hand, then start a rollback to where it shall be";
+    StepIndeterminate = "0402", Unknown, "look at the component by hand: what runs, and what is on disk";
     /// A step with a known key came with other arguments.
     KeyReused = "0403", FailedPrecondition, "report this: a coordinator must never do so";
     /// A step of the undo failed.
-    UndoFailed = "0404", FailedPrecondition, "mend the component by hand, then start a rollback to where the fleet shall be";
+    UndoFailed = "0404", FailedPrecondition, "mend the component by hand, then go on: rollbackctl fleet rollback --to RELEASE";
     /// The component is busy with another step.
     ComponentBusy = "0405", Aborted, "wait for the running step: rollbackctl rollback list";
     /// The health check did not pass in time.

@@ -20,6 +20,7 @@ pub struct Coordinator {
     ready_file: PathBuf,
     launch: Launch,
     endpoint: String,
+    http: String,
     daemon: Option<Daemon>,
 }
 
@@ -48,6 +49,7 @@ impl Coordinator {
                 ..Launch::default()
             },
             endpoint,
+            http,
             daemon: None,
         };
         coordinator.run().await?;
@@ -103,6 +105,16 @@ impl Coordinator {
     /// host:port of gRPC.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// A page of its HTTP server: `/healthz`, `/readyz`, `/metrics`.
+    pub fn page(&self, path: &str) -> String {
+        format!("http://{}{path}", self.http)
+    }
+
+    /// The SQLite file.
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("state/coordinator.db")
     }
 
     /// The first operator's connection.

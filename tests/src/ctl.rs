@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use tokio::process::{Child, Command};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
 
 use crate::binaries::Binaries;
 
@@ -66,20 +67,60 @@ impl std::fmt::Display for Answer {
 pub struct Running {
     child: Child,
     shown: String,
+    /// `None` when it passes through to our own.
+    stderr: Option<BufReader<ChildStderr>>,
+    /// What was read from it already.
+    said: String,
 }
 
 impl Running {
+    /// Reads what the command says on stderr up to the first line that is wanted, and hands that out.
+    pub async fn until_line(&mut self, what: &str, within: Duration, wanted: impl Fn(&str) -> bool) -> Result<String> {
+        let stderr = self.stderr.as_mut().context("stderr is read here")?;
+        let said = &mut self.said;
+        let read = async {
+            loop {
+                let begin = said.len();
+                if stderr.read_line(said).await.context("read stderr")? == 0 {
+                    bail!("the command ended without: {what}");
+                }
+                if wanted(&said[begin..]) {
+                    return Ok(said[begin..].trim_end().to_owned());
+                }
+            }
+        };
+        match tokio::time::timeout(within, read).await {
+            Ok(line) => line.with_context(|| format!("{} said\n{}", self.shown, self.said)),
+            Err(_) => bail!("{} does not say: {what}; it said\n{}", self.shown, self.said),
+        }
+    }
+
     pub async fn answer(self) -> Result<Answer> {
-        let shown = self.shown;
-        let output = tokio::time::timeout(ANSWER_WITHIN, self.child.wait_with_output())
+        let Self {
+            mut child,
+            shown,
+            stderr,
+            mut said,
+        } = self;
+        let mut out = child.stdout.take().context("stdout is read here")?;
+        let (mut stdout, mut rest) = (Vec::new(), Vec::new());
+        let read_stderr = async {
+            match stderr {
+                Some(mut stderr) => stderr.read_to_end(&mut rest).await,
+                None => Ok(0),
+            }
+        };
+        let ended = async { tokio::try_join!(child.wait(), out.read_to_end(&mut stdout), read_stderr) };
+        let (status, _, _) = tokio::time::timeout(ANSWER_WITHIN, ended)
             .await
             .with_context(|| format!("{shown} did not end within {} s", ANSWER_WITHIN.as_secs()))?
             .with_context(|| format!("run {shown}"))?;
+        said.push_str(&String::from_utf8_lossy(&rest));
         Ok(Answer {
             command: shown,
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            code: status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&stdout).into_owned(),
+            stderr: said,
         })
     }
 }
@@ -103,7 +144,7 @@ impl Ctl {
     /// Starts a command. `show` lets what it says on stderr pass through: the live tree, when that is a terminal.
     pub fn start(&self, args: &[&str], show: bool) -> Result<Running> {
         let stderr = if show { Stdio::inherit() } else { Stdio::piped() };
-        let child = Command::new(&self.program)
+        let mut child = Command::new(&self.program)
             .arg("--context")
             .arg(&self.context)
             .args(args)
@@ -114,7 +155,13 @@ impl Ctl {
             .spawn()
             .context("start rollbackctl")?;
         let shown: String = format!("rollbackctl {}", args.join(" ")).chars().take(200).collect();
-        Ok(Running { child, shown })
+        let stderr = child.stderr.take().map(BufReader::new);
+        Ok(Running {
+            child,
+            shown,
+            stderr,
+            said: String::new(),
+        })
     }
 
     pub async fn run(&self, args: &[&str]) -> Result<Answer> {

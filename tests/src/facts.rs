@@ -1,5 +1,7 @@
 //! What a fleet is in fact, without asking the programs under test: files by hash, links, processes through `/proc`,
-//! the schema through psql and pg_dump, answers through curl.
+//! the schema through psql and pg_dump, the data by checksums, answers through curl.
+
+mod data;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest as _, Sha256};
 
+pub use self::data::{Data, StageData, Table};
 use crate::fleet::Fleet;
 use crate::postgres::DATABASE;
 use crate::process::{self, run};
@@ -43,8 +46,7 @@ pub struct Facts {
     pub schema_sha256: String,
     /// Schemas that hold what down migrations dropped.
     pub kept_schemas: Vec<String>,
-    pub users: String,
-    pub deals: String,
+    pub data: Data,
     /// All databases of the cluster: scratch copies that are left behind show here.
     pub databases: Vec<String>,
     pub site_sha256: String,
@@ -64,7 +66,6 @@ impl Facts {
                 AppFacts::gather(host).with_context(|| format!("look at {}", host.name))?,
             );
         }
-        let count = |table: &str| fleet.postgres.psql(DATABASE, &format!("SELECT count(*) FROM {table}"));
         let answer = curl(&fleet.nginx.url("/api/version"))?;
         let migrations = "SELECT string_agg(version::text, ',' ORDER BY version) FROM schema_migrations";
         Ok(Self {
@@ -72,8 +73,7 @@ impl Facts {
             migrations: fleet.postgres.psql(DATABASE, migrations)?,
             schema_sha256: sha256(fleet.postgres.schema()?.as_bytes()),
             kept_schemas: fleet.postgres.kept_schemas()?,
-            users: count("users")?,
-            deals: count("deals")?,
+            data: Data::gather(&fleet.postgres)?,
             databases: fleet.postgres.databases()?,
             site_sha256: sha256_of(&fleet.nginx.site())?,
             nginx_files: tree(&fleet.nginx.root())?,
@@ -123,7 +123,7 @@ impl Facts {
         expect("the answer through nginx".to_owned(), both(&self.served), &self.served);
         expect(
             "the site that nginx serves".to_owned(),
-            self.served_site == name,
+            self.served_site == version.site().name(),
             &self.served_site,
         );
         expect(
@@ -157,8 +157,8 @@ impl Facts {
         compare("schema_migrations", &before.migrations, &self.migrations);
         compare("the schema", &before.schema_sha256, &self.schema_sha256);
         compare("the list of kept schemas", &before.kept_schemas, &self.kept_schemas);
-        compare("the number of users", &before.users, &self.users);
-        compare("the number of deals", &before.deals, &self.deals);
+        compare("what tables hold", &before.data.tables, &self.data.tables);
+        compare("where sequences are", &before.data.sequences, &self.data.sequences);
         compare("the list of databases", &before.databases, &self.databases);
         compare("the site file", &before.site_sha256, &self.site_sha256);
         compare("nginx's files", &before.nginx_files, &self.nginx_files);

@@ -5,7 +5,10 @@
 mod agent_killed;
 mod blocked_preflight;
 mod coordinator_killed;
+mod forth_and_back;
+mod kill_sweep;
 mod restored_from_vault;
+mod rolling;
 mod trace;
 mod two_operators;
 mod undo_on_unhealthy;
@@ -29,6 +32,8 @@ pub struct Options {
     pub keep: bool,
     /// Say nothing but the result.
     pub quiet: bool,
+    /// How often a scenario that repeats itself does so; others do not care.
+    pub rounds: Option<usize>,
 }
 
 impl Options {
@@ -73,6 +78,16 @@ pub const ALL: &[Scenario] = &[
         tell: |o| undo_on_unhealthy::tell(o).boxed_local(),
     },
     Scenario {
+        name: "forth-and-back",
+        about: "back to v2.9.0 and forward to v3.0.0 again: the column's and the table's data are there again",
+        tell: |o| forth_and_back::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "rolling",
+        about: "no schema changes: host after host goes back, each one healthy before the next, while users are served",
+        tell: |o| rolling::tell(o).boxed_local(),
+    },
+    Scenario {
         name: "blocked-preflight",
         about: "one host has lost v2.9.0 and its vault copy: preflight blocks and nothing is touched",
         tell: |o| blocked_preflight::tell(o).boxed_local(),
@@ -91,6 +106,11 @@ pub const ALL: &[Scenario] = &[
         name: "agent-killed",
         about: "kill -9 of agents inside a migration and inside a start: the rollback goes on to its end by itself",
         tell: |o| agent_killed::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "kill-sweep",
+        about: "back and forth on one fleet; every round kill -9s the coordinator or an agent in another phase (--rounds)",
+        tell: |o| kill_sweep::tell(o).boxed_local(),
     },
     Scenario {
         name: "two-operators",

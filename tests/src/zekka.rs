@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -20,10 +21,15 @@ use crate::wait;
 
 const HEALTHY_WITHIN: Duration = Duration::from_secs(30);
 
-/// The two releases of the sample application.
+/// Rows of data that v3.0.0 alone knows: in its column (as far as there are deals), and in its table.
+pub const STAGED: u64 = 1_000;
+
+/// The releases of the sample application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     V2_9_0,
+    /// Differs from v2.9.0 in content and env file only.
+    V2_9_1,
     V3_0_0,
 }
 
@@ -38,6 +44,7 @@ impl Version {
     pub fn name(self) -> &'static str {
         match self {
             Self::V2_9_0 => "v2.9.0",
+            Self::V2_9_1 => "v2.9.1",
             Self::V3_0_0 => "v3.0.0",
         }
     }
@@ -45,7 +52,7 @@ impl Version {
     /// The highest migration that it needs.
     pub fn schema(self) -> i64 {
         match self {
-            Self::V2_9_0 => 1,
+            Self::V2_9_0 | Self::V2_9_1 => 1,
             Self::V3_0_0 => 2,
         }
     }
@@ -54,7 +61,16 @@ impl Version {
     pub fn greeting(self) -> &'static str {
         match self {
             Self::V2_9_0 => "steady",
+            Self::V2_9_1 => "steadier",
             Self::V3_0_0 => "shiny",
+        }
+    }
+
+    /// The version whose nginx site it is served with.
+    pub fn site(self) -> Self {
+        match self {
+            Self::V2_9_0 | Self::V2_9_1 => Self::V2_9_0,
+            Self::V3_0_0 => Self::V3_0_0,
         }
     }
 
@@ -65,6 +81,11 @@ impl Version {
                 env: include_str!("../zekka/v2.9.0/env.production"),
                 site: include_str!("../zekka/v2.9.0/zekka.conf"),
             },
+            Self::V2_9_1 => Content {
+                release: include_str!("../zekka/v2.9.1/release.json"),
+                env: include_str!("../zekka/v2.9.1/env.production"),
+                site: include_str!("../zekka/v2.9.0/zekka.conf"),
+            },
             Self::V3_0_0 => Content {
                 release: include_str!("../zekka/v3.0.0/release.json"),
                 env: include_str!("../zekka/v3.0.0/env.production"),
@@ -73,10 +94,18 @@ impl Version {
         }
     }
 
-    /// Migration number, name, up, down: of this version alone.
+    /// Does a deployment of it change the schema?
+    fn migrates(self) -> bool {
+        match self {
+            Self::V2_9_0 | Self::V3_0_0 => true,
+            Self::V2_9_1 => false,
+        }
+    }
+
+    /// Number, name, up, down of the highest migration that it needs.
     fn migration(self) -> (i64, &'static str, &'static str, &'static str) {
         match self {
-            Self::V2_9_0 => (
+            Self::V2_9_0 | Self::V2_9_1 => (
                 1,
                 "001_deals",
                 include_str!("../zekka/migrations/001_deals.up.sql"),
@@ -139,10 +168,17 @@ impl AppHost {
 
     /// What the application noted of its starts and stops: (event, version).
     pub fn effects(&self) -> Result<Vec<(String, String)>> {
+        let timed = self.timed_effects()?;
+        Ok(timed.into_iter().map(|(_, event, version)| (event, version)).collect())
+    }
+
+    /// What the application noted of its starts and stops, and when: (time, event, version).
+    pub fn timed_effects(&self) -> Result<Vec<(Timestamp, String, String)>> {
         let text = std::fs::read_to_string(self.root.join("log/effects.log")).context("read effects.log")?;
-        let entry = |line: &str| -> Option<(String, String)> {
+        let entry = |line: &str| -> Option<(Timestamp, String, String)> {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
-            Some((line["event"].as_str()?.to_owned(), line["version"].as_str()?.to_owned()))
+            let text = |key: &str| line[key].as_str().map(str::to_owned);
+            Some((text("at")?.parse().ok()?, text("event")?, text("version")?))
         };
         text.lines()
             .map(|l| entry(l).with_context(|| format!("line of effects.log: {l}")))
@@ -271,6 +307,19 @@ impl Zekka {
         ))
     }
 
+    /// Data that only v3.0.0 knows, in its column and in its table. The table's sequence is ahead of its rows, so that
+    /// one that was made anew from them would show.
+    fn seed_stages(&self, postgres: &Postgres) -> Result<()> {
+        let staged = self.rows.min(STAGED);
+        postgres.migrate(&format!(
+            "UPDATE deals SET stage = CASE WHEN id % 2 = 0 THEN 'won' ELSE 'stalled at ' || id END WHERE id <= {staged};\
+             INSERT INTO deal_events (deal, stage, happened_at) \
+             SELECT 1 + n % {staged}, 'step ' || n, timestamptz '2026-01-01 00:00:00Z' + n * interval '1 minute' \
+             FROM generate_series(1, {STAGED} + 10) n;\
+             DELETE FROM deal_events WHERE id > {STAGED};"
+        ))
+    }
+
     /// The down file of a version's migration.
     pub fn down_file(&self, version: Version) -> PathBuf {
         self.migrations.join(format!("{}.down.sql", version.migration().1))
@@ -287,9 +336,13 @@ impl Zekka {
         for host in &self.hosts {
             self.unpack(binaries, host, version)?;
         }
-        self.migrate_up(postgres, version)?;
-        if version == Version::V2_9_0 {
-            self.seed(postgres)?;
+        if version.migrates() {
+            self.migrate_up(postgres, version)?;
+        }
+        match version {
+            Version::V2_9_0 => self.seed(postgres)?,
+            Version::V2_9_1 => {}
+            Version::V3_0_0 => self.seed_stages(postgres)?,
         }
         for host in &self.hosts {
             if host.pid().is_some() {

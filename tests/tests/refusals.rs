@@ -190,7 +190,7 @@ async fn missing_host(fleet: &mut Fleet) -> Result<()> {
 
 /// No plan can be made, because of this host.
 fn refused_by_name(answer: Answer, host: &str) -> Result<()> {
-    let answer = answer.expect_code(1)?;
+    let answer = answer.expect_code(3)?;
     ensure!(answer.text().contains("RB0202"), "the code is not RB0202: {answer}");
     ensure!(answer.text().contains(host), "{host} is not named: {answer}");
     Ok(())

@@ -96,6 +96,7 @@ fn row(name: &str, kind: &'static str, observed: Result<Observation, Problem>) -
                 Health::Healthy => "healthy",
                 Health::Unhealthy => "unhealthy",
                 Health::Stopped => "stopped",
+                Health::Drained => "drained",
                 Health::Unknown | Health::Unspecified => "unknown",
             },
             detail: Some(detail),

@@ -239,6 +239,7 @@ impl EnvFileDriver {
         // The way back must exist before the way forward is built.
         self.keep(&live.content, None)?;
         let staged = self.staged_path(&step.id);
+        files::remove_beside(&self.path, Some(&staged))?;
         self.write_beside(&staged, &self.kept(&step.to)?, live.attributes)?;
         Ok(staged)
     }
@@ -384,8 +385,8 @@ impl Driver for EnvFileDriver {
     }
 
     async fn discard(&self, step: &StepContext) -> Result<Done, Failure> {
-        let s = Step::of(step)?;
-        step.operation("remove_staged", self.run(move |d| files::remove(&d.staged_path(&s.id))))
+        // Also an earlier rollback's: no two run on one component, so nobody needs it any more.
+        step.operation("remove_staged", self.run(move |d| files::remove_beside(&d.path, None)))
             .await?;
         Ok(Done::new("nothing staged"))
     }

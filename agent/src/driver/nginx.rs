@@ -232,7 +232,7 @@ impl NginxDriver {
             Err(why) => (Health::Unhealthy, format!("{who}: {why}")),
             Ok(()) if workers == 0 => (Health::Unhealthy, who),
             Ok(()) if include.is_some_and(Include::drained) => {
-                (Health::Unhealthy, format!("{who}, still in maintenance"))
+                (Health::Drained, format!("{who}, users get the maintenance answer"))
             }
             Ok(()) => (Health::Healthy, who),
         }
@@ -418,7 +418,7 @@ impl Driver for NginxDriver {
         match seen.health {
             Health::Healthy => Ok(Done::at(seen.revision, seen.detail)),
             Health::Stopped => Err(Failure::Failed(Problem::new(Code::NginxDown, seen.detail))),
-            Health::Unhealthy | Health::Unknown | Health::Unspecified => {
+            Health::Unhealthy | Health::Drained | Health::Unknown | Health::Unspecified => {
                 Err(Failure::Failed(Problem::new(Code::Unhealthy, seen.detail)))
             }
         }

@@ -112,6 +112,7 @@ fn request(component: &str, step: &str, action: Action) -> ExecuteRequest {
         from: Some(revision("v3.0.0")),
         to: Some(revision("v2.9.0")),
         timeout: prost_types::Duration::try_from(Duration::from_secs(20)).ok(),
+        ledger_generation: String::new(),
     }
 }
 

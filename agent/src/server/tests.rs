@@ -117,6 +117,7 @@ fn execute(step: &str) -> ExecuteRequest {
         from: revision("v3.0.0"),
         to: revision("v2.9.0"),
         timeout: prost_types::Duration::try_from(Duration::from_secs(20)).ok(),
+        ledger_generation: String::new(),
     }
 }
 

@@ -96,7 +96,8 @@ pub enum StepResult {
 pub enum Ending {
     /// The target was observed and found healthy everywhere in scope.
     Verified,
-    /// Everything is where it was before. `blocked`: preflight found blockers, so nothing had been touched at all.
+    /// Every step that was begun and has an undo was reversed. What was down before may be up: serving users is never
+    /// taken back. `blocked`: preflight found blockers, so nothing had been touched at all.
     Undone { blocked: bool, cause: Problem },
     /// The target was reached, but not on these hosts.
     Partial { hosts: Vec<HostName>, cause: Problem },

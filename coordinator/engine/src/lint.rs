@@ -23,6 +23,8 @@ pub enum LintError {
     ChangesUnsorted { target: Target },
     #[error("{target}: its host is excused and in scope at once")]
     ExcusedInScope { target: Target },
+    #[error("{target}: is to be restored, which is for apps and proxies")]
+    NothingToRestore { target: Target },
     #[error("the plan says that the schema {}, but its changes say otherwise", if *.said { "changes" } else { "stays" })]
     SchemaFlagWrong { said: bool },
     #[error("phase {phase} stands twice or out of order")]

@@ -173,10 +173,14 @@ pub struct Change {
     pub role: Role,
     pub from: Revision,
     pub to: Revision,
+    /// It was found down (an app stopped, a proxy drained), and the plan brings it up. Left out of the sealed text when
+    /// false: plans from before this field keep their digests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restore: bool,
 }
 
 impl Change {
-    /// False: the component is at its target already and is only verified.
+    /// False: the component is at its target already and is only verified, or restored.
     pub fn is_needed(&self) -> bool {
         self.from != self.to
     }

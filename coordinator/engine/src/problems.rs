@@ -1,7 +1,7 @@
 //! The problems that the engine itself finds. Codes are those of the one list of error codes that operators search.
 
 use crate::event::Problem;
-use crate::ids::{HostName, Target};
+use crate::ids::{HostName, ReleaseName, Target};
 use crate::plan::{Excused, Step};
 use crate::release::{Action, Revision};
 
@@ -91,8 +91,20 @@ pub(crate) fn undo_failed(step: &Step, action: Action, why: &Problem, cause: &Pr
             "{action} to put {} back to {} did not succeed: {} [{}]. It was being undone because: {}",
             step.target, step.from.version, why.message, why.code, cause.message
         ),
-        &format!("{}; then start a rollback to where the fleet shall be", why.remedy),
+        &why.remedy,
     )
+}
+
+/// Why it is held, and the way on: the planner starts from what it finds, also from what is stopped or drained.
+pub(crate) fn held(cause: Problem, release: &ReleaseName) -> Problem {
+    Problem {
+        remedy: format!(
+            "{}; then go on with `rollbackctl fleet rollback --to {release}`, or go to another release in the same way; with \
+             `--runbook emergency` hosts that cannot come back are left out",
+            cause.remedy
+        ),
+        ..cause
+    }
 }
 
 /// Hosts failed where the runbook says to go on; `why` is the first failure.

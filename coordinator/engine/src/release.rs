@@ -141,6 +141,19 @@ pub struct Release {
     pub stable: bool,
 }
 
+/// Does a component do its work for users? What is down at its revision needs a start or a resume, not a switch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Serving {
+    /// Or nothing says otherwise: an unhealthy component runs, and a component without a check is taken to.
+    #[default]
+    Yes,
+    /// Its process does not run.
+    Stopped,
+    /// It runs, but users get the maintenance answer.
+    Drained,
+}
+
 /// What the planner knows of one component.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedComponent {
@@ -151,6 +164,8 @@ pub struct ObservedComponent {
     pub reads: BTreeSet<ComponentName>,
     /// `Err` says why it could not be observed.
     pub revision: Result<Revision, String>,
+    #[serde(default)]
+    pub serving: Serving,
 }
 
 /// What the planner knows of one host.

@@ -43,6 +43,8 @@ pub enum Unreachable {
     Block,
     /// A plan without them, as long as they are no more than this.
     Skip(usize),
+    /// A plan without them, however many they are.
+    SkipAll,
 }
 
 /// How many hosts a batch takes: `"3"`, or `"25%"` of all hosts of the phase (rounded up).

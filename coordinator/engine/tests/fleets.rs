@@ -9,7 +9,7 @@ use rollback_engine::machine::{State, transition};
 use rollback_engine::plan::Plan;
 use rollback_engine::planner::plan;
 use rollback_engine::release::{
-    Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Revision, Role,
+    Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Revision, Role, Serving,
 };
 use rollback_engine::runbook::Runbook;
 
@@ -56,6 +56,7 @@ impl Fleet {
             capabilities: capabilities(role),
             reads: reads.iter().map(|r| (*r).into()).collect(),
             revision: Ok(revision(live, name)),
+            serving: Serving::Yes,
         };
         match self
             .observed
@@ -80,6 +81,17 @@ impl Fleet {
             Some(ObservedHost::Reachable(components)) => components.get_mut(&name.into()).expect("a component"),
             Some(ObservedHost::Unreachable { .. }) | None => panic!("no such reachable host: {host}"),
         }
+    }
+
+    /// Stopped if it is an app, drained if it is a proxy.
+    pub fn down(mut self, host: &str, name: &str) -> Self {
+        let component = self.component(host, name);
+        component.serving = match component.role {
+            Role::App => Serving::Stopped,
+            Role::Proxy => Serving::Drained,
+            Role::Database | Role::Config => panic!("{host}/{name} cannot be down"),
+        };
+        self
     }
 
     pub fn unreachable(mut self, host: &str) -> Self {

@@ -5,12 +5,16 @@ use rollback_engine::ids::StepId;
 use rollback_engine::lint::{LintError, lint};
 use rollback_engine::machine::{Rejected, State, decide};
 use rollback_engine::plan::{Excused, Lane, OnFailure, PhaseName, Plan, PlanBody, Step, Undo};
-use rollback_engine::release::Action;
+use rollback_engine::release::{Action, Role};
 
-use crate::fleets::{create, demo, revision};
+use crate::fleets::{Fleet, create, demo, revision};
 
 fn spoil(with: impl FnOnce(&mut PlanBody)) -> Vec<LintError> {
-    let mut body = demo(true).plan().body;
+    spoil_plan(demo(true).plan(), with)
+}
+
+fn spoil_plan(plan: Plan, with: impl FnOnce(&mut PlanBody)) -> Vec<LintError> {
+    let mut body = plan.body;
     with(&mut body);
     lint(&Plan::seal(body))
 }
@@ -173,6 +177,47 @@ fn safety() {
     found!(
         spoil(|b| remove(b, |s| s.action == Action::Verify)),
         LintError::NotVerified { .. }
+    );
+}
+
+/// A plan knows what was down before it, and its way back does not bring that up at the wrong time.
+#[test]
+fn found_down() {
+    let paused = || demo(true).down("app-1", "api").down("proxy-1", "proxy").plan();
+    let untouched = || {
+        let fleet = Fleet::empty().with("app-1", "api", Role::App, false, &[]);
+        let fleet = fleet.with("proxy-1", "proxy", Role::Proxy, false, &[]);
+        fleet.down("app-1", "api").down("proxy-1", "proxy").plan()
+    };
+    assert_eq!(spoil_plan(untouched(), |_| ()), vec![]);
+    for (action, back) in [(Action::Stop, Action::Start), (Action::Drain, Action::Resume)] {
+        found!(
+            spoil_plan(paused(), |b| first(b, action).undo = Undo::By(back)),
+            LintError::WrongUndo { .. }
+        );
+        found!(
+            spoil_plan(paused(), |b| first(b, back).undo = Undo::Nothing),
+            LintError::WrongUndo { .. }
+        );
+    }
+    found!(
+        spoil_plan(untouched(), |b| remove(b, |s| s.action == Action::Start)),
+        LintError::NeverStarted { .. }
+    );
+    found!(
+        spoil_plan(untouched(), |b| remove(b, |s| s.action == Action::Resume)),
+        LintError::NeverResumed { .. }
+    );
+    found!(
+        spoil_plan(untouched(), |b| b.changes[0].restore = false),
+        LintError::NotPaused {
+            action: Action::Start,
+            ..
+        }
+    );
+    found!(
+        spoil(|b| b.changes.iter_mut().for_each(|c| c.restore = true)),
+        LintError::NothingToRestore { .. }
     );
 }
 

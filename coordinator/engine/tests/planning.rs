@@ -74,6 +74,47 @@ fn fleet_at_its_target_is_only_verified() {
     assert_eq!(plan.body.steps().count(), 3);
 }
 
+/// What a rollback that was held leaves behind: the schema is at the target already, so nothing has to be paused.
+#[test]
+fn what_was_found_down_is_brought_up() {
+    let fleet = Fleet::empty()
+        .with("app-1", "api", Role::App, false, &["env"])
+        .with("app-1", "env", Role::Config, false, &[])
+        .with("app-2", "api", Role::App, false, &[])
+        .with("db-1", "db", Role::Database, false, &[])
+        .with("proxy-1", "proxy", Role::Proxy, true, &[])
+        .down("app-1", "api")
+        .down("proxy-1", "proxy");
+    let plan = fleet.plan();
+    assert_eq!(lint(&plan), vec![]);
+    insta::assert_snapshot!("found_down", render(&plan));
+    let restored: Vec<String> = plan
+        .body
+        .changes
+        .iter()
+        .filter(|c| c.restore)
+        .map(|c| c.target.to_string())
+        .collect();
+    assert_eq!(restored, ["app-1/api", "proxy-1/proxy"]);
+}
+
+/// Where the plan pauses it anyway, the way back leaves it down: nobody may write while the schema goes back.
+#[test]
+fn what_was_found_down_is_left_down_by_the_undo_of_a_schema_change() {
+    let plan = demo(true).down("app-1", "api").down("proxy-1", "proxy").plan();
+    assert_eq!(lint(&plan), vec![]);
+    let undo = |action: Action, target: &str| {
+        let mut steps = plan.body.steps();
+        let step = steps.find(|s| s.action == action && s.target.to_string() == target);
+        step.expect("such a step").undo
+    };
+    assert_eq!(undo(Action::Stop, "app-1/api"), Undo::Nothing);
+    assert_eq!(undo(Action::Drain, "proxy-1/proxy"), Undo::Nothing);
+    assert_eq!(undo(Action::Start, "app-1/api"), Undo::By(Action::Stop));
+    assert_eq!(undo(Action::Resume, "proxy-1/proxy"), Undo::By(Action::Drain));
+    assert_eq!(undo(Action::Stop, "app-2/api"), Undo::By(Action::Start));
+}
+
 #[test]
 fn app_that_reads_a_changed_config_restarts_without_a_switch_of_its_own() {
     let fleet = Fleet::empty()
@@ -202,6 +243,21 @@ fn unreachable_hosts_are_left_out_up_to_the_runbooks_number() {
             allowed: 1
         }]
     );
+}
+
+#[test]
+fn emergency_leaves_out_whoever_is_away_but_not_everybody() {
+    let emergency = Runbook::builtin("emergency").expect("a built-in");
+    let away = demo(false)
+        .unreachable("app-1")
+        .unreachable("app-2")
+        .unreachable("db-1");
+    let plan = plan(&away.observed, &away.release, &emergency).expect("a plan");
+    assert_eq!(lint(&plan), vec![]);
+    assert_eq!(plan.body.excused.len(), 3);
+    let all = away.unreachable("proxy-1");
+    let hosts = ["app-1", "app-2", "db-1", "proxy-1"].map(Into::into).to_vec();
+    assert_eq!(refused(&all, &emergency), [Refusal::NobodyReachable { hosts }]);
 }
 
 #[test]

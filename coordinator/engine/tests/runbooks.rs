@@ -22,6 +22,8 @@ fn built_in_runbooks_are_sound() {
     }
     let default = Runbook::builtin("default").expect("a sound built-in");
     assert_eq!(default.unreachable, Unreachable::Block);
+    let emergency = Runbook::builtin("emergency").expect("a sound built-in");
+    assert_eq!(emergency.unreachable, Unreachable::SkipAll);
     assert_eq!(default.timeout_ms(Action::Stage), 15 * 60 * 1000);
     assert_eq!(default.on_failure(PhaseName::Finish), OnFailure::Continue);
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rollback_engine::ids::{Digest, Target};
 use rollback_engine::plan::Move;
-use rollback_engine::release::{Action, ObservedFleet, ObservedHost, Release, Role};
+use rollback_engine::release::{Action, ObservedFleet, ObservedHost, Release, Role, Serving};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Component {
@@ -28,7 +28,7 @@ pub struct World {
 }
 
 impl World {
-    /// Everything runs, and runs what is on disk.
+    /// Everything runs what is on disk, but for what was observed to be down.
     pub fn of(observed: &ObservedFleet, schema_changes: bool) -> Self {
         let mut components = BTreeMap::new();
         for (host, state) in observed {
@@ -54,8 +54,8 @@ impl World {
                         })
                         .collect(),
                     revision: c.revision.as_ref().expect("an observed component").digest.clone(),
-                    running: true,
-                    drained: false,
+                    running: c.serving != Serving::Stopped,
+                    drained: c.serving == Serving::Drained,
                     loaded: BTreeMap::new(),
                 };
                 components.insert(
@@ -77,8 +77,11 @@ impl World {
         world
     }
 
-    /// The same fleet as the release wants it.
+    /// The same fleet as the release wants it: everything serves.
     pub fn at_target(mut self, release: &Release) -> Self {
+        for component in self.components.values_mut() {
+            (component.running, component.drained) = (true, false);
+        }
         for entry in &release.entries {
             if let Some(component) = self.components.get_mut(&entry.target) {
                 component.revision = entry.revision.digest.clone();
@@ -90,6 +93,24 @@ impl World {
         self
     }
 
+    /// Is this fleet as it was then, except that what was down may be up?
+    pub fn is_back_at(&self, origin: &World) -> bool {
+        let mut then = origin.clone();
+        for (target, now) in &self.components {
+            let was = then.component_mut(target);
+            was.running |= now.running;
+            was.drained &= now.drained;
+            then.load(target);
+        }
+        *self == then
+    }
+
+    /// Do users get an answer from it?
+    pub fn serves(&self, target: &Target) -> bool {
+        let component = self.component(target);
+        component.running && !component.drained
+    }
+
     pub fn revision(&self, target: &Target) -> &Digest {
         &self.component(target).revision
     }
@@ -98,7 +119,10 @@ impl World {
     pub fn carry_out(&mut self, target: &Target, asked: Move<'_>) -> Result<(), String> {
         match asked.action {
             Action::Prepare | Action::Stage | Action::Discard | Action::Snapshot | Action::Verify | Action::Finish => {}
-            Action::Stop => self.component_mut(target).running = false,
+            Action::Stop => {
+                self.component_mut(target).running = false;
+                self.load(target);
+            }
             Action::Drain => self.component_mut(target).drained = true,
             Action::Resume => self.component_mut(target).drained = false,
             Action::Start => {
@@ -140,8 +164,13 @@ impl World {
         }
     }
 
+    /// A process that does not run has loaded nothing.
     fn load(&mut self, target: &Target) {
         let component = self.component(target);
+        if !component.running {
+            self.component_mut(target).loaded.clear();
+            return;
+        }
         let read = component
             .reads
             .iter()

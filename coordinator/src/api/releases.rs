@@ -53,6 +53,17 @@ impl Api {
                     .remedy("enroll the hosts first: rollbackctl agent token NAME"),
             );
         }
+        let targets: Vec<Target> = agents
+            .iter()
+            .flat_map(|a| {
+                a.record
+                    .components
+                    .iter()
+                    .map(|c| Target::new(a.record.name.as_str(), c.name.as_str()))
+            })
+            .collect();
+        // A fleet in the middle of a rollback is nothing that anybody would want back.
+        self.leader.check_free(&targets).await?;
         let entries = self.retain_everything(&agents, &name).await?;
         // Health as users would find it: what is recorded while it is broken is not a release that works.
         let survey = survey::observe(&self.inventory).await;
@@ -62,7 +73,7 @@ impl Api {
             .flatten()
             .all(|state| match state.health() {
                 v1::Health::Healthy | v1::Health::Unknown => true,
-                v1::Health::Unhealthy | v1::Health::Stopped | v1::Health::Unspecified => false,
+                v1::Health::Unhealthy | v1::Health::Stopped | v1::Health::Drained | v1::Health::Unspecified => false,
             });
         let release = Release {
             name: name.as_str().into(),
@@ -73,6 +84,13 @@ impl Api {
             entries,
             stable,
         };
+        if !super::agents::matches(&release, &survey) {
+            let message = "the fleet changed while it was being recorded";
+            return Err(
+                Problem::new(Code::RecordIncomplete, message).remedy("record again when nothing is being deployed")
+            );
+        }
+        self.leader.check_free(&targets).await?;
         let store = &self.leader.shared().store;
         let release = if store.add_release(&release).await? {
             tracing::info!(release = name, stable, "release recorded");
@@ -206,13 +224,19 @@ impl Api {
             return self.release_called(name).await;
         }
         let releases = self.leader.shared().store.releases().await?;
+        // Before what runs now, if that is known: after a rollback, the newest release is the one that did not work.
+        let now = releases
+            .iter()
+            .find(|r| super::agents::matches(r, survey))
+            .map(|r| r.recorded_at);
         let found = releases
             .into_iter()
+            .filter(|r| now.is_none_or(|now| r.recorded_at < now))
             .find(|r| r.stable && !super::agents::matches(r, survey));
         found.ok_or_else(|| {
             Problem::new(
                 Code::UnknownRelease,
-                "no stable release other than what runs now is recorded",
+                "no stable release before what runs now is recorded",
             )
         })
     }

@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use opentelemetry::trace::TraceContextExt as _;
 use rollback_engine::event::{Direction, Finding, Severity, StepResult};
-use rollback_engine::ids::RollbackId;
+use rollback_engine::ids::{RollbackId, Target};
 use rollback_engine::machine::State;
 use rollback_engine::plan::{Plan, Step};
 use rollback_engine::planner;
@@ -34,7 +34,7 @@ const MAX_LIST: u32 = 1000;
 type Events = Pin<Box<dyn Stream<Item = Result<v1::RollbackEvent, Status>> + Send>>;
 
 impl Api {
-    async fn make_plan(&self, target: Option<v1::RollbackTarget>) -> Result<Plan, Problem> {
+    async fn make_plan(&self, target: Option<v1::RollbackTarget>, starting: bool) -> Result<Plan, Problem> {
         let target = target.ok_or_else(|| Problem::new(Code::BadRequest, "no target is given"))?;
         check_name("release", &target.release)?;
         let runbook = if target.runbook.is_empty() {
@@ -45,8 +45,13 @@ impl Api {
         check_name("runbook", runbook)?;
         let runbook = Runbook::builtin(runbook).map_err(|e| Problem::from_error(Code::BadRequest, "runbook", &e))?;
         if target.release != "previous" {
-            // Before anything is asked of the fleet: a misspelt release is the commonest mistake.
-            self.release_called(&target.release).await?;
+            // Before anything is asked of the fleet: a misspelt release is the commonest mistake, and that somebody else
+            // is at it already is better to know than what a fleet in the middle of a rollback looks like.
+            let release = self.release_called(&target.release).await?;
+            if starting {
+                let targets: Vec<Target> = release.entries.into_iter().map(|e| e.target).collect();
+                self.leader.check_free(&targets).await?;
+            }
         }
         let survey = survey::observe(&self.inventory).await;
         let release = self.target_release(&target.release, &survey).await?;
@@ -55,7 +60,7 @@ impl Api {
     }
 
     pub async fn plan(&self, request: v1::PlanRollbackRequest) -> Result<v1::PlanRollbackResponse, Problem> {
-        let plan = self.make_plan(request.target).await?;
+        let plan = self.make_plan(request.target, false).await?;
         // Preparations are asked under a name of their own: they are no part of any rollback.
         let id = RollbackId(format!("plan-{}", uuid::Uuid::now_v7()));
         let prepares: Vec<Step> = plan
@@ -120,7 +125,19 @@ impl Api {
                 "reason is longer than 4 KiB, or incident than 256 bytes",
             ));
         }
-        let plan = self.make_plan(request.target).await?;
+        if let Some(id) = self.leader.started_before(&request.request_id).await? {
+            return self.started(id).await;
+        }
+        let plan = self.make_plan(request.target, true).await?;
+        if !request.plan_digest.is_empty() && plan.digest.0 != request.plan_digest {
+            return Err(Problem::new(
+                Code::PlanStale,
+                format!(
+                    "the plan of now is {}, not {} as agreed",
+                    plan.digest, request.plan_digest
+                ),
+            ));
+        }
         let (trace_id, parent_span_id) = if caller_span.is_valid() {
             (caller_span.trace_id().to_string(), caller_span.span_id().to_string())
         } else {
@@ -139,7 +156,11 @@ impl Api {
                 parent_span_id,
             })
             .await?;
-        // Read back rather than remembered: a repeated request is answered with the plan that really runs.
+        self.started(id).await
+    }
+
+    /// Read back rather than remembered: a repeated request is answered with the plan that really runs.
+    async fn started(&self, id: RollbackId) -> Result<v1::StartRollbackResponse, Problem> {
         let plan = self.leader.state(&id).await?.plan().map(convert::plan_to_wire);
         Ok(v1::StartRollbackResponse {
             rollback_id: id.0,

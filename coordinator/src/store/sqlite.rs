@@ -3,19 +3,20 @@
 //! One connection writes (SQLite has one writer anyway, and queueing for it here is fair), a few read. Every write
 //! transaction begins IMMEDIATE, so that its fence check and its writes see the same lease.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use rollback_engine::event::Event;
-use rollback_engine::ids::{Epoch, ReleaseName, RollbackId};
+use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
 use rollback_engine::release::Release;
 use sha2::{Digest as _, Sha256};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Row, Sqlite, Transaction};
 
-use super::{AgentRecord, Created, NewRollback, NewToken, Recorded, Store, StoreError};
+use super::{AgentRecord, Closing, Created, NewRollback, NewToken, Recorded, Store, StoreError};
 
 /// Version of the events' JSON. Raised only when a reader must treat it differently.
 const EVENT_FORMAT: i64 = 1;
@@ -206,23 +207,32 @@ impl Store for SqliteStore {
         after: u64,
         events: &[Event],
         summary: &str,
-        ended: bool,
+        closing: Option<&Closing>,
     ) -> Result<(), StoreError> {
         let mut tx = self.fenced(fence).await?;
         insert_events(&mut tx, id, after, events).await?;
         sqlx::query("UPDATE rollbacks SET summary = ?, running = ? WHERE id = ?")
             .bind(summary)
-            .bind(i64::from(!ended))
+            .bind(i64::from(closing.is_none()))
             .bind(id.as_str())
             .execute(&mut *tx)
             .await
             .map_err(unavailable("write the summary"))?;
-        if ended {
+        if let Some(closing) = closing {
             sqlx::query("DELETE FROM scope WHERE rollback_id = ?")
                 .bind(id.as_str())
                 .execute(&mut *tx)
                 .await
                 .map_err(unavailable("give the scope back"))?;
+            let abandoned = closing.abandoned.iter().map(|name| (name, "false"));
+            for (name, stable) in abandoned.chain(closing.works.iter().map(|name| (name, "true"))) {
+                sqlx::query("UPDATE releases SET document = json_set(document, '$.stable', json(?)) WHERE name = ?")
+                    .bind(stable)
+                    .bind(name.as_str())
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(unavailable("mark a release"))?;
+            }
         }
         tx.commit().await.map_err(unavailable("commit events"))
     }
@@ -255,6 +265,29 @@ impl Store for SqliteStore {
             expected_prev = Some(hash);
         }
         Ok(recorded)
+    }
+
+    async fn requested(&self, request_id: &str) -> Result<Option<RollbackId>, StoreError> {
+        let id: Option<String> = sqlx::query_scalar("SELECT id FROM rollbacks WHERE request_id = ?")
+            .bind(request_id)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("look the request up"))?;
+        Ok(id.map(RollbackId::from))
+    }
+
+    async fn holder(&self, targets: &[Target]) -> Result<Option<(Target, RollbackId)>, StoreError> {
+        let held: Vec<(String, String, String)> = sqlx::query_as("SELECT host, component, rollback_id FROM scope")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(unavailable("read the scopes"))?;
+        let held: HashMap<Target, RollbackId> = held
+            .into_iter()
+            .map(|(host, component, id)| (Target::new(host, component), id.into()))
+            .collect();
+        Ok(targets
+            .iter()
+            .find_map(|t| held.get(t).map(|id| (t.clone(), id.clone()))))
     }
 
     async fn running(&self) -> Result<Vec<RollbackId>, StoreError> {
@@ -316,15 +349,6 @@ impl Store for SqliteStore {
             .collect()
     }
 
-    async fn mark_stable(&self, name: &ReleaseName) -> Result<(), StoreError> {
-        sqlx::query("UPDATE releases SET document = json_set(document, '$.stable', json('true')) WHERE name = ?")
-            .bind(name.as_str())
-            .execute(&self.writer)
-            .await
-            .map_err(unavailable("mark the release stable"))?;
-        Ok(())
-    }
-
     async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError> {
         let document = serde_json::to_string(agent).map_err(damaged("an agent"))?;
         let changed = agent.generation_changed_at.map(|t| t.to_string()).unwrap_or_default();
@@ -348,10 +372,13 @@ impl Store for SqliteStore {
             .fetch_all(&self.readers)
             .await
             .map_err(unavailable("list agents"))?;
-        documents
-            .iter()
-            .map(|d| serde_json::from_str(d).map_err(damaged("an agent")))
-            .collect()
+        // One that cannot be read must not keep the others out; it comes back when its agent registers again.
+        let read = |document: &String| {
+            serde_json::from_str(document)
+                .inspect_err(|error| tracing::error!(%error, "an agent in the store is damaged"))
+                .ok()
+        };
+        Ok(documents.iter().filter_map(read).collect())
     }
 
     async fn add_token(&self, token: &NewToken) -> Result<(), StoreError> {

@@ -6,7 +6,7 @@ mod start;
 use anyhow::Context as _;
 use clap::Args;
 use rollback_proto::problem::{Code, Problem};
-use rollback_proto::v1::{Plan, StartRollbackRequest, StartRollbackResponse};
+use rollback_proto::v1::{StartRollbackRequest, StartRollbackResponse};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -96,6 +96,8 @@ pub async fn run(session: &Session, args: RollbackArgs) -> anyhow::Result<ExitCo
         reason: args.reason.clone(),
         incident: args.incident.clone(),
         request_id: uuid::Uuid::now_v7().to_string(),
+        // Consent is to that plan: if the fleet has moved since, nothing starts.
+        plan_digest: agreed.clone().unwrap_or_default(),
     };
     // The root of the rollback's trace: everything that coordinator and agents do hangs below it.
     let span = tracing::info_span!(
@@ -104,13 +106,15 @@ pub async fn run(session: &Session, args: RollbackArgs) -> anyhow::Result<ExitCo
         rollback.id = tracing::field::Empty,
         outcome = tracing::field::Empty
     );
-    start_and_watch(client, request, agreed, &args).instrument(span).await
+    start_and_watch(client, request, agreed.is_some(), &args)
+        .instrument(span)
+        .await
 }
 
 async fn start_and_watch(
     mut client: Client,
     request: StartRollbackRequest,
-    agreed: Option<String>,
+    agreed: bool,
     args: &RollbackArgs,
 ) -> anyhow::Result<ExitCode> {
     let format = args.output.output;
@@ -130,7 +134,10 @@ async fn start_and_watch(
         Err(error) => return Err(error.into()),
     };
     tracing::Span::current().record("rollback.id", &id);
-    tell_start(&id, plan.as_ref(), agreed.as_deref());
+    if let Some(plan) = plan.as_ref().filter(|_| !agreed) {
+        output::note(&plan::changes(plan, Paint::stderr()));
+    }
+    output::note(&format!("started rollback {id}"));
     if args.detach {
         if format == Format::Table {
             output::data(&id)?;
@@ -146,20 +153,4 @@ async fn start_and_watch(
         .context("end the watch")?;
     tracing::Span::current().record("outcome", tracing::field::debug(exit));
     Ok(exit)
-}
-
-/// What begins now. Whoever agreed to a plan has seen it; if the fleet moved since, they see the new one.
-fn tell_start(id: &str, plan: Option<&Plan>, agreed: Option<&str>) {
-    let paint = Paint::stderr();
-    if let Some(plan) = plan {
-        match agreed {
-            Some(digest) if digest == plan.digest => {}
-            Some(_) => {
-                output::note("The fleet has moved since you were asked; what runs is this plan:");
-                output::note(&plan::changes(plan, paint));
-            }
-            None => output::note(&plan::changes(plan, paint)),
-        }
-    }
-    output::note(&format!("started rollback {id}"));
 }

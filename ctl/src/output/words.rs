@@ -35,7 +35,8 @@ pub fn health(value: i32) -> (&'static str, Tone) {
     match Health::try_from(value) {
         Ok(Health::Healthy) => ("healthy", Tone::Good),
         Ok(Health::Unhealthy) => ("UNHEALTHY", Tone::Bad),
-        Ok(Health::Stopped) => ("stopped", Tone::Warn),
+        Ok(Health::Stopped) => ("STOPPED", Tone::Bad),
+        Ok(Health::Drained) => ("DRAINED", Tone::Bad),
         // No check is configured: nothing to worry about, nothing to rely on.
         Ok(Health::Unknown) => ("unchecked", Tone::Dim),
         Ok(Health::Unspecified) | Err(_) => ("unknown", Tone::Dim),

@@ -1,4 +1,5 @@
-//! Tells scenarios on a real fleet: `scenario list`, `scenario run NAME [--json] [--keep]`. The last line of stdout is
+//! Tells scenarios on a real fleet: `scenario list`, `scenario run NAME [--json] [--keep]
+//! [--rounds N]`. The last line of stdout is
 //! one JSON object; the exit status is 0 only if all expectations were met.
 
 use std::io::Write;
@@ -30,6 +31,9 @@ enum Verb {
         /// Leave the fleet up and say how to use it.
         #[arg(long)]
         keep: bool,
+        /// How often a scenario that repeats itself (kill-sweep) does so.
+        #[arg(long)]
+        rounds: Option<usize>,
     },
 }
 
@@ -43,11 +47,21 @@ fn main() -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Run { name, json, keep } => {
+        Verb::Run {
+            name,
+            json,
+            keep,
+            rounds,
+        } => {
             let scenario = Scenario::find(&name)
                 .with_context(|| format!("there is no scenario {name}; `scenario list` names all of them"))?;
             let runtime = tokio::runtime::Runtime::new().context("start the runtime")?;
-            runtime.block_on(run(scenario, Options { keep, quiet: json }))
+            let options = Options {
+                keep,
+                quiet: json,
+                rounds,
+            };
+            runtime.block_on(run(scenario, options))
         }
     }
 }

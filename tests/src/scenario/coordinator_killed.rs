@@ -1,6 +1,7 @@
 //! kill -9 of the coordinator in the middle of the app phase. Started again, it goes on from its journal, on the same
 //! trace, to the end; rollbackctl reconnects and reports it; no step took effect twice.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -82,9 +83,26 @@ impl Marks {
 
     /// On every host v3.0.0 was stopped once and v2.9.0 started once, and nothing else was tried.
     pub fn expect_once(&self, fleet: &Fleet) -> Result<()> {
+        self.expect_switched(fleet, Version::V3_0_0, Version::V2_9_0)
+    }
+
+    /// How many starts and stops happened again, and how many starts were refused because the application ran.
+    pub fn duplicates(&self, fleet: &Fleet) -> Result<usize> {
+        let mut found = 0;
+        for (name, _) in &self.0 {
+            let mut seen = BTreeSet::new();
+            for (event, version) in self.since(fleet, name)? {
+                found += usize::from(event == "refused" || !seen.insert((event, version)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// On every host one version was stopped once and the other one started once, and nothing else was tried.
+    pub fn expect_switched(&self, fleet: &Fleet, from: Version, to: Version) -> Result<()> {
         let once = [
-            ("stop".to_owned(), "v3.0.0".to_owned()),
-            ("start".to_owned(), "v2.9.0".to_owned()),
+            ("stop".to_owned(), from.name().to_owned()),
+            ("start".to_owned(), to.name().to_owned()),
         ];
         for (name, _) in &self.0 {
             let effects = self.since(fleet, name)?;

@@ -180,6 +180,25 @@ async fn a_step_that_ended_is_answered_for_however_late_the_question_comes() {
 }
 
 #[tokio::test]
+async fn a_ledger_that_the_leader_does_not_know_vouches_for_nothing() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let host = Host::start(place.path()).await;
+    let of = |action, ledger: &str| ExecuteRequest {
+        ledger_generation: ledger.to_owned(),
+        ..request("api", "1", action)
+    };
+    let problem = refused(&host, of(Action::Switch, "the one before")).await;
+    assert_eq!(problem.code, Code::LedgerLost, "{problem}");
+    let ours = host.executor.0.ledger.generation().to_owned();
+    assert_eq!(host.run(of(Action::Switch, &ours)).await.how, How::Started);
+    assert_eq!(
+        host.run(of(Action::Verify, "the one before")).await.how,
+        How::Started,
+        "what only reads depends on no ledger"
+    );
+}
+
+#[tokio::test]
 async fn a_leader_that_was_replaced_is_refused_also_where_it_would_only_join() {
     let place = tempfile::tempdir().expect("temporary directory");
     let host = Host::start(place.path()).await;

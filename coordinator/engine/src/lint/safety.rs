@@ -18,20 +18,31 @@ struct Model<'a> {
     snapshot: bool,
     stopped: bool,
     drained: bool,
+    /// Down since before the plan: nothing of the plan has paused it yet.
+    found_down: bool,
+    /// The plan has stopped or drained it.
+    paused: bool,
     verified: bool,
 }
 
+impl<'a> Model<'a> {
+    fn of(change: &'a Change) -> Self {
+        Self {
+            change,
+            live: &change.from,
+            staged: false,
+            snapshot: false,
+            stopped: change.restore && change.role == Role::App,
+            drained: change.restore && change.role == Role::Proxy,
+            found_down: change.restore,
+            paused: false,
+            verified: false,
+        }
+    }
+}
+
 pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
-    let of_change = |change| Model {
-        change,
-        live: &change.from,
-        staged: false,
-        snapshot: false,
-        stopped: false,
-        drained: false,
-        verified: false,
-    };
-    let mut models: HashMap<&Target, Model<'_>> = body.changes.iter().map(|c| (&c.target, of_change(c))).collect();
+    let mut models: HashMap<&Target, Model<'_>> = body.changes.iter().map(|c| (&c.target, Model::of(c))).collect();
 
     let last_stage = body
         .steps()
@@ -41,7 +52,7 @@ pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
         .last();
     let mut irreversible = false;
     for (position, step) in body.steps().enumerate() {
-        if !undo_fits(step) {
+        if !undo_fits(step, models.get(&step.target)) {
             errors.push(LintError::WrongUndo {
                 step: step.id,
                 action: step.action,
@@ -80,9 +91,15 @@ pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
     }
 }
 
-fn undo_fits(step: &Step) -> bool {
+/// The way back must leave a component as the plan found it: what the plan paused comes up again, what was down before
+/// does not, and what came up without ever having been paused by the plan may stay up.
+fn undo_fits(step: &Step, model: Option<&Model<'_>>) -> bool {
     let back = match step.action {
         Action::Prepare | Action::Discard | Action::Snapshot | Action::Verify | Action::Finish => {
+            return step.undo == Undo::Nothing;
+        }
+        Action::Drain | Action::Stop if model.is_some_and(|m| m.found_down) => return step.undo == Undo::Nothing,
+        Action::Resume | Action::Start if model.is_some_and(|m| m.found_down && !m.paused) => {
             return step.undo == Undo::Nothing;
         }
         Action::Stage => Action::Discard,
@@ -115,9 +132,16 @@ fn walk<'a>(step: &'a Step, model: &mut Model<'a>, errors: &mut Vec<LintError>) 
         });
     }
     let in_state = match step.action {
-        Action::Stop => !std::mem::replace(&mut model.stopped, true),
+        // Pausing what was found down makes sure of it, once.
+        Action::Stop => {
+            let down = std::mem::replace(&mut model.stopped, true);
+            !std::mem::replace(&mut model.paused, true) && (!down || model.found_down)
+        }
         Action::Start => std::mem::replace(&mut model.stopped, false),
-        Action::Drain => !std::mem::replace(&mut model.drained, true),
+        Action::Drain => {
+            let down = std::mem::replace(&mut model.drained, true);
+            !std::mem::replace(&mut model.paused, true) && (!down || model.found_down)
+        }
         Action::Resume => std::mem::replace(&mut model.drained, false),
         Action::Verify => {
             model.verified = true;

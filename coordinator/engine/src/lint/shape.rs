@@ -51,6 +51,15 @@ fn head(body: &PlanBody, errors: &mut Vec<LintError>) {
             target: change.target.clone(),
         });
     }
+    let restorable = |role: Role| match role {
+        Role::App | Role::Proxy => true,
+        Role::Database | Role::Config => false,
+    };
+    for change in body.changes.iter().filter(|c| c.restore && !restorable(c.role)) {
+        errors.push(LintError::NothingToRestore {
+            target: change.target.clone(),
+        });
+    }
     let schema_changes = body.changes.iter().any(|c| c.role == Role::Database && c.from != c.to);
     if schema_changes != body.schema_changes {
         errors.push(LintError::SchemaFlagWrong {

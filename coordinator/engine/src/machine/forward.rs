@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::Corrupt;
 use super::judge::Judgement;
-use super::run::{FIRST_ATTEMPT, Failure, Run};
+use super::run::{FIRST_ATTEMPT, Failure, Run, held};
 use super::wave::Wave;
 use crate::event::{Direction, Ending, Event, Problem};
 use crate::ids::StepId;
@@ -314,7 +314,7 @@ fn what_failure_leads_to(run: &Run, phase: usize, stop: &Stop, at: Timestamp) ->
     match stop.then {
         Then::HoldUnknown | Then::Hold => Event::Ended {
             at,
-            ending: Ending::Held { cause },
+            ending: held(run, cause),
         },
         // Nothing was touched, so there is nothing to undo.
         Then::Undo if in_preflight => Event::Ended {
@@ -323,9 +323,7 @@ fn what_failure_leads_to(run: &Run, phase: usize, stop: &Stop, at: Timestamp) ->
         },
         Then::Undo if run.irreversible_begun() => Event::Ended {
             at,
-            ending: Ending::Held {
-                cause: problems::irreversible(&cause),
-            },
+            ending: held(run, problems::irreversible(&cause)),
         },
         Then::Undo => Event::UndoStarted { at, cause },
     }

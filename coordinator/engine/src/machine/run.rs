@@ -353,3 +353,10 @@ impl Run {
         }
     }
 }
+
+/// The ending for what only a person can decide, with the command that goes on from there.
+pub(super) fn held(run: &Run, cause: Problem) -> Ending {
+    Ending::Held {
+        cause: problems::held(cause, &run.plan().body.release),
+    }
+}

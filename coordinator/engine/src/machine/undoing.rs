@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::Corrupt;
 use super::judge::Judgement;
-use super::run::{FIRST_ATTEMPT, Failure, Run, StepState};
+use super::run::{FIRST_ATTEMPT, Failure, Run, StepState, held};
 use super::wave::Wave;
 use crate::event::{Direction, Ending, Event, Problem};
 use crate::ids::StepId;
@@ -83,9 +83,7 @@ impl Undoing {
             Some(stuck) if part.wave.is_done() => {
                 vec![Event::Ended {
                     at,
-                    ending: Ending::Held {
-                        cause: self.held_because(run, stuck),
-                    },
+                    ending: held(run, self.held_because(run, stuck)),
                 }]
             }
             Some(_) | None => {

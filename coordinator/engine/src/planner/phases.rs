@@ -4,6 +4,10 @@
 //! leaves the observed revision in place (observed → observed), a start after the switch expects the target (target →
 //! target), drain and resume name whatever is live at that moment. The undo exchanges them, so the undo of that stop is
 //! a start that expects the observed revision. Steps that leave the service alone carry the change that they serve.
+//!
+//! What was found down is brought up in its phase, changed or not. Where the plan has to pause it, the pause is planned
+//! all the same (somebody may have started it since) and has no undo, so that the way back leaves it down. Where the plan
+//! does not pause it, bringing it up has no undo: serving users is never taken back.
 
 use std::collections::BTreeSet;
 
@@ -71,7 +75,7 @@ impl<'a> Drafter<'a> {
             return Vec::new();
         }
         let pause = |role, action| -> Vec<Lane> {
-            let members = self.scope.of_role(role).filter(|m| m.can_pause());
+            let members = self.scope.of_role(role).filter(|m| self.pauses(m));
             members.map(|m| lane(vec![self.step(m, action)])).collect()
         };
         vec![pause(Role::Proxy, Action::Drain), pause(Role::App, Action::Stop)]
@@ -97,23 +101,24 @@ impl<'a> Drafter<'a> {
     /// "config + app" of one host; see the planner's module documentation for why it has this shape.
     fn app_lane(&self, host: &[Member<'_>], quiesced: bool) -> Lane {
         let of = |role: Role| host.iter().filter(move |m| m.role() == role);
-        let to_pause = |m: &&Member<'_>| m.can_pause() && (quiesced || m.restarts);
+        let to_start = |m: &&Member<'_>| self.pauses(m) || m.restored();
         let mut steps = Vec::new();
         if !quiesced {
-            steps.extend(of(Role::App).filter(to_pause).map(|m| self.step(m, Action::Stop)));
+            let to_stop = of(Role::App).filter(|m| self.pauses(m));
+            steps.extend(to_stop.map(|m| self.step(m, Action::Stop)));
         }
         for role in [Role::Config, Role::App] {
             steps.extend(of(role).filter(|m| m.changes).map(|m| self.step(m, Action::Switch)));
         }
-        steps.extend(of(Role::App).filter(to_pause).map(|m| self.step(m, Action::Start)));
+        steps.extend(of(Role::App).filter(to_start).map(|m| self.step(m, Action::Start)));
         lane(steps)
     }
 
     fn proxy(&self) -> Vec<Lane> {
-        let drained = |m: &Member<'_>| self.scope.schema_changes && m.can_pause();
         let steps = |m: &Member<'_>| {
             let switch = m.changes.then(|| self.step(m, Action::Switch));
-            let resume = drained(m).then(|| self.step(m, Action::Resume));
+            let to_resume = self.pauses(m) || m.restored();
+            let resume = to_resume.then(|| self.step(m, Action::Resume));
             lane(switch.into_iter().chain(resume).collect())
         };
         self.scope.of_role(Role::Proxy).map(steps).collect()
@@ -145,6 +150,11 @@ impl<'a> Drafter<'a> {
             .collect()
     }
 
+    /// Does the plan stop or drain it on its way?
+    fn pauses(&self, member: &Member<'_>) -> bool {
+        member.can_pause() && (self.scope.schema_changes || member.restarts)
+    }
+
     fn step(&self, member: &Member<'_>, action: Action) -> Step {
         let change = &member.change;
         let (from, to) = match action {
@@ -160,6 +170,8 @@ impl<'a> Drafter<'a> {
         };
         let undo = match action {
             Action::Prepare | Action::Discard | Action::Snapshot | Action::Verify | Action::Finish => Undo::Nothing,
+            Action::Drain | Action::Stop if member.restored() => Undo::Nothing,
+            Action::Resume | Action::Start if member.restored() && !self.pauses(member) => Undo::Nothing,
             Action::Stage => Undo::By(Action::Discard),
             Action::Drain => Undo::By(Action::Resume),
             Action::Resume => Undo::By(Action::Drain),

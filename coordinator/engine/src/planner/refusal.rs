@@ -20,6 +20,8 @@ pub enum Refusal {
     HostUnreachable { host: HostName, reason: String },
     #[error("{} hosts are unreachable, and the runbook leaves out {allowed} at most: {}", hosts.len(), crate::problems::name_some(hosts.iter()))]
     TooManyUnreachable { hosts: Vec<HostName>, allowed: usize },
+    #[error("none of the release's hosts is reachable: {}", crate::problems::name_some(hosts.iter()))]
+    NobodyReachable { hosts: Vec<HostName> },
     #[error("{target}: the host has no such component")]
     UnknownComponent { target: Target },
     #[error("{target}: could not be observed: {reason}")]
@@ -42,8 +44,9 @@ impl Refusal {
             Refusal::NamedTwice { .. } => "record the release again",
             Refusal::UnknownHost { .. } => "enroll the host, or choose a release that does not need it",
             Refusal::HostUnreachable { .. } | Refusal::TooManyUnreachable { .. } => {
-                "bring the hosts and their agents back, or use a runbook that may leave them out"
+                "bring the hosts and their agents back, or leave them out: --runbook emergency"
             }
+            Refusal::NobodyReachable { .. } => "bring the hosts and their agents back",
             Refusal::UnknownComponent { .. } => "declare the component in the agent's configuration",
             Refusal::Unobserved { .. } => "mend what the message says on the host, then plan again",
             Refusal::RoleDiffers { .. } => "correct the role in the agent's configuration, or record the release again",
@@ -55,9 +58,10 @@ impl Refusal {
     pub fn code(&self) -> &'static str {
         match self {
             Refusal::NothingInScope | Refusal::NamedTwice { .. } | Refusal::RoleDiffers { .. } => "RB0202",
-            Refusal::UnknownHost { .. } | Refusal::HostUnreachable { .. } | Refusal::TooManyUnreachable { .. } => {
-                "RB0300"
-            }
+            Refusal::UnknownHost { .. }
+            | Refusal::HostUnreachable { .. }
+            | Refusal::TooManyUnreachable { .. }
+            | Refusal::NobodyReachable { .. } => "RB0300",
             Refusal::UnknownComponent { .. } => "RB0304",
             Refusal::Unobserved { .. } => "RB0202",
             Refusal::MissingCapability { .. } => "RB0305",

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::ids::{ComponentName, HostName};
 use crate::plan::{Change, Excused};
-use crate::release::{Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role};
+use crate::release::{Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role, Serving};
 use crate::runbook::{Runbook, Unreachable};
 
 use super::refusal::{PlanRefused, Refusal};
@@ -31,6 +31,11 @@ impl Member<'_> {
 
     pub fn role(&self) -> Role {
         self.change.role
+    }
+
+    /// It was found down, and the plan brings it up whatever else changes.
+    pub fn restored(&self) -> bool {
+        self.change.restore
     }
 
     /// Stopping something that cannot be started again, or the reverse, helps nobody.
@@ -101,7 +106,13 @@ impl<'a> Scope<'a> {
             refusals.extend(missing(member, anything_changes));
         }
         if members.is_empty() && refusals.is_empty() {
-            refusals.push(Refusal::NothingInScope);
+            refusals.push(if excused.is_empty() {
+                Refusal::NothingInScope
+            } else {
+                Refusal::NobodyReachable {
+                    hosts: excused.iter().map(|e| e.host.clone()).collect(),
+                }
+            });
         }
         if !refusals.is_empty() {
             return Err(PlanRefused { reasons: refusals });
@@ -151,6 +162,7 @@ fn member<'a>(entry: &ReleaseEntry, observed: Option<&'a ObservedComponent>) -> 
         role: component.role,
         from,
         to: entry.revision.clone(),
+        restore: is_down(component),
     };
     let changes = change.is_needed();
     Ok(Member {
@@ -161,6 +173,18 @@ fn member<'a>(entry: &ReleaseEntry, observed: Option<&'a ObservedComponent>) -> 
         capabilities: &component.capabilities,
         reads: &component.reads,
     })
+}
+
+/// Down, and able to come up again. One that is not able is only verified, which will say so.
+fn is_down(component: &ObservedComponent) -> bool {
+    let up = match (component.role, component.serving) {
+        (Role::App, Serving::Stopped) => Action::Start,
+        (Role::Proxy, Serving::Drained) => Action::Resume,
+        (Role::Database | Role::Config, Serving::Yes | Serving::Stopped | Serving::Drained)
+        | (Role::App, Serving::Yes | Serving::Drained)
+        | (Role::Proxy, Serving::Yes | Serving::Stopped) => return false,
+    };
+    component.capabilities.contains(&up)
 }
 
 /// Of one host: which apps have to start anew.
@@ -202,6 +226,7 @@ fn missing(member: &Member<'_>, anything_changes: bool) -> Vec<Refusal> {
 
 fn judge_unreachable(hosts: Vec<Excused>, policy: Unreachable, refusals: &mut Vec<Refusal>) -> Vec<Excused> {
     match policy {
+        Unreachable::SkipAll => hosts,
         Unreachable::Skip(allowed) if hosts.len() <= allowed => hosts,
         Unreachable::Skip(allowed) => {
             let hosts: Vec<HostName> = hosts.into_iter().map(|e| e.host).collect();
