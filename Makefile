@@ -6,7 +6,7 @@ ARGS ?=
 BUILT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug
 
 .DEFAULT_GOAL := help
-.PHONY: help demo scenarios test lint lint-tools dependencies
+.PHONY: help demo kills scenarios test lint lint-tools dependencies
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -14,6 +14,10 @@ help: ## Show this list
 demo: dependencies ## Roll a real fleet back on this machine and watch (ARGS=--keep leaves it up)
 	$(CARGO) build --workspace --bins
 	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run zekka $(ARGS)
+
+kills: dependencies ## Back and forth, with a kill -9 in another phase every time (ARGS="--rounds 64")
+	$(CARGO) build --workspace --bins
+	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run kill-sweep $(ARGS)
 
 scenarios: ## List the scenarios; run one with: cargo run -p fleet-tests --bin scenario -- run NAME
 	$(CARGO) run --quiet -p fleet-tests --bin scenario -- list

@@ -326,6 +326,7 @@ async fn drains_with_503_while_the_marker_answers_and_survives_a_switch() {
     );
     p.switch().await.expect("switch");
     assert_eq!(p.get("/version").await.status().as_u16(), 503, "still drained");
+    assert_eq!(p.driver.observe().await.expect("observe").health, Health::Drained);
     // An agent that was restarted reads from the include that the site is drained.
     assert!(matches!(
         p.driver.probe(&step(Action::Resume)).await,

@@ -8,30 +8,36 @@ use jiff::Timestamp;
 use rollback_proto::identity::PeerRole;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::tls::CredentialStore;
-use rollback_proto::v1::{GetServerInfoRequest, GetServerInfoResponse};
+use rollback_proto::v1::{
+    GetFleetRequest, GetFleetResponse, GetServerInfoRequest, GetServerInfoResponse, ListRollbacksRequest,
+    RollbackState, RollbackSummary,
+};
 use serde_json::json;
 
 use crate::cli::{Format, OutputArgs};
-use crate::client::{self, QUICK};
+use crate::client::{self, ALL_HOSTS, QUICK};
 use crate::context::Context;
 use crate::exit::ExitCode;
 use crate::output::checks::{self, Check, Level};
 use crate::output::paint::Paint;
-use crate::output::text::{clean, duration, stamp, timestamp};
-use crate::output::{self, json as documents};
+use crate::output::text::{clean, count, duration, name_some, stamp, target, timestamp};
+use crate::output::{self, json as documents, status, words};
 use crate::session::Session;
 use crate::version;
 
 /// A certificate that ends within this time deserves a warning.
 const EXPIRES_SOON_MS: i64 = 14 * 24 * 3600 * 1000;
+/// Components and hosts that a check names before it only counts.
+const NAMED: usize = 6;
 /// Clocks that differ by more make logs of an incident hard to read, and certificates fail.
 const CLOCK_SKEW_MS: i64 = 5_000;
 
 /// Check this machine's way to the coordinators, and say what to mend
 ///
 /// Checks the context file, the key's mode, the certificate, every endpoint, the
-/// role that the coordinator sees, the clocks and whether all agents are
-/// connected. Changes nothing.
+/// role that the coordinator sees, the clocks, whether all agents are connected,
+/// whether anything does not serve and how the last rollback ended. Changes
+/// nothing.
 ///
 /// Exit codes: 0 usable (warnings included), 1 something failed.
 ///
@@ -91,8 +97,100 @@ async fn examine(session: &Session) -> Vec<Check> {
     let answer = endpoints(&context, &credentials, &mut found).await;
     if let Some(server) = answer {
         found.extend(server_checks(&server, Timestamp::now()));
+        found.extend(fleet_checks(session).await);
     }
     found
+}
+
+/// What an operator who does not look for trouble should still be told.
+async fn fleet_checks(session: &Session) -> Vec<Check> {
+    let mut client = match session.client() {
+        Ok(client) => client,
+        Err(error) => {
+            return vec![Check::warn("fleet", format!("{error:#}"), "mend what stands above")];
+        }
+    };
+    let unasked = |name: &str, error: &client::CallError| {
+        let problem = &error.problem;
+        Check::warn(
+            name,
+            format!("{}: {}", problem.code, problem.message),
+            problem.remedy.clone(),
+        )
+    };
+    let fleet = client.call(ALL_HOSTS, GetFleetRequest {}, |mut fleet, request| async move {
+        fleet.get_fleet(request).await
+    });
+    let serving = match fleet.await {
+        Ok(fleet) => serving(&fleet),
+        Err(error) => unasked("components", &error),
+    };
+    let newest = ListRollbacksRequest { limit: 1 };
+    let newest = client.call(QUICK, newest, |mut fleet, request| async move {
+        fleet.list_rollbacks(request).await
+    });
+    let last = match newest.await {
+        Ok(newest) => last_rollback(newest.rollbacks.first()),
+        Err(error) => unasked("last rollback", &error),
+    };
+    vec![serving, last]
+}
+
+fn serving(fleet: &GetFleetResponse) -> Check {
+    let down: Vec<String> = status::not_serving(fleet)
+        .map(|(host, state)| {
+            let host = host.agent.as_ref().map_or("", |a| a.name.as_str());
+            let (word, _) = words::health(state.health);
+            format!("{} {}", target(host, &state.component), word.to_lowercase())
+        })
+        .collect();
+    if down.is_empty() {
+        return Check::ok("components", "none that was observed is stopped, drained or unhealthy");
+    }
+    let text = format!(
+        "{} not serving: {}",
+        count(down.len(), "component", "components"),
+        name_some(down.iter().map(String::as_str), NAMED)
+    );
+    Check::warn(
+        "components",
+        text,
+        "look: rollbackctl fleet status. What is stopped or drained is brought up by: rollbackctl fleet rollback --to RELEASE",
+    )
+}
+
+/// The newest one's ending stands until another one has gone better.
+fn last_rollback(last: Option<&RollbackSummary>) -> Check {
+    const NAME: &str = "last rollback";
+    let Some(last) = last else {
+        return Check::ok(NAME, "there has been none");
+    };
+    let state = RollbackState::try_from(last.state).unwrap_or(RollbackState::Unspecified);
+    let (word, _) = words::state_told(state, last.blocked);
+    let (id, release) = (clean(&last.id), clean(&last.release));
+    let text = format!("{id} to {release}: {word}");
+    match state {
+        RollbackState::Held => Check::warn(
+            NAME,
+            text,
+            format!(
+                "look: rollbackctl rollback show {id}. Mend its cause, then go on: rollbackctl fleet rollback --to {release}"
+            ),
+        ),
+        RollbackState::Partial => Check::warn(
+            NAME,
+            format!(
+                "{text}, not reached on {}",
+                name_some(last.failed_hosts.iter().map(String::as_str), NAMED)
+            ),
+            format!("mend these hosts, then: rollbackctl fleet rollback --to {release}"),
+        ),
+        RollbackState::Unspecified
+        | RollbackState::Running
+        | RollbackState::Undoing
+        | RollbackState::Verified
+        | RollbackState::Undone => Check::ok(NAME, text),
+    }
 }
 
 fn failed(name: &str, problem: &Problem) -> Check {
@@ -254,7 +352,7 @@ fn clock(there: Timestamp, here: Timestamp) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::samples::{at, proto_at};
+    use crate::output::samples::{self, at, proto_at};
 
     #[test]
     fn levels_follow_from_the_numbers() {
@@ -264,6 +362,27 @@ mod tests {
         assert_eq!(certificate("c", Some(at(EXPIRES_SOON_MS + 1)), now).level, Level::Ok);
         assert_eq!(clock(at(5_000), now).level, Level::Ok);
         assert_eq!(clock(at(-5_001), now).level, Level::Warn);
+    }
+
+    #[test]
+    fn what_a_held_rollback_left_is_a_warning() {
+        let down = serving(&samples::fleet_in_maintenance());
+        assert_eq!(down.level, Level::Warn);
+        assert_eq!(
+            down.message,
+            "2 components not serving: app-1/api stopped, proxy-1/proxy drained"
+        );
+        let of = |state| last_rollback(samples::details(state, false).summary.as_ref());
+        for state in [RollbackState::Held, RollbackState::Partial] {
+            let check = of(state);
+            assert_eq!(check.level, Level::Warn, "{check:?}");
+            assert!(
+                check.remedy.contains("rollbackctl fleet rollback --to v2.9.0"),
+                "{check:?}"
+            );
+        }
+        assert_eq!(of(RollbackState::Verified).level, Level::Ok);
+        assert_eq!(last_rollback(None).level, Level::Ok);
     }
 
     #[test]

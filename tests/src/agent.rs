@@ -44,6 +44,21 @@ impl AgentSpec {
         self.dir().join("state")
     }
 
+    /// `rollback-agent enroll` with a join token.
+    pub fn enroll_command(&self, program: &Path, token: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args([
+            "enroll",
+            "--coordinator",
+            &self.coordinator,
+            "--token",
+            token,
+            "--config",
+        ]);
+        command.arg(self.config());
+        command
+    }
+
     /// Writes `agent.toml`.
     pub fn write_config(&self) -> Result<()> {
         std::fs::create_dir_all(self.dir()).context("make the agent's directory")?;
@@ -82,19 +97,7 @@ impl Agent {
     pub async fn enroll(binaries: &Binaries, spec: AgentSpec, ctl: &Ctl, log: &Path, keep: bool) -> Result<Self> {
         let program = binaries.path("rollback-agent");
         spec.write_config()?;
-        let token = ctl.token(&spec.name).await?;
-        let mut enroll = Command::new(&program);
-        enroll
-            .args([
-                "enroll",
-                "--coordinator",
-                &spec.coordinator,
-                "--token",
-                &token,
-                "--config",
-            ])
-            .arg(spec.config());
-        run(&mut enroll)?;
+        run(&mut spec.enroll_command(&program, &ctl.token(&spec.name).await?))?;
         Ok(Self {
             ready_file: spec.dir().join("ready.json"),
             spec,

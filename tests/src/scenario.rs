@@ -6,6 +6,7 @@ mod agent_killed;
 mod blocked_preflight;
 mod coordinator_killed;
 mod forth_and_back;
+mod held_then_recovered;
 mod kill_sweep;
 mod restored_from_vault;
 mod rolling;
@@ -111,6 +112,11 @@ pub const ALL: &[Scenario] = &[
         name: "kill-sweep",
         about: "back and forth on one fleet; every round kill -9s the coordinator or an agent in another phase (--rounds)",
         tell: |o| kill_sweep::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "held-then-recovered",
+        about: "a rollback is held with the application stopped: the command that it names brings users back, twice",
+        tell: |o| held_then_recovered::tell(o).boxed_local(),
     },
     Scenario {
         name: "two-operators",

@@ -230,6 +230,8 @@ pub struct Zekka {
     pub secret: String,
     /// More lines for the server block of a version's nginx site.
     pub site_extra: BTreeMap<Version, String>,
+    /// What follows the address of every server in nginx's upstream, with a space in front.
+    pub upstream_options: String,
     /// SQL in front of a version's own down migration.
     pub down_extra: BTreeMap<Version, String>,
     /// Deals in the database; users are a hundredth of that.
@@ -269,7 +271,7 @@ impl Zekka {
         let upstream: Vec<String> = self
             .hosts
             .iter()
-            .map(|h| format!("    server 127.0.0.1:{};", h.port))
+            .map(|h| format!("    server 127.0.0.1:{}{};", h.port, self.upstream_options))
             .collect();
         let extra = self.site_extra.get(&version).map_or("", String::as_str);
         let text = version.content().site.replace("{port}", &nginx.port().to_string());

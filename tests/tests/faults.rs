@@ -4,6 +4,9 @@
 //!
 //! v3.0.0 is not recorded here: what is live is enough to come back to it.
 
+#[path = "faults/pages.rs"]
+mod pages;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -93,7 +96,8 @@ async fn faults(fleet: &mut Fleet, tools: &ShortDumps, status_port: u16) -> Resu
     drop(taken);
 
     fleet.ctl.roll_back("v2.9.0").await?.expect_code(0)?;
-    expect_running(fleet, Version::V2_9_0).map(drop)
+    expect_running(fleet, Version::V2_9_0)?;
+    pages::say_what_happened(fleet).context("the coordinator's pages")
 }
 
 /// app-1 has lost v2.9.0 and gets it back from its vault: once there is too little room, which preflight sees, once the

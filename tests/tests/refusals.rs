@@ -3,6 +3,8 @@
 
 #[path = "refusals/identities.rs"]
 mod identities;
+#[path = "refusals/tokens.rs"]
+mod tokens;
 
 use std::path::Path;
 use std::process::Command;
@@ -37,6 +39,8 @@ async fn refusals(fleet: &mut Fleet) -> Result<()> {
     unknown_release(fleet).await.context("unknown release")?;
     hostile_names(fleet).await.context("hostile names")?;
     unknown_keys(fleet).context("unknown configuration key")?;
+    taken_name(fleet).await.context("a release's name that is taken")?;
+    tokens::used_and_expired(fleet).await.context("join tokens")?;
     identities::wrong_ones(fleet).await.context("identities")?;
     unreachable_host(fleet).await.context("unreachable host")?;
     missing_host(fleet).await.context("release with a host missing")?;
@@ -51,6 +55,22 @@ async fn unknown_release(fleet: &Fleet) -> Result<()> {
     ensure!(answer.text().contains("RB0200"), "the code is not RB0200: {answer}");
     let answer = fleet.ctl.run(&["release", "show", "v9.9.9"]).await?.expect_code(1)?;
     ensure!(answer.text().contains("RB0200"), "the code is not RB0200: {answer}");
+    Ok(())
+}
+
+/// A recorded release is never overwritten: v3.0.0 runs, and v2.9.0 is the name of something else. The same again is no
+/// other content.
+async fn taken_name(fleet: &Fleet) -> Result<()> {
+    let shown = |release: &'static str| async move {
+        let answer = fleet.ctl.run(&["release", "show", release, "-o", "json"]).await?;
+        Ok::<_, anyhow::Error>(answer.expect_code(0)?.stdout)
+    };
+    let before = (shown("v2.9.0").await?, shown("v3.0.0").await?);
+    let answer = fleet.ctl.record("v2.9.0").await?.expect_code(1)?;
+    ensure!(answer.text().contains("RB0201"), "the code is not RB0201: {answer}");
+    fleet.ctl.record("v3.0.0").await?.expect_code(0)?;
+    let after = (shown("v2.9.0").await?, shown("v3.0.0").await?);
+    ensure!(before == after, "a recorded release was {before:?} and is {after:?}");
     Ok(())
 }
 

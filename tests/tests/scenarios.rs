@@ -41,6 +41,7 @@ scenarios! {
     restored_from_vault = "restored-from-vault",
     coordinator_killed = "coordinator-killed",
     agent_killed = "agent-killed",
+    held_then_recovered = "held-then-recovered",
     two_operators = "two-operators",
     trace = "trace",
 }

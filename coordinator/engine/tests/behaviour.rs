@@ -227,6 +227,11 @@ fn unknown_outcome_holds_and_undoes_nothing() {
         panic!("{:?}", state.ending())
     };
     assert!(cause.message.contains("switch of db-1/db"), "{}", cause.message);
+    assert!(
+        cause.remedy.contains("rollbackctl fleet rollback --to v2.9.0"),
+        "{}",
+        cause.remedy
+    );
     assert!(!cause.remedy.is_empty());
     assert_eq!(undos(&state, &journal), Vec::<String>::new());
 }
@@ -246,6 +251,11 @@ fn undo_that_fails_is_held_after_the_other_lanes() {
         panic!("{:?}", state.ending())
     };
     assert_eq!(cause.code, "RB0404");
+    assert!(
+        cause.remedy.contains("rollbackctl fleet rollback --to v2.9.0"),
+        "{}",
+        cause.remedy
+    );
     assert!(
         cause.message.contains("app-1/api") && cause.message.contains("switch of db-1/db"),
         "{}",
@@ -343,6 +353,11 @@ fn after_an_irreversible_step_nothing_is_undone_by_itself() {
         panic!("{:?}", state.ending())
     };
     assert!(cause.message.contains("cannot be reversed"), "{}", cause.message);
+    assert!(
+        cause.remedy.contains("rollbackctl fleet rollback --to v2.9.0"),
+        "{}",
+        cause.remedy
+    );
     assert!(!intents(&state, &journal).iter().any(|i| i.starts_with("undo")));
 }
 

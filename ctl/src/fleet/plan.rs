@@ -74,6 +74,7 @@ pub async fn run(session: &Session, args: PlanArgs) -> anyhow::Result<ExitCode> 
                 "plan": documents::plan(planned),
                 "findings": documents::findings(&response.findings),
                 "changes": plan::changing(planned),
+                "restores": plan::restoring(planned),
                 "blocked": exit == ExitCode::Blocked,
                 "exit_code": exit.number(),
             });
@@ -96,7 +97,11 @@ pub async fn fetch(client: &mut Client, target: RollbackTarget) -> Result<PlanRo
 pub fn verdict(response: &PlanRollbackResponse) -> ExitCode {
     if findings::blockers(&response.findings) > 0 {
         ExitCode::Blocked
-    } else if response.plan.as_ref().is_some_and(|p| plan::changing(p) > 0) {
+    } else if response
+        .plan
+        .as_ref()
+        .is_some_and(|p| plan::changing(p) + plan::restoring(p) > 0)
+    {
         ExitCode::HasChanges
     } else {
         ExitCode::Done

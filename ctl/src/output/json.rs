@@ -91,6 +91,7 @@ pub fn fleet(fleet: &v1::GetFleetResponse) -> Value {
     };
     json!({
         "release": text(&fleet.matches_release),
+        "not_serving": super::status::not_serving(fleet).count(),
         "hosts": fleet.hosts.iter().map(host).collect::<Vec<_>>(),
         "active": fleet.active.iter().map(summary).collect::<Vec<_>>(),
     })
@@ -128,6 +129,7 @@ pub fn plan(plan: &v1::Plan) -> Value {
             "from": revision(c.from.as_ref()),
             "to": revision(c.to.as_ref()),
             "changes": c.changes,
+            "restores": c.restores,
         })
     };
     json!({

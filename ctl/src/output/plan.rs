@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rollback_proto::v1::{Action, Plan, PlanBatch, PlanChange, PlanPhase, PlanStep};
+use rollback_proto::v1::{Action, Plan, PlanBatch, PlanChange, PlanPhase, PlanStep, Role};
 
 use super::paint::{Paint, Tone};
 use super::table::{Table, cell, plain};
@@ -15,6 +15,11 @@ const NAMED_HOSTS: usize = 6;
 /// Components that change.
 pub fn changing(plan: &Plan) -> usize {
     plan.changes.iter().filter(|c| c.changes).count()
+}
+
+/// Components that do not serve and will be brought up.
+pub fn restoring(plan: &Plan) -> usize {
+    plan.changes.iter().filter(|c| c.restores).count()
 }
 
 /// The whole plan.
@@ -44,6 +49,8 @@ fn heading(plan: &Plan, paint: Paint) -> String {
         "The database schema changes: users get a maintenance answer while it does.\n"
     } else if changing(plan) > 0 {
         "The database schema stays: hosts are switched in batches, without a maintenance window.\n"
+    } else if restoring(plan) > 0 {
+        "Every component is at the target already: what does not serve is brought up, and all is verified.\n"
     } else {
         "Nothing changes: every component is at the target already and is only verified.\n"
     });
@@ -78,6 +85,7 @@ pub fn changes(plan: &Plan, paint: Paint) -> String {
     if !table.is_empty() {
         text.push_str(&table.render(2));
     }
+    text.push_str(&restores(plan, paint));
     let stays: Vec<&PlanChange> = plan.changes.iter().filter(|c| !c.changes).collect();
     if !stays.is_empty() {
         let names: Vec<String> = stays.iter().map(|c| target(&c.host, &c.component)).collect();
@@ -93,6 +101,29 @@ pub fn changes(plan: &Plan, paint: Paint) -> String {
         ));
     }
     text
+}
+
+/// What does not serve now, and what will be done about it.
+fn restores(plan: &Plan, paint: Paint) -> String {
+    let mut table = Table::new(paint, &[]);
+    for c in plan.changes.iter().filter(|c| c.restores) {
+        let what = match Role::try_from(c.role) {
+            Ok(Role::Proxy) => "in maintenance: will be resumed",
+            Ok(Role::App | Role::Database | Role::Config | Role::Unspecified) | Err(_) => {
+                "not serving: will be started"
+            }
+        };
+        table.row([
+            plain(target(&c.host, &c.component)),
+            plain(words::role(c.role)),
+            cell(Tone::Warn, what),
+        ]);
+    }
+    if table.is_empty() {
+        String::new()
+    } else {
+        table.render(2)
+    }
 }
 
 fn phases(plan: &Plan, paint: Paint) -> String {
@@ -192,5 +223,10 @@ mod tests {
     #[test]
     fn plan_without_changes() {
         golden!("plan_no_change", render(&samples::plan_without_changes(), Paint::PLAIN));
+    }
+
+    #[test]
+    fn plan_that_only_restores() {
+        golden!("plan_restores", render(&samples::plan_that_restores(), Paint::PLAIN));
     }
 }

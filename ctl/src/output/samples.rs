@@ -188,6 +188,7 @@ pub fn plan_response() -> PlanRollbackResponse {
                 component: (*component).to_owned(),
                 role: i32::from(*role),
                 changes: from != to,
+                restores: false,
                 from: Some(from),
                 to: Some(to),
             }
@@ -256,6 +257,37 @@ pub fn plan_without_changes() -> Plan {
         change.from = change.to.clone();
     }
     plan
+}
+
+/// What a rollback that was held leaves: all at the target, app-1 stopped, the proxy drained.
+pub fn plan_that_restores() -> Plan {
+    let mut plan = plan_without_changes();
+    for change in &mut plan.changes {
+        change.restores = ["api", "proxy"].contains(&change.component.as_str()) && change.host != "app-2";
+    }
+    plan
+}
+
+/// At a release in name: the app is stopped on app-1, and the proxy answers with the maintenance page.
+pub fn fleet_in_maintenance() -> GetFleetResponse {
+    let mut fleet = fleet();
+    fleet.matches_release = "v3.0.0".to_owned();
+    fleet.active.clear();
+    fleet.hosts.remove(2);
+    fleet.hosts[0].states[0].health = i32::from(Health::Stopped);
+    fleet.hosts[0].states[0].detail = "the process does not run".to_owned();
+    fleet.hosts[2] = HostState {
+        agent: Some(agent("proxy-1", true)),
+        states: vec![ComponentState {
+            component: "proxy".to_owned(),
+            revision: Some(rev("v3.0.0", "sha256:29cc01bc04de55")),
+            health: i32::from(Health::Drained),
+            detail: "master 91, 2 workers, users get the maintenance answer".to_owned(),
+            problem: None,
+        }],
+        problem: None,
+    };
+    fleet
 }
 
 pub fn findings() -> Vec<Finding> {

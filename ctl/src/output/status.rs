@@ -15,7 +15,14 @@ pub fn render(fleet: &GetFleetResponse, paint: Paint) -> String {
             "release      {}\n",
             paint.tone(Tone::Warn, "none: what runs matches no recorded release")
         ),
-        name => format!("release      {}\n", paint.tone(Tone::Strong, &clean(name))),
+        name => {
+            let troubles = troubles(fleet);
+            let tone = if troubles.is_empty() { Tone::Strong } else { Tone::Bad };
+            format!(
+                "release      {}\n",
+                paint.tone(tone, &format!("{}{troubles}", clean(name)))
+            )
+        }
     });
     let away = fleet.hosts.iter().filter(|h| h.problem.is_some()).count();
     let hosts = count(fleet.hosts.len(), "host", "hosts");
@@ -42,6 +49,33 @@ pub fn render(fleet: &GetFleetResponse, paint: Paint) -> String {
     }
     text.push_str(&table.render(0));
     text
+}
+
+/// Components that were seen, and that users cannot count on now: (host, state).
+pub fn not_serving(fleet: &GetFleetResponse) -> impl Iterator<Item = (&HostState, &ComponentState)> {
+    let states = fleet.hosts.iter().flat_map(|h| h.states.iter().map(move |s| (h, s)));
+    states.filter(|(_, s)| words::is_down(s.health))
+}
+
+/// A release's name must not stand there as if all was well: " (2 components not serving)".
+fn troubles(fleet: &GetFleetResponse) -> String {
+    let states = || fleet.hosts.iter().flat_map(|h| &h.states);
+    let unseen = states().filter(|s| s.revision.is_none()).count();
+    let away = fleet.hosts.iter().filter(|h| h.problem.is_some()).count();
+    let told: Vec<String> = [
+        (not_serving(fleet).count(), "component", "components", "not serving"),
+        (unseen, "component", "components", "not observed"),
+        (away, "host", "hosts", "not reachable"),
+    ]
+    .into_iter()
+    .filter(|(n, ..)| *n > 0)
+    .map(|(n, one, many, what)| format!("{} {what}", count(n, one, many)))
+    .collect();
+    if told.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", told.join(", "))
+    }
 }
 
 /// One running rollback in one line; also how the holder of a scope is shown.
@@ -126,6 +160,14 @@ mod tests {
     #[test]
     fn status_of_a_troubled_fleet() {
         golden!("status", render(&samples::fleet(), Paint::PLAIN));
+    }
+
+    #[test]
+    fn status_of_a_fleet_in_maintenance() {
+        golden!(
+            "status_maintenance",
+            render(&samples::fleet_in_maintenance(), Paint::PLAIN)
+        );
     }
 
     #[test]

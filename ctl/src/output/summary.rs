@@ -47,7 +47,7 @@ fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>,
         },
         (RollbackState::Undone, true) => format!("the rollback to {release} did not begin. Nothing was touched."),
         (RollbackState::Undone, false) => {
-            format!("{release} was not reached. Everything is back where it was before.")
+            format!("{release} was not reached. Every step that was begun and has a way back was reversed.")
         }
         (RollbackState::Partial, _) => {
             let hosts = count(summary.failed_hosts.len(), "host", "hosts");
@@ -59,7 +59,9 @@ fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>,
         (RollbackState::Running, _) => {
             format!("on the way to {release}, phase {}.", or_none(&summary.phase))
         }
-        (RollbackState::Undoing, _) => format!("{release} was not reached; going back to where everything was."),
+        (RollbackState::Undoing, _) => {
+            format!("{release} was not reached; the steps that were begun are being reversed.")
+        }
         (RollbackState::Unspecified, _) => format!("the state of the rollback to {release} is not known."),
     };
     format!("{}: {sentence}\n", paint.tone(tone, &word.to_uppercase()))
@@ -145,8 +147,11 @@ fn next(summary: &RollbackSummary, state: RollbackState, paint: Paint) -> String
         (RollbackState::Held, _) => vec![
             "see what runs now: rollbackctl fleet status".to_owned(),
             format!("see every step: rollbackctl rollback show {id}"),
-            "look at the component that the cause names by hand, then start a rollback to where the fleet shall be"
-                .to_owned(),
+            format!("mend what the cause names, then go on: rollbackctl fleet rollback --to {release}"),
+            "or go to another release: rollbackctl release list".to_owned(),
+            format!(
+                "hosts that cannot come back are left out with: rollbackctl fleet rollback --to {release} --runbook emergency"
+            ),
         ],
         (RollbackState::Running | RollbackState::Undoing, _) => {
             vec![format!("watch it: rollbackctl rollback watch {id}")]

@@ -47,6 +47,14 @@ pub fn severity(value: i32) -> Severity {
     Severity::try_from(value).unwrap_or(Severity::Unspecified)
 }
 
+/// Does it fail its users? What has no check does not: nothing is known of it.
+pub fn is_down(value: i32) -> bool {
+    match Health::try_from(value) {
+        Ok(Health::Unhealthy | Health::Stopped | Health::Drained) => true,
+        Ok(Health::Healthy | Health::Unknown | Health::Unspecified) | Err(_) => false,
+    }
+}
+
 /// A state as scripts read it.
 pub fn state(value: RollbackState) -> &'static str {
     match value {

@@ -43,6 +43,7 @@ pub fn plan(changes: bool) -> Plan {
         from: Some(revision(if changes { "v3.0.0" } else { "v2.9.0" })),
         to: Some(revision("v2.9.0")),
         changes,
+        restores: false,
     };
     Plan {
         digest: "sha256:77cc".to_owned(),

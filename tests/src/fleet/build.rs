@@ -30,6 +30,7 @@ pub struct FleetBuilder {
     keep: bool,
     otlp: Option<String>,
     site_extra: BTreeMap<Version, String>,
+    upstream_options: String,
     down_extra: BTreeMap<Version, String>,
     pg_bin_dir: Option<PathBuf>,
     small_disk: Option<(&'static str, u32)>,
@@ -43,6 +44,7 @@ impl Default for FleetBuilder {
             keep: false,
             otlp: None,
             site_extra: BTreeMap::new(),
+            upstream_options: String::new(),
             down_extra: BTreeMap::new(),
             pg_bin_dir: None,
             small_disk: None,
@@ -83,6 +85,13 @@ impl FleetBuilder {
     #[must_use]
     pub fn site_extra(mut self, version: Version, lines: &str) -> Self {
         self.site_extra.insert(version, lines.to_owned());
+        self
+    }
+
+    /// Parameters of every server in nginx's upstream, like `max_fails=0`.
+    #[must_use]
+    pub fn upstream_options(mut self, options: &str) -> Self {
+        self.upstream_options = format!(" {options}");
         self
     }
 
@@ -167,6 +176,7 @@ impl FleetBuilder {
                 migrations: host("db-1").join("migrations"),
                 secret: format!("{:032x}", rand::random::<u128>()),
                 site_extra: self.site_extra.clone(),
+                upstream_options: self.upstream_options.clone(),
                 down_extra: self.down_extra.clone(),
                 rows: self.rows,
                 let_go: false,

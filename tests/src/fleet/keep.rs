@@ -1,29 +1,16 @@
 //! Leaving a fleet up for a person to try things on.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 
 use super::Fleet;
-use crate::agent::Agent;
 
 impl Fleet {
     /// Lets every process go and says how to use the fleet and how to end it. The builder must have been told.
     pub fn leave_running(mut self) -> Result<String> {
-        let apps = self.zekka.hosts.iter().filter_map(|h| h.pid());
-        let agents = self.agents.values().filter_map(Agent::pid);
-        let servers = [self.coordinator.pid(), self.nginx.pid()].into_iter().flatten();
-        let pids: Vec<String> = agents.chain(servers).chain(apps).map(|pid| pid.to_string()).collect();
         let dir = self.dir().display();
-        let script = format!(
-            "#!/bin/sh\n# Ends this fleet and removes its directory.\n\
-             kill {} 2>/dev/null\n\
-             for app in {dir}/hosts/app-*/opt/zekka/run/app.pid; do kill \"$(cat \"$app\")\" 2>/dev/null; done\n\
-             kill -INT {} 2>/dev/null\n\
-             while kill -0 {} 2>/dev/null; do sleep 0.1; done\n\
-             rm -rf {dir}\n",
-            pids.join(" "),
-            self.postgres.pid(),
-            self.postgres.pid(),
-        );
+        let script = stop_script(self.dir());
         let stop = self.dir().join("stop");
         std::fs::write(&stop, script).context("write the script that ends the fleet")?;
 
@@ -51,4 +38,50 @@ impl Fleet {
         self.dir.disable_cleanup(true);
         Ok(text)
     }
+}
+
+/// Ends what belongs to the fleet *then*, whoever started it: a PID that is remembered may be a stranger's by that time,
+/// and a daemon that was restarted by hand has another one. Belonging is: one of our programs, and the fleet's
+/// directory in its command line, or as its program or its working directory.
+fn stop_script(dir: &Path) -> String {
+    format!(
+        r#"#!/bin/sh
+# Ends this fleet and removes its directory.
+dir='{}'
+
+# PIDs of the fleet's processes that run one of these programs.
+ours() {{
+    for p in /proc/[0-9]*; do
+        exe=$(readlink "$p/exe" 2>/dev/null) || continue
+        name=${{exe##*/}}
+        case " $* " in *" ${{name%% *}} "*) ;; *) continue ;; esac
+        cwd=$(readlink "$p/cwd" 2>/dev/null)
+        case "$exe:$cwd/:$(tr '\0' ' ' 2>/dev/null <"$p/cmdline")" in
+            *"$dir"/*) echo "${{p#/proc/}}" ;;
+        esac
+    done
+}}
+all() {{ ours rollback-agent rollback-coordinator nginx zekka-app postgres; }}
+
+for pid in $(ours rollback-agent rollback-coordinator nginx zekka-app); do
+    kill "$pid" 2>/dev/null
+done
+# PostgreSQL is asked through its postmaster, which ends the others in order.
+postmaster=$(head -n 1 "$dir/hosts/db-1/postgres/data/postmaster.pid" 2>/dev/null)
+for pid in $(ours postgres); do
+    [ "$pid" != "$postmaster" ] || kill -INT "$pid" 2>/dev/null
+done
+tries=0
+while [ -n "$(all)" ]; do
+    tries=$((tries + 1))
+    if [ $tries -gt 150 ]; then
+        echo "Still running: $(all | tr '\n' ' ')" >&2
+        exit 1
+    fi
+    sleep 0.1
+done
+rm -rf "$dir"
+"#,
+        dir.display()
+    )
 }

@@ -21,11 +21,19 @@ const SLOW_START: Duration = Duration::from_secs(1);
 
 const LONGEST_DOWNTIME: Duration = Duration::from_millis(500);
 
+/// nginx leaves a server out for 10 s after one refused connection. When the second host stops, it would still hold the
+/// first one for dead, healthy as it is, and refuse everybody (9.3 s were measured). Until hosts are taken out of nginx
+/// before they stop, a site that is to be rolled needs this.
+const UPSTREAM: &str = "max_fails=0";
+
 /// Answers that are seen before and after the rollback.
 const ANSWERED: usize = 25;
 
 pub async fn tell(options: Options) -> Result<Found> {
-    on_fleet(Fleet::builder(), options, async |fleet| story(fleet, options).await).await
+    on_fleet(Fleet::builder().upstream_options(UPSTREAM), options, async |fleet| {
+        story(fleet, options).await
+    })
+    .await
 }
 
 async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
@@ -42,7 +50,7 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
         .ctl
         .run(&["fleet", "plan", "--to", "v2.9.0", "-o", "json"])
         .await?;
-    expect_rolling(&plan.expect_code(2)?.json()?)?;
+    expect_rolling(&plan.expect_code(2)?.json()?["plan"])?;
 
     let marks = Marks::set(fleet)?;
     let prober = Prober::start(fleet.nginx.url("/api/version"))?;
