@@ -201,7 +201,9 @@ impl Problem {
         };
         let code = meta.get(CODE_KEY).and_then(|v| v.to_str().ok()).and_then(Code::from_id);
         // Only statuses that were made here, of a connection that broke, have a source.
-        let broken = std::error::Error::source(status).is_some().then_some(Code::HostUnreachable);
+        let broken = std::error::Error::source(status)
+            .is_some()
+            .then_some(Code::HostUnreachable);
         let code = code.or(broken).unwrap_or(match status.code() {
             tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => Code::HostUnreachable,
             tonic::Code::PermissionDenied => Code::Forbidden,

@@ -6,11 +6,13 @@
 //!   ([`backup`], [`figures`], [`scratch`]), and rehearses the way down and back up on it, comparing schema and data.
 //! - `snapshot` seals that backup.
 //! - `switch` runs the rehearsed SQL in one transaction that commits only at the recorded schema ([`migrate`]). What a down
-//!   migration drops is kept and given back when the rollback is undone ([`keep`]).
+//!   migration drops is kept ([`keep`], [`kept`]), and put back when the migration comes up again: in an undo, or in a
+//!   later rollback to the newer release ([`put_back`]).
 //!
 //! Invariants: the live database is changed by `switch` only, by SQL that was rehearsed for this rollback on a restored
 //! copy of its data, after a backup was proven; and whole or not at all. No password is ever in an argument vector, an
-//! environment, a log or a message.
+//! environment, a log or a message; no content of a row is in a message ([`sql_error`]). A server that restarts is waited
+//! for ([`connect`]).
 //!
 //! Left out, on purpose or for now: restoring a database from a backup; migrations that cannot run in a transaction;
 //! other layouts than one up and one down file for each migration.
@@ -22,13 +24,16 @@ mod config;
 mod connect;
 mod figures;
 mod keep;
+mod kept;
 mod loss;
 mod migrate;
 mod prepare;
 mod privileges;
+mod put_back;
 mod route;
 mod scratch;
 mod sql;
+mod sql_error;
 mod stage;
 mod staging;
 mod switch;
@@ -47,8 +52,10 @@ use sqlx::postgres::PgConnection;
 use self::archive::{Archive, Prefer};
 use self::catalog::Schema;
 pub use self::config::{PostgresConfig, Verify};
-use self::connect::{Connector, sql_problem};
+use self::connect::{Connector, Sessions};
+use self::kept::Inventory;
 use self::route::{End, Route};
+use self::sql_error::sql_problem;
 use self::versions::Applied;
 use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Health, Observation, Probe, Retained, Revision, Role};
 use crate::step::StepContext;
@@ -58,6 +65,9 @@ const KIND: &str = "postgres";
 
 /// The version of a database to which no migration was applied.
 const NO_MIGRATIONS: &str = "none";
+
+/// Sessions that reading the schema may lose to restarts of the server before it gives up.
+const MAX_LOSSES: u32 = 2;
 
 /// One database.
 #[derive(Debug)]
@@ -113,11 +123,19 @@ impl PostgresDriver {
         )
     }
 
-    async fn state(&self) -> Result<State, Problem> {
-        let mut c = self.connector.live().await?;
-        let state = self.state_on(&mut c).await;
-        let _ = sqlx::Connection::close(c).await;
-        state
+    /// Reads in a session of its own. A session that is lost while it reads is replaced.
+    async fn state(&self, sessions: Sessions<'_>) -> Result<State, Problem> {
+        let mut losses = 0;
+        loop {
+            let mut c = sessions.live().await?;
+            let state = self.state_on(&mut c).await;
+            let lost = state.is_err() && sqlx::Connection::ping(&mut c).await.is_err();
+            let _ = sqlx::Connection::close(c).await;
+            if !lost || losses == MAX_LOSSES {
+                return state;
+            }
+            losses += 1;
+        }
     }
 
     async fn state_on(&self, c: &mut PgConnection) -> Result<State, Problem> {
@@ -140,12 +158,41 @@ impl PostgresDriver {
         })
     }
 
-    async fn server_version(&self) -> Result<u32, Problem> {
+    async fn server_version(&self, sessions: Sessions<'_>) -> Result<u32, Problem> {
         let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int")
-            .fetch_one(&mut self.connector.live().await?)
+            .fetch_one(&mut sessions.live().await?)
             .await
             .map_err(|e| sql_problem(Code::DatabaseDown, "ask for the server's version", &e))?;
         Ok(u32::try_from(version).unwrap_or_default())
+    }
+
+    async fn look(&self, sessions: Sessions<'_>) -> Result<Observation, Problem> {
+        let failed = |e| sql_problem(Code::DatabaseDown, "look at the server", &e);
+        let mut c = sessions.live().await?;
+        let state = self.state_on(&mut c).await?;
+        let row = sqlx::query(
+            "SELECT pg_database_size(current_database()) AS size, current_setting('max_connections') AS max,
+                    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used",
+        )
+        .fetch_one(&mut c)
+        .await
+        .map_err(failed)?;
+        let kept = Inventory::read(&mut c, &[]).await.map_err(failed)?;
+        let _ = sqlx::Connection::close(c).await;
+        let size = u64::try_from(row.try_get::<i64, _>("size").map_err(failed)?).unwrap_or_default();
+        let (used, max): (i64, String) = (
+            row.try_get("used").map_err(failed)?,
+            row.try_get("max").map_err(failed)?,
+        );
+        let mut detail = format!("{}, {used} of {max} connections", backup::people_bytes(size));
+        if let Some(kept) = kept.describe() {
+            detail.push_str(&format!(", {kept}"));
+        }
+        Ok(Observation {
+            revision: state.revision(),
+            health: Health::Healthy,
+            detail,
+        })
     }
 
     fn applied_set(&self, state: &State) -> Result<BTreeSet<i64>, Problem> {
@@ -244,32 +291,11 @@ impl Driver for PostgresDriver {
     }
 
     async fn observe(&self) -> Result<Observation, Problem> {
-        let failed = |e| sql_problem(Code::DatabaseDown, "look at the server", &e);
-        let mut c = self.connector.live().await?;
-        let state = self.state_on(&mut c).await?;
-        let row = sqlx::query(
-            "SELECT pg_database_size(current_database()) AS size, current_setting('max_connections') AS max,
-                    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used",
-        )
-        .fetch_one(&mut c)
-        .await
-        .map_err(failed)?;
-        let _ = sqlx::Connection::close(c).await;
-        let size = u64::try_from(row.try_get::<i64, _>("size").map_err(failed)?).unwrap_or_default();
-        let (used, max): (i64, String) = (
-            row.try_get("used").map_err(failed)?,
-            row.try_get("max").map_err(failed)?,
-        );
-        let detail = format!("{}, {used} of {max} connections", backup::people_bytes(size));
-        Ok(Observation {
-            revision: state.revision(),
-            health: Health::Healthy,
-            detail,
-        })
+        self.look(self.connector.quick()).await
     }
 
     async fn retain(&self, _release: &str) -> Result<Retained, Problem> {
-        let state = self.state().await?;
+        let state = self.state(self.connector.quick()).await?;
         let one_way = self.record(&state, Prefer::Files).await?;
         let mut summary = format!("vault, {} migrations", self.applied_set(&state)?.len());
         if !one_way.is_empty() {
@@ -303,7 +329,7 @@ impl Driver for PostgresDriver {
 
     async fn verify(&self, step: &StepContext) -> Result<Done, Failure> {
         let seen = step
-            .operation("read_schema", self.observe())
+            .operation("read_schema", self.look(self.connector.patient(step)))
             .await
             .map_err(|p| Problem::new(Code::Unhealthy, p.message).remedy(p.remedy))?;
         Ok(Done::at(seen.revision, seen.detail))

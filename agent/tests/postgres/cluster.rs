@@ -14,6 +14,7 @@ use tokio::sync::OnceCell;
 pub struct Cluster {
     pub socket: PathBuf,
     pub bin: PathBuf,
+    data: PathBuf,
     /// The keeper stops the server when this end of its pipe is closed: by the kernel at the latest.
     _keeper: std::process::Child,
 }
@@ -22,19 +23,24 @@ static CLUSTER: OnceCell<Cluster> = OnceCell::const_new();
 
 /// The server, started by whoever asks first.
 pub async fn cluster() -> &'static Cluster {
-    CLUSTER.get_or_init(start).await
+    CLUSTER.get_or_init(|| start("")).await
+}
+
+/// A server for one test, with settings of its own, which that test may stop.
+pub async fn own_cluster(settings: &str) -> &'static Cluster {
+    Box::leak(Box::new(start(settings).await))
 }
 
 /// Runs until its standard input is closed, then stops the server and removes its directory.
 const KEEPER: &str = r#"
 "$@" >"$DIR/log" 2>&1 &
-server=$!
 while read -r _; do :; done
-kill -QUIT $server; wait $server
+server=$(head -n 1 "$DIR/data/postmaster.pid") && kill -QUIT "$server"
+while kill -0 "$server" 2>/dev/null; do sleep 0.05; done
 rm -rf "$DIR"
 "#;
 
-async fn start() -> Cluster {
+async fn start(settings: &str) -> Cluster {
     let bin = newest_bin();
     let dir = tempfile::Builder::new()
         .prefix("rbpg-")
@@ -46,14 +52,10 @@ async fn start() -> Cluster {
     std::fs::create_dir(&data).expect("make the data directory");
     std::fs::create_dir(&socket).expect("make the socket directory");
     std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).expect("chmod");
-    let root = rustix::process::geteuid().is_root();
-    // PostgreSQL refuses to run as root.
-    let as_postgres: Vec<&str> = if root {
+    if rustix::process::geteuid().is_root() {
         run(Command::new("chown").arg("postgres:").args([&dir, &data, &socket]));
-        vec!["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "--"]
-    } else {
-        vec!["env", "--"]
-    };
+    }
+    let as_postgres = as_postgres();
     let initdb = bin.join("initdb");
     run(Command::new(as_postgres[0])
         .args(&as_postgres[1..])
@@ -79,13 +81,13 @@ async fn start() -> Cluster {
     writeln!(
         conf,
         "listen_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\nfull_page_writes = off\nsynchronous_commit = off\n\
-         max_connections = 80\nshared_buffers = 64MB\nautovacuum = off",
+         max_connections = 80\nshared_buffers = 64MB\nautovacuum = off\n{settings}",
         socket.display()
     )
     .expect("write the conf");
     let keeper = Command::new("sh")
         .args(["-c", KEEPER, "keeper"])
-        .args(&as_postgres)
+        .args(as_postgres)
         .arg(bin.join("postgres"))
         .arg("-D")
         .arg(&data)
@@ -98,6 +100,7 @@ async fn start() -> Cluster {
     let cluster = Cluster {
         socket,
         bin,
+        data,
         _keeper: keeper,
     };
     let begun = Instant::now();
@@ -114,6 +117,21 @@ async fn start() -> Cluster {
 }
 
 impl Cluster {
+    /// `pg_ctl`, from a thread that may wait.
+    pub async fn control(&'static self, args: &'static [&'static str]) {
+        let log = self.data.join("restarted.log");
+        let work = move || {
+            let mut command = Command::new(as_postgres()[0]);
+            command
+                .args(&as_postgres()[1..])
+                .arg(self.bin.join("pg_ctl"))
+                .args(args);
+            // Without a file for its output the server would keep our pipes open.
+            run(command.arg("-w").arg("-D").arg(&self.data).arg("-l").arg(&log));
+        };
+        tokio::task::spawn_blocking(work).await.expect("pg_ctl");
+    }
+
     async fn try_connect(&self, database: &str) -> Result<PgConnection, sqlx::Error> {
         PgConnectOptions::new_without_pgpass()
             .socket(&self.socket)
@@ -148,6 +166,15 @@ impl Cluster {
             .await
             .unwrap_or_else(|e| panic!("{sql}: {e}"));
         text.unwrap_or_default()
+    }
+}
+
+/// PostgreSQL refuses to run as root.
+fn as_postgres() -> &'static [&'static str] {
+    if rustix::process::geteuid().is_root() {
+        &["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "--"]
+    } else {
+        &["env", "--"]
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rollback_agent::driver::postgres::{PostgresConfig, PostgresDriver};
 use rollback_agent::driver::{Action, Done, Driver as _, Failure, Finding, Retained, Revision, Severity};
-use rollback_agent::step::{NoProgress, StepContext};
+use rollback_agent::step::{NoProgress, ProgressSink, StepContext};
 use rollback_agent::vault::Vault;
 use rollback_proto::problem::{Code, Problem};
 
@@ -47,7 +47,14 @@ impl Fixture {
     }
 
     pub async fn with(version_columns: &str, adjust: impl FnOnce(&mut PostgresConfig)) -> Self {
-        let cluster = cluster().await;
+        Self::on(cluster().await, version_columns, adjust).await
+    }
+
+    pub async fn on(
+        cluster: &'static Cluster,
+        version_columns: &str,
+        adjust: impl FnOnce(&mut PostgresConfig),
+    ) -> Self {
         let database = format!("shop_{}", COUNT.fetch_add(1, Ordering::Relaxed));
         cluster.sql("postgres", &format!("CREATE DATABASE {database}")).await;
         cluster
@@ -96,6 +103,39 @@ impl Fixture {
         .await;
         let new = self.driver.retain("v3.0.0").await.expect("record v3.0.0").revision;
         (old, new)
+    }
+
+    /// Everything belongs to a role that is no superuser, may create databases, and is what the driver connects as.
+    pub async fn as_plain_role(&mut self) {
+        self.cluster
+            .sql(
+                "postgres",
+                "DO $$ BEGIN CREATE ROLE plain LOGIN CREATEDB; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+            )
+            .await;
+        self.sql(&format!(
+            "ALTER DATABASE {} OWNER TO plain; ALTER TABLE users OWNER TO plain; ALTER TABLE scores OWNER TO plain;
+             ALTER VIEW recent OWNER TO plain; ALTER TABLE schema_migrations OWNER TO plain",
+            self.database
+        ))
+        .await;
+        self.config.user = "plain".to_owned();
+        self.driver = PostgresDriver::new("db", self.config.clone(), self.vault.clone()).expect("driver");
+    }
+
+    /// Another rollback from here on.
+    pub fn next_rollback(&mut self, name: &str) {
+        self.rollback = format!("{name}-{}", self.database);
+    }
+
+    /// A whole rollback that stands: `stage`, `switch`, `finish`. Answers with what the switch said.
+    pub async fn roll(&self, from: &Revision, to: &Revision) -> String {
+        self.stage(from, to).await.expect("stage");
+        let done = self.switch(from, to).await.expect("switch");
+        assert_eq!(done.observed.as_ref(), Some(to));
+        self.finish(from, to).await;
+        self.assert_clean().await;
+        done.summary
     }
 
     pub fn migrations(&self) -> PathBuf {
@@ -151,15 +191,26 @@ impl Fixture {
     }
 
     pub fn step(&self, action: Action, from: &Revision, to: &Revision) -> StepContext {
+        self.watched_step(action, from, to, Duration::from_secs(60), Arc::new(NoProgress))
+    }
+
+    pub fn watched_step(
+        &self,
+        action: Action,
+        from: &Revision,
+        to: &Revision,
+        timeout: Duration,
+        progress: Arc<dyn ProgressSink>,
+    ) -> StepContext {
         StepContext::new(
             self.rollback.clone(),
             "db".to_owned(),
             action,
             from.clone(),
             to.clone(),
-            Duration::from_secs(60),
+            timeout,
             self.vault.clone(),
-            Arc::new(NoProgress),
+            progress,
         )
     }
 

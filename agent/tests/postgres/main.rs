@@ -5,5 +5,7 @@
 mod cluster;
 mod faults;
 mod fixture;
+mod kept;
 mod refusals;
+mod restarts;
 mod round_trip;

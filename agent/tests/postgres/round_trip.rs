@@ -360,23 +360,10 @@ async fn a_backup_is_made_when_the_schema_stays_and_old_ones_are_retired() {
 
 #[tokio::test]
 async fn a_plain_role_that_owns_the_database_is_enough() {
-    let f = Fixture::empty().await;
-    f.cluster
-        .sql(
-            "postgres",
-            "DO $$ BEGIN CREATE ROLE plain LOGIN CREATEDB; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
-        )
-        .await;
+    let mut f = Fixture::empty().await;
     let (old, new) = f.two_releases().await;
-    f.sql(&format!(
-        "ALTER DATABASE {} OWNER TO plain; ALTER TABLE users OWNER TO plain; ALTER TABLE scores OWNER TO plain;
-         ALTER VIEW recent OWNER TO plain; ALTER TABLE schema_migrations OWNER TO plain",
-        f.database
-    ))
-    .await;
-    let mut config = f.config.clone();
-    config.user = "plain".to_owned();
-    let driver = PostgresDriver::new("db", config, f.vault.clone()).expect("driver");
+    f.as_plain_role().await;
+    let driver = &f.driver;
     let before = f.text(CONTENT).await;
     let findings = driver.prepare(&f.step(Action::Prepare, &new, &old)).await;
     assert!(blockers(&findings).is_empty(), "{findings:?}");

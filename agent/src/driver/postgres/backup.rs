@@ -15,9 +15,10 @@ use sha2::{Digest as _, Sha256};
 
 use super::catalog::Schema;
 use super::config::{PostgresConfig, Verify};
-use super::connect::{Connector, sql_problem};
+use super::connect::Sessions;
 use super::figures::Figures;
 use super::scratch;
+use super::sql_error::sql_problem;
 use super::staging::{self, Staging, file_problem};
 use super::tools::Tools;
 use super::versions::Applied;
@@ -75,7 +76,7 @@ impl Manifest {
 /// What is needed to make one.
 #[derive(Debug)]
 pub(super) struct Backup<'a> {
-    pub connector: &'a Connector,
+    pub sessions: Sessions<'a>,
     pub config: &'a PostgresConfig,
     pub step: &'a StepContext,
     pub staging: &'a Staging,
@@ -92,7 +93,7 @@ impl Backup<'_> {
         create_private(&dump)?;
         let failed = |e| sql_problem(Code::BackupUnproven, "read the database for the backup", &e);
         let look = async {
-            let mut c = self.connector.live().await?;
+            let mut c = self.sessions.live().await?;
             let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
             sqlx::raw_sql(begin).execute(&mut c).await.map_err(failed)?;
             let snapshot: String = sqlx::query_scalar("SELECT pg_export_snapshot()")
@@ -167,17 +168,17 @@ impl Backup<'_> {
         let dump = self.staging.dump();
         let step = self.step;
         step.progress(format!("restoring the backup into {name}"));
-        let mut live = self.connector.live().await?;
+        let mut live = self.sessions.live().await?;
         step.operation(
             "createdb",
-            scratch::create(self.connector, &mut live, name, &step.rollback_id),
+            scratch::create(self.sessions, &mut live, name, &step.rollback_id),
         )
         .await?;
         let _ = sqlx::Connection::close(live).await;
         restore(self, tools, &dump, name).await?;
         step.operation("verify_figures", async {
             let failed = |e| sql_problem(Code::BackupUnproven, format!("read {name}"), &e);
-            let mut c = self.connector.reader(name).await?;
+            let mut c = self.sessions.reader(name).await?;
             let restored = Schema::read(&mut c).await.map_err(failed)?;
             if let Some(thing) = schema.missing_from(&restored).first() {
                 return Err(unproven(&format!("the restored copy has no {thing}")));

@@ -1,19 +1,46 @@
-//! Connections to the server, and how its errors become problems.
+//! Connections to the server.
 //!
 //! Two kinds of sessions: *readers* have an empty search path and fixed output formats, so that what they read of a
 //! schema or of data is text that can be compared; *migrators* have exactly the settings that the project's own
 //! migration tool would have.
+//!
+//! A server that restarts, fails over or has no free connection is waited for, with jittered pauses: how long depends on
+//! what the session is for ([`Sessions`]). What it refuses for good (a password, a missing database) is reported at once.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+use rand::Rng as _;
 use rollback_proto::problem::{Code, Problem};
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Row as _};
 
 use super::config::PostgresConfig;
+use super::sql_error::{is_passing, sql_problem};
+use crate::driver::Action;
+use crate::step::StepContext;
 
+/// Of one attempt.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long what only looks waits for a server that does not accept connections.
+const QUICK: Duration = Duration::from_secs(2);
+
+/// How long `verify` waits: it shall tell a server that is down.
+const VERIFYING: Duration = Duration::from_secs(15);
+
+/// How long a probe waits: the executor gives it a minute for everything.
+const SETTLING: Duration = Duration::from_secs(30);
+
+/// How long moves wait, at most; never beyond the step's deadline.
+const MOVING: Duration = Duration::from_secs(60);
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Between two lines of progress while waiting.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Settings of a database that `CREATE DATABASE` does not copy: name and value.
 pub(super) type Settings = Vec<(String, String)>;
@@ -26,6 +53,19 @@ pub(super) struct Connector {
     application: String,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Migrator,
+    Reader,
+}
+
+/// An attempt to connect that failed.
+struct Refused {
+    problem: Problem,
+    /// Another attempt may succeed.
+    passing: bool,
+}
+
 impl Connector {
     pub fn new(config: Arc<PostgresConfig>, component: &str) -> Self {
         Self {
@@ -34,8 +74,51 @@ impl Connector {
         }
     }
 
-    /// A session whose settings are the database's own.
-    pub async fn migrator(&self, database: &str, settings: &Settings) -> Result<PgConnection, Problem> {
+    /// For what only looks.
+    pub fn quick(&self) -> Sessions<'_> {
+        Sessions {
+            connector: self,
+            step: None,
+            limit: QUICK,
+            deadline: None,
+        }
+    }
+
+    /// For a step, as patient as its action may be. Waiting shows in its progress.
+    pub fn patient<'a>(&'a self, step: &'a StepContext) -> Sessions<'a> {
+        let limit = match step.action {
+            Action::Prepare => QUICK,
+            Action::Verify => VERIFYING,
+            Action::Unspecified
+            | Action::Stage
+            | Action::Discard
+            | Action::Snapshot
+            | Action::Switch
+            | Action::Finish
+            | Action::Drain
+            | Action::Resume
+            | Action::Stop
+            | Action::Start => MOVING,
+        };
+        Sessions {
+            connector: self,
+            step: Some(step),
+            limit,
+            deadline: Some(step.deadline),
+        }
+    }
+
+    /// For finding out what became of a step, whose deadline may have passed.
+    pub fn settling<'a>(&'a self, step: &'a StepContext) -> Sessions<'a> {
+        Sessions {
+            connector: self,
+            step: Some(step),
+            limit: SETTLING,
+            deadline: None,
+        }
+    }
+
+    async fn attempt(&self, kind: Kind, database: &str, settings: &Settings) -> Result<PgConnection, Refused> {
         let mut options = PgConnectOptions::new_without_pgpass()
             .host(&self.config.host)
             .port(self.config.port)
@@ -43,7 +126,11 @@ impl Connector {
             .database(database)
             .application_name(&self.application)
             .statement_cache_capacity(32);
-        if let Some(password) = self.config.password()? {
+        let password = self.config.password().map_err(|problem| Refused {
+            problem,
+            passing: false,
+        })?;
+        if let Some(password) = password {
             options = options.password(&password);
         }
         if !settings.is_empty() {
@@ -56,45 +143,132 @@ impl Connector {
                 self.config.host, self.config.port
             )
         };
-        let connecting = tokio::time::timeout(CONNECT_LIMIT, options.connect()).await;
-        let mut connection = match connecting {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(e)) => return Err(sql_problem(Code::DatabaseDown, place(), &e)),
-            Err(_) => {
-                let message = format!("{}: no answer within {} s", place(), CONNECT_LIMIT.as_secs());
-                return Err(Problem::new(Code::DatabaseDown, message));
-            }
+        let refused = |error: sqlx::Error| Refused {
+            passing: is_passing(&error),
+            problem: sql_problem(Code::DatabaseDown, place(), &error),
         };
         // From 14 on the server notices within a second that the agent was killed; before, only when it next writes.
         let watch = "DO $$ BEGIN IF current_setting('server_version_num')::int >= 140000 THEN \
                      PERFORM set_config('client_connection_check_interval', '1s', false); END IF; END $$";
-        let watched = sqlx::raw_sql(watch).execute(&mut connection).await;
-        watched.map_err(|e| sql_problem(Code::DatabaseDown, place(), &e))?;
-        Ok(connection)
+        let reader = "SELECT set_config('search_path', '', false), set_config('bytea_output', 'hex', false), \
+                      set_config('DateStyle', 'ISO, YMD', false), set_config('IntervalStyle', 'postgres', false), \
+                      set_config('TimeZone', 'UTC', false), set_config('extra_float_digits', '1', false), \
+                      set_config('xmloption', 'content', false), set_config('row_security', 'off', false), \
+                      set_config('idle_in_transaction_session_timeout', '0', false), \
+                      set_config('statement_timeout', '0', false)";
+        let connecting = async {
+            let mut connection = options.connect().await?;
+            sqlx::raw_sql(watch).execute(&mut connection).await?;
+            match kind {
+                Kind::Migrator => {}
+                Kind::Reader => {
+                    sqlx::raw_sql(reader).execute(&mut connection).await?;
+                }
+            }
+            Ok::<_, sqlx::Error>(connection)
+        };
+        match tokio::time::timeout(CONNECT_LIMIT, connecting).await {
+            Ok(result) => result.map_err(refused),
+            Err(_) => {
+                let message = format!("{}: no answer within {} s", place(), CONNECT_LIMIT.as_secs());
+                Err(Refused {
+                    problem: Problem::new(Code::DatabaseDown, message),
+                    passing: true,
+                })
+            }
+        }
+    }
+}
+
+/// Makes sessions, waiting for a server that does not accept connections for a while.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sessions<'a> {
+    connector: &'a Connector,
+    step: Option<&'a StepContext>,
+    /// How long each of them may wait.
+    limit: Duration,
+    /// No new attempt is begun after it; the first always is.
+    deadline: Option<Instant>,
+}
+
+impl<'a> Sessions<'a> {
+    /// The same without patience.
+    pub fn quick(&self) -> Sessions<'a> {
+        self.connector.quick()
+    }
+
+    /// The end of something that may take `limit`, and no longer than the step.
+    pub fn within(&self, limit: Duration) -> Instant {
+        let end = Instant::now() + limit;
+        self.deadline.map_or(end, |deadline| deadline.min(end))
+    }
+
+    /// Says what is being waited for, to whoever watches the rollback.
+    pub fn tell(&self, message: impl AsRef<str>) {
+        if let Some(step) = self.step {
+            step.progress(message);
+        }
+    }
+
+    /// A session whose settings are the database's own.
+    pub async fn migrator(&self, database: &str, settings: &Settings) -> Result<PgConnection, Problem> {
+        self.connect(Kind::Migrator, database, settings).await
     }
 
     /// A session for reading catalogs and figures.
     pub async fn reader(&self, database: &str) -> Result<PgConnection, Problem> {
-        let mut connection = self.migrator(database, &Settings::new()).await?;
-        let settings = "SELECT set_config('search_path', '', false), set_config('bytea_output', 'hex', false), \
-                        set_config('DateStyle', 'ISO, YMD', false), set_config('IntervalStyle', 'postgres', false), \
-                        set_config('TimeZone', 'UTC', false), set_config('extra_float_digits', '1', false), \
-                        set_config('xmloption', 'content', false), set_config('row_security', 'off', false), \
-                        set_config('idle_in_transaction_session_timeout', '0', false), \
-                        set_config('statement_timeout', '0', false)";
-        let set = sqlx::raw_sql(settings).execute(&mut connection).await;
-        set.map_err(|e| sql_problem(Code::DatabaseDown, format!("prepare a session of {database}"), &e))?;
-        Ok(connection)
+        self.connect(Kind::Reader, database, &Settings::new()).await
     }
 
     /// A reader of the managed database.
     pub async fn live(&self) -> Result<PgConnection, Problem> {
-        self.reader(&self.config.database).await
+        self.reader(&self.connector.config.database).await
     }
 
     /// A session of the maintenance database.
     pub async fn maintenance(&self) -> Result<PgConnection, Problem> {
-        self.migrator(&self.config.maintenance_database, &Settings::new()).await
+        self.migrator(&self.connector.config.maintenance_database, &Settings::new())
+            .await
+    }
+
+    async fn connect(&self, kind: Kind, database: &str, settings: &Settings) -> Result<PgConnection, Problem> {
+        let begun = Instant::now();
+        let until = self.within(self.limit);
+        let (mut longest, mut told) = (FIRST_PAUSE, None::<Instant>);
+        loop {
+            let refused = match self.connector.attempt(kind, database, settings).await {
+                Ok(connection) => return Ok(connection),
+                Err(refused) => refused,
+            };
+            let pause = longest.mul_f64(rand::rng().random_range(0.5..1.0));
+            if !refused.passing || Instant::now() + pause >= until {
+                let mut problem = refused.problem;
+                if told.is_some() {
+                    let waited = begun.elapsed().as_secs_f32();
+                    problem.message.push_str(&format!(" (tried for {waited:.0} s)"));
+                }
+                return Err(problem);
+            }
+            if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+                told = Some(Instant::now());
+                self.tell(format!(
+                    "the server does not accept connections ({}), trying until {}",
+                    refused.problem.message,
+                    clock(until)
+                ));
+            }
+            tokio::time::sleep(pause).await;
+            longest = (longest * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+/// The time of day of a moment that is to come, for people.
+fn clock(moment: Instant) -> String {
+    let left = moment.saturating_duration_since(Instant::now());
+    match Timestamp::now().checked_add(left) {
+        Ok(at) => at.strftime("%H:%M:%SZ").to_string(),
+        Err(_) => "the step's deadline".to_owned(),
     }
 }
 
@@ -131,6 +305,12 @@ pub(super) async fn run(connection: &mut PgConnection, sql: String) -> Result<()
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(|_| ())
 }
 
+/// The same; answers how many rows it changed.
+pub(super) async fn changed(connection: &mut PgConnection, sql: String) -> Result<u64, sqlx::Error> {
+    let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    Ok(done.rows_affected())
+}
+
 /// Quotes an identifier.
 pub(super) fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -149,34 +329,4 @@ pub(super) fn literal(text: &str) -> String {
 /// `schema.table`, quoted.
 pub(super) fn qualified(schema: &str, name: &str) -> String {
     format!("{}.{}", ident(schema), ident(name))
-}
-
-/// A server's error with what helps to find its cause; other errors with their chain. Neither holds the password.
-pub(super) fn sql_problem(code: Code, what: impl std::fmt::Display, error: &sqlx::Error) -> Problem {
-    let Some(server) = server_error(error) else {
-        return Problem::from_error(code, what, error);
-    };
-    let mut message = format!("{what}: {} (SQLSTATE {})", server.message(), server.code());
-    // What the server says of rows and values is data, and stays on the host.
-    let about_data = server.code().starts_with("22") || server.code().starts_with("23");
-    let detail = server.detail().filter(|_| !about_data);
-    let place = server.r#where().filter(|text| !text.starts_with("COPY"));
-    for (label, text) in [("detail", detail), ("where", place)] {
-        if let Some(text) = text {
-            let text: String = text.lines().next().unwrap_or_default().chars().take(200).collect();
-            message.push_str(&format!("; {label}: {text}"));
-        }
-    }
-    let code = match server.code() {
-        "53100" => Code::DiskFull,
-        "55P03" | "40P01" => Code::DatabaseLocked,
-        _ => code,
-    };
-    Problem::new(code, message)
-}
-
-pub(super) fn server_error(error: &sqlx::Error) -> Option<&PgDatabaseError> {
-    error
-        .as_database_error()
-        .and_then(|e| e.try_downcast_ref::<PgDatabaseError>())
 }

@@ -8,6 +8,9 @@
 //!
 //! Locks: the transaction waits for each at most `lock_timeout`, then gives up everything it holds, lets the queries that
 //! queued behind it pass, and tries again a few times. One waiting ALTER TABLE stalls every SELECT behind it.
+//!
+//! A server that restarts under it ends the transaction. Before COMMIT was sent nothing of it can have happened, and it
+//! is begun again; after that the caller has to look ([`LegError::Unknown`]).
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -19,16 +22,23 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::catalog::Schema;
 use super::config::PostgresConfig;
-use super::connect::{Connector, Settings, server_error, sql_problem};
-use super::keep::{self, KeepError};
+use super::connect::{Sessions, Settings};
+use super::keep;
+use super::kept::KeepError;
 use super::loss::{Loss, Structure};
 use super::privileges::Privileges;
+use super::put_back::{Returned, Source};
 use super::route::{Direction, Leg};
+use super::sql_error::{server_error, sql_problem};
 use super::tool_locks;
 use super::versions::{Applied, Layout};
 
 /// Times that a leg is begun before a lock that is not to be had counts as a failure.
 const ATTEMPTS: u32 = 5;
+
+/// Times that a leg is begun anew because its session was lost. A migration that brings the server down each time shall
+/// not do so often.
+const LOSSES: u32 = 2;
 
 /// Longest pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -36,7 +46,7 @@ const PAUSE: Duration = Duration::from_millis(400);
 /// Where and how to run.
 #[derive(Debug)]
 pub(super) struct Migrator<'a> {
-    pub connector: &'a Connector,
+    pub sessions: Sessions<'a>,
     pub config: &'a PostgresConfig,
     pub database: &'a str,
     /// Settings that the database itself does not have (a scratch copy).
@@ -45,6 +55,13 @@ pub(super) struct Migrator<'a> {
     /// The schema for what is kept.
     pub kept: String,
     pub deadline: Instant,
+}
+
+/// An attempt that failed.
+struct Ended {
+    stop: Stop,
+    /// The session ended with it: it could not even roll back.
+    lost: bool,
 }
 
 /// Why a leg did not come to its end.
@@ -85,6 +102,14 @@ fn sql(what: impl Into<String>) -> impl FnOnce(sqlx::Error) -> Stop {
 }
 
 impl Stop {
+    /// Nothing can have been committed.
+    fn is_before_commit(&self) -> bool {
+        match self {
+            Self::Sql(..) | Self::Problem(_) => true,
+            Self::Commit(_) | Self::Escaped => false,
+        }
+    }
+
     /// Worth another attempt: the lock may be free then.
     fn is_contention(&self) -> bool {
         match self {
@@ -96,37 +121,46 @@ impl Stop {
 }
 
 impl Migrator<'_> {
-    /// Runs a leg. `from` is the digest that the database must have when the transaction begins, if that matters.
-    pub async fn run(&self, leg: &Leg, from: Option<&str>, loss: &Loss) -> Result<(), LegError> {
-        let mut attempt = 1;
+    /// Runs a leg. `from` is the digest that the database must have when the transaction begins, if that matters. Answers
+    /// with what was put back on the way up.
+    pub async fn run(&self, leg: &Leg, from: Option<&str>, loss: &Loss) -> Result<Option<Returned>, LegError> {
+        let (mut attempt, mut losses) = (1, 0);
         loop {
             let blockers = Mutex::new(Vec::new());
-            let stop = match self.attempt(leg, from, loss, &blockers).await {
-                Ok(()) => return Ok(()),
-                Err(stop) => stop,
+            let Ended { stop, lost } = match self.attempt(leg, from, loss, &blockers).await {
+                Ok(returned) => return Ok(returned),
+                Err(ended) => ended,
             };
             let pause = PAUSE.mul_f64(rand::rng().random_range(0.25..1.0));
-            if stop.is_contention() && attempt < ATTEMPTS && Instant::now() + pause < self.deadline {
+            let in_time = Instant::now() + pause < self.deadline;
+            if lost && stop.is_before_commit() && losses < LOSSES && in_time {
+                losses += 1;
+                tracing::info!(losses, database = self.database, "the session of a migration was lost");
+                self.sessions
+                    .tell("the server ended the migration's session before it was committed; trying again");
+            } else if stop.is_contention() && attempt < ATTEMPTS && in_time {
                 tracing::info!(
                     attempt,
                     database = self.database,
                     "migration waits for a lock; trying again"
                 );
                 attempt += 1;
-                tokio::time::sleep(pause).await;
-                continue;
+            } else {
+                let blockers = blockers.into_inner().unwrap_or_default();
+                return Err(self.give_up(stop, lost, attempt, &blockers));
             }
-            return Err(self.give_up(stop, attempt, &blockers.into_inner().unwrap_or_default()));
+            tokio::time::sleep(pause).await;
         }
     }
 
-    fn give_up(&self, stop: Stop, attempts: u32, blockers: &[String]) -> LegError {
+    fn give_up(&self, stop: Stop, lost: bool, attempts: u32, blockers: &[String]) -> LegError {
         let contention = stop.is_contention();
         let problem = match stop {
             Stop::Escaped => return LegError::Unknown(escaped()),
             Stop::Problem(problem) => problem,
             Stop::Sql(what, error) => sql_problem(Code::MigrationFailed, what, &error),
-            Stop::Commit(error) if server_error(&error).is_some() => {
+            // A server that is going down may have committed before it said so.
+            Stop::Commit(error) if server_error(&error).is_some() && !lost => {
                 sql_problem(Code::MigrationFailed, "commit", &error)
             }
             Stop::Commit(error) => {
@@ -157,25 +191,40 @@ impl Migrator<'_> {
         from: Option<&str>,
         loss: &Loss,
         blockers: &Mutex<Vec<String>>,
-    ) -> Result<(), Stop> {
-        let mut c = self.connector.migrator(self.database, self.settings).await?;
-        let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()")
-            .fetch_one(&mut c)
-            .await
-            .map_err(sql("begin"))?;
-        let result = tokio::select! {
-            result = self.transaction(&mut c, leg, from, loss) => result,
-            never = self.watch(pid, blockers) => match never {},
+    ) -> Result<Option<Returned>, Ended> {
+        let connected = self.sessions.migrator(self.database, self.settings).await;
+        let mut c = connected.map_err(|problem| Ended {
+            stop: problem.into(),
+            // It was waited for already.
+            lost: false,
+        })?;
+        let work = async {
+            let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()")
+                .fetch_one(&mut c)
+                .await
+                .map_err(sql("begin"))?;
+            tokio::select! {
+                result = self.transaction(&mut c, leg, from, loss) => result,
+                never = self.watch(pid, blockers) => match never {},
+            }
         };
+        let result = work.await;
+        let mut lost = false;
         if result.is_err() {
             // Closing would roll back as well; this does so before the next attempt begins. The error is known already.
-            let _ = sqlx::raw_sql("ROLLBACK").execute(&mut c).await;
+            lost = sqlx::raw_sql("ROLLBACK").execute(&mut c).await.is_err();
         }
         let _ = sqlx::Connection::close(c).await;
-        result
+        result.map_err(|stop| Ended { stop, lost })
     }
 
-    async fn transaction(&self, c: &mut PgConnection, leg: &Leg, from: Option<&str>, loss: &Loss) -> Result<(), Stop> {
+    async fn transaction(
+        &self,
+        c: &mut PgConnection,
+        leg: &Leg,
+        from: Option<&str>,
+        loss: &Loss,
+    ) -> Result<Option<Returned>, Stop> {
         let session = self.begin(c).await?;
         let (schema, applied) = session.state(c).await?;
         if let Some(from) = from
@@ -185,13 +234,15 @@ impl Migrator<'_> {
             return Err(Problem::new(Code::WrongRevision, message).into());
         }
         let privileges = Privileges::read(c).await.map_err(sql("read privileges"))?;
-        if leg.direction == Direction::Down {
-            keep::keep(c, &self.kept, self.rollback_id, loss, &applied, &leg.numbers()).await?;
-        }
-        self.steps(c, &session, leg, &applied).await?;
-        if leg.direction == Direction::Up {
-            keep::put_back(c, &self.kept).await?;
-        }
+        let source = match leg.direction {
+            Direction::Down => {
+                keep::keep(c, &self.kept, self.rollback_id, loss, &applied, &leg.numbers()).await?;
+                Source::Nothing
+            }
+            Direction::Up => Source::find(c, &self.kept, &leg.numbers()).await?,
+        };
+        self.steps(c, &session, leg, &applied, &source).await?;
+        let returned = source.put_back(c, self.rollback_id, &privileges).await?;
         privileges.give_back(c).await.map_err(sql("give back privileges"))?;
         // What a deferred constraint has to say shall not come as an answer to COMMIT.
         sqlx::raw_sql("SET CONSTRAINTS ALL IMMEDIATE")
@@ -218,7 +269,7 @@ impl Migrator<'_> {
         sqlx::raw_sql("COMMIT")
             .execute(c)
             .await
-            .map(|_| ())
+            .map(|_| returned)
             .map_err(Stop::Commit)
     }
 
@@ -230,12 +281,12 @@ impl Migrator<'_> {
             Stop::Commit(error) => sql_problem(Code::RehearsalFailed, "roll back", &error),
             Stop::Escaped => escaped(),
         };
-        let mut c = self.connector.migrator(self.database, self.settings).await?;
+        let mut c = self.sessions.migrator(self.database, self.settings).await?;
         let found = async {
             let session = self.begin(&mut c).await?;
             let before = Structure::read(&mut c).await.map_err(sql("read the catalogs"))?;
             let (_, applied) = session.state(&mut c).await?;
-            self.steps(&mut c, &session, leg, &applied).await?;
+            self.steps(&mut c, &session, leg, &applied, &Source::Nothing).await?;
             let after = Structure::read(&mut c).await.map_err(sql("read the catalogs"))?;
             session.still_open(&mut c).await?;
             sqlx::raw_sql("ROLLBACK")
@@ -264,6 +315,7 @@ impl Migrator<'_> {
         session: &Session<'_>,
         leg: &Leg,
         applied: &Applied,
+        source: &Source,
     ) -> Result<(), Stop> {
         for (i, step) in leg.steps.iter().enumerate() {
             let what = match leg.direction {
@@ -283,7 +335,7 @@ impl Migrator<'_> {
                     applied.unmark(c, step.number, below).await?;
                 }
                 Direction::Up => {
-                    if !keep::version_row_back(c, &self.kept, applied, step.number).await? {
+                    if !source.version_row_back(c, applied, step.number).await? {
                         applied.mark(c, step.number, &step.digits).await?;
                     }
                 }
@@ -298,6 +350,10 @@ impl Migrator<'_> {
             .fetch_one(&mut *c)
             .await
             .map_err(sql("begin"))?;
+        // What COMMIT answers must outlive a crash of the server, whatever the database is content with.
+        let durable = "SELECT set_config('synchronous_commit', 'local', true) \
+                       WHERE current_setting('synchronous_commit') = 'off'";
+        sqlx::raw_sql(durable).execute(&mut *c).await.map_err(sql("begin"))?;
         let session = Session {
             config: self.config,
             search_path: row.try_get("path").map_err(sql("begin"))?,
@@ -322,7 +378,7 @@ impl Migrator<'_> {
     async fn watch(&self, pid: i32, blockers: &Mutex<Vec<String>>) -> std::convert::Infallible {
         let interval = self.config.lock_timeout.mul_f64(0.4).max(Duration::from_millis(20));
         tokio::time::sleep(interval).await;
-        if let Ok(mut c) = self.connector.migrator(self.database, &Settings::new()).await {
+        if let Ok(mut c) = self.sessions.quick().migrator(self.database, &Settings::new()).await {
             while let Ok(found) = blocking(&mut c, pid).await {
                 if !found.is_empty()
                     && let Ok(mut known) = blockers.lock()

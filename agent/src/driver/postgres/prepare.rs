@@ -4,20 +4,27 @@ use rollback_proto::problem::{Code, Problem};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
-use super::connect::sql_problem;
+use super::connect::{Sessions, ident};
+use super::kept::{self, Expected, Inventory};
+use super::route::{Direction, Leg};
+use super::sql_error::sql_problem;
 use super::tools::Tools;
 use super::{PostgresDriver, State, backup, scratch};
-use crate::driver::Finding;
+use crate::driver::{Finding, Severity};
 use crate::step::StepContext;
 
 /// A scratch copy needs a little more room than the database it is made from.
 const SCRATCH_FACTOR: f64 = 1.2;
 
+/// Kept schemas that a message names.
+const SHOWN: usize = 5;
+
 impl PostgresDriver {
     pub(super) async fn do_prepare(&self, step: &StepContext) -> Vec<Finding> {
         let mut findings = Vec::new();
         // Side by side: the one reads catalogs, the other mostly waits for pg_dump to say its version.
-        let both = async { tokio::join!(self.state(), self.look_around(&mut findings)) };
+        let sessions = self.connector.patient(step);
+        let both = async { tokio::join!(self.state(sessions), self.look_around(sessions, &mut findings)) };
         let (state, around) = step.operation("look_at_database", both).await;
         let state = match state {
             Ok(state) => state,
@@ -42,18 +49,94 @@ impl PostgresDriver {
             findings.push(Finding::blocker(self.moved(&state, step)));
             return findings;
         }
+        let mut way_up = None;
+        if step.from.digest != step.to.digest {
+            match self.route(&state, step) {
+                Ok(route) if route.there.direction == Direction::Up => way_up = Some(route.there),
+                Ok(_) => {}
+                Err(problems) => findings.extend(problems.into_iter().map(Finding::blocker)),
+            }
+        }
+        let kept = self.kept(step, sessions, &state, way_up.as_ref());
+        match step.operation("look_at_kept_rows", kept).await {
+            Ok(found) => findings.extend(found),
+            Err(problem) => findings.push(Finding::blocker(problem)),
+        }
         if step.from.digest == step.to.digest {
             return findings;
-        }
-        match self.route(&state, step) {
-            Ok(_) => {}
-            Err(problems) => findings.extend(problems.into_iter().map(Finding::blocker)),
         }
         match self.edited(&state, step) {
             Ok(edited) => findings.extend(edited.into_iter().map(Finding::warning)),
             Err(problem) => findings.push(Finding::blocker(problem)),
         }
         findings
+    }
+
+    /// What earlier rollbacks kept: what of it a way up is going to put back, and what only grows old.
+    async fn kept(
+        &self,
+        step: &StepContext,
+        sessions: Sessions<'_>,
+        state: &State,
+        way_up: Option<&Leg>,
+    ) -> Result<Vec<Finding>, Problem> {
+        let own = kept::schema_name(&self.tag(step));
+        let mut findings = Vec::new();
+        let mut c = sessions.live().await?;
+        let expected = match way_up {
+            Some(leg) => Expected::find(&mut c, &own, &leg.numbers(), &state.schema, &leg.schema_after).await?,
+            None => None,
+        };
+        let mut served: Vec<String> = kept::of_component(&mut c, &own)
+            .await?
+            .into_iter()
+            .filter(|(_, kept)| kept.is_spent())
+            .map(|(schema, _)| schema)
+            .collect();
+        if let Some(expected) = expected {
+            let mut message = format!(
+                "rows in {} ({}) will be put back: {}",
+                expected.schema,
+                expected.kept.origin(),
+                expected.contents()
+            );
+            let severity = match expected.older.as_slice() {
+                [] => Severity::Ok,
+                older => {
+                    message.push_str(&format!("; older ones stay as they are: {}", older.join(", ")));
+                    Severity::Warning
+                }
+            };
+            findings.push(Finding {
+                severity,
+                problem: Problem::new(Code::DatabaseUnclear, message)
+                    .remedy("nothing; if these rows are not wanted, drop the schema first"),
+            });
+            served.push(expected.schema);
+        }
+        let inventory = Inventory::read(&mut c, &served)
+            .await
+            .map_err(|e| sql_problem(Code::DatabaseDown, "look at kept schemas", &e))?;
+        let _ = sqlx::Connection::close(c).await;
+        if let Some(count) = inventory.describe() {
+            let shown: Vec<&str> = inventory.names.iter().take(SHOWN).map(String::as_str).collect();
+            let more = if inventory.names.len() > SHOWN { ", …" } else { "" };
+            let message = format!(
+                "database {} has {count}, with rows that earlier rollbacks took away and nobody put back: {}{more}; every \
+                 backup and restore carries them",
+                self.config.database,
+                shown.join(", ")
+            );
+            let drops: Vec<String> = shown
+                .iter()
+                .map(|name| format!("DROP SCHEMA {} CASCADE;", ident(name)))
+                .collect();
+            let remedy = format!("when nobody needs these rows any more: {}", drops.join(" "));
+            findings.push(Finding::warning(
+                Problem::new(Code::DatabaseUnclear, message).remedy(remedy),
+            ));
+        }
+        Ok(findings)
     }
 
     /// Migration files that are not what was recorded: the recorded ones are used.
@@ -82,9 +165,9 @@ impl PostgresDriver {
     }
 
     /// Programs, rights, room, other sessions: what has nothing to do with the target.
-    async fn look_around(&self, findings: &mut Vec<Finding>) -> Result<(), Problem> {
+    async fn look_around(&self, sessions: Sessions<'_>, findings: &mut Vec<Finding>) -> Result<(), Problem> {
         let failed = |e| sql_problem(Code::DatabaseDown, "look at the server", &e);
-        let mut c = self.connector.live().await?;
+        let mut c = sessions.live().await?;
         let row = sqlx::query(
             "SELECT current_setting('server_version_num')::int AS version, pg_database_size(current_database()) AS size,
                     (SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user) AS may_create,

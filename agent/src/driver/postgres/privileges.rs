@@ -65,6 +65,12 @@ impl Privileges {
         Ok(Self(all))
     }
 
+    /// Those of relations that `before` does not have.
+    pub fn unknown_to(&self, before: &Self) -> Self {
+        let new = self.0.iter().filter(|(name, _)| !before.0.contains_key(*name));
+        Self(new.map(|(name, rights)| (name.clone(), rights.clone())).collect())
+    }
+
     /// Gives back what was there and is not now, to relations that exist. Takes nothing away.
     pub async fn give_back(&self, c: &mut PgConnection) -> Result<(), sqlx::Error> {
         let now = Self::read(c).await?;

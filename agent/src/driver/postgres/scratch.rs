@@ -2,13 +2,24 @@
 //!
 //! They are named after the managed database and the rollback, so that what a killed agent left behind is recognised
 //! and dropped by the next `stage`, and a database of anybody else never is.
+//!
+//! Dropping one works for a plain role with CREATEDB: `WITH (FORCE)` is refused as soon as an autovacuum worker is in the
+//! database, because that process belongs to nobody that the role is a member of. The plain DROP ends such workers itself.
 
+use std::time::{Duration, Instant};
+
+use rand::Rng as _;
 use rollback_proto::problem::{Code, Problem};
 use sha2::{Digest as _, Sha256};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
-use super::connect::{Connector, ident, literal, run, sql_problem};
+use super::connect::{Sessions, ident, literal, run};
+use super::sql_error::{server_error, sql_problem};
+
+/// How long dropping one is tried while somebody is in it, within the step's deadline. One attempt may take the server's
+/// own 5 s.
+const DROP_LIMIT: Duration = Duration::from_secs(8);
 
 const PREFIX: &str = "rollbackctl_scratch_";
 
@@ -27,7 +38,7 @@ pub(super) fn name(database: &str, tag: &str) -> String {
 
 /// Makes an empty database of this name, in place of one that is there, with the managed database's encoding and locale.
 pub(super) async fn create(
-    connector: &Connector,
+    sessions: Sessions<'_>,
     live: &mut PgConnection,
     name: &str,
     rollback: &str,
@@ -58,11 +69,15 @@ pub(super) async fn create(
         Some(_) | None => {}
     }
     let origin: String = row.try_get("origin").map_err(failed)?;
-    let mut maintenance = connector.maintenance().await?;
+    let mut maintenance = sessions.maintenance().await?;
     // One of the same name is what an earlier run of the same step left.
-    let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name));
-    run(&mut maintenance, drop).await.map_err(failed)?;
+    remove(&mut maintenance, name, sessions.within(DROP_LIMIT))
+        .await
+        .map_err(failed)?;
     run(&mut maintenance, sql).await.map_err(failed)?;
+    // A copy of everything: nobody else has business in it, and a session of another role could not be ended by ours.
+    let alone = format!("REVOKE CONNECT ON DATABASE {} FROM PUBLIC", ident(name));
+    run(&mut maintenance, alone).await.map_err(failed)?;
     let comment =
         format!("copy of {origin} made by rollbackctl to prove a backup (rollback {rollback}); may be dropped");
     run(
@@ -73,16 +88,63 @@ pub(super) async fn create(
     .map_err(failed)
 }
 
-/// Drops one scratch database, ending sessions in it. Succeeds when there is none.
-pub(super) async fn drop(connector: &Connector, name: &str) -> Result<(), Problem> {
+/// Drops one scratch database, ending our own sessions in it. Succeeds when there is none.
+pub(super) async fn drop(sessions: Sessions<'_>, name: &str) -> Result<(), Problem> {
     let failed = |e| sql_problem(Code::DatabaseDown, format!("drop scratch database {name}"), &e);
-    let mut maintenance = connector.maintenance().await?;
-    run(
-        &mut maintenance,
-        format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name)),
+    let mut maintenance = sessions.maintenance().await?;
+    let removed = remove(&mut maintenance, name, sessions.within(DROP_LIMIT))
+        .await
+        .map_err(failed);
+    let _ = sqlx::Connection::close(maintenance).await;
+    removed
+}
+
+/// What a summary says of a scratch database that could not be dropped after everything else went well: that is no
+/// failure of the step.
+pub(super) fn left_for_now(name: &str, problem: &Problem) -> String {
+    tracing::warn!(database = name, problem = %problem.message, "a scratch database could not be dropped");
+    format!(
+        "; warning: {name} stays for now and will be removed as a leftover ({})",
+        problem.message
     )
-    .await
-    .map_err(failed)
+}
+
+async fn remove(c: &mut PgConnection, name: &str, until: Instant) -> Result<(), sqlx::Error> {
+    let superuser: bool = sqlx::query_scalar("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")
+        .fetch_one(&mut *c)
+        .await?;
+    loop {
+        // Sessions of ours that a cut-off step left, or whose end the server has not noticed yet.
+        sqlx::query(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+             WHERE datname = $1 AND usename = current_user AND pid <> pg_backend_pid()",
+        )
+        .bind(name)
+        .execute(&mut *c)
+        .await?;
+        // A step that is over shall not be held up by it. One attempt there always is.
+        let left = until
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_secs(1));
+        run(c, format!("SET statement_timeout = {}", left.as_millis())).await?;
+        // Waits up to 5 s for others to leave, and sends autovacuum away.
+        let dropped = run(c, format!("DROP DATABASE IF EXISTS {}", ident(name))).await;
+        run(c, "SET statement_timeout = 0".to_owned()).await?;
+        let Err(error) = dropped else {
+            return Ok(());
+        };
+        if server_error(&error).is_none_or(|e| e.code() != "55006") {
+            return Err(error);
+        }
+        if superuser {
+            return run(c, format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", ident(name))).await;
+        }
+        let pause = Duration::from_millis(300).mul_f64(rand::rng().random_range(0.3..1.0));
+        if Instant::now() + pause >= until {
+            return Err(error);
+        }
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// Scratch databases of this managed database, of whatever rollback.

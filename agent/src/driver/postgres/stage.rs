@@ -12,14 +12,16 @@ use super::archive::Prefer;
 use super::backup::{self, Backup, Manifest, Proof};
 use super::catalog::Schema;
 use super::config::Verify;
-use super::connect::{Settings, database_settings, sql_problem};
+use super::connect::{Sessions, Settings, database_settings};
 use super::figures::{Figures, sequences};
 use super::loss::Loss;
 use super::migrate::{LegError, Migrator};
+use super::put_back::Returned;
 use super::route::{Direction, Leg, Route};
+use super::sql_error::sql_problem;
 use super::staging::{self, Rehearsed, Staging};
 use super::tools::Tools;
-use super::{PostgresDriver, keep, scratch};
+use super::{PostgresDriver, kept, scratch};
 use crate::driver::{Done, Failure};
 use crate::step::StepContext;
 
@@ -27,16 +29,20 @@ impl PostgresDriver {
     pub(super) async fn do_stage(&self, step: &StepContext) -> Result<Done, Failure> {
         let tag = self.tag(step);
         let backups = self.config.backups_dir()?;
+        let sessions = self.connector.patient(step);
         let look = async {
-            let mut c = self.connector.live().await?;
+            let state = self.state(sessions).await?;
+            let mut c = sessions.live().await?;
             let left = scratch::leftovers(&mut c, &self.config.database).await?;
-            let state = self.state_on(&mut c).await?;
             let _ = sqlx::Connection::close(c).await;
             Ok::<_, Problem>((left, state))
         };
         let (scratch_left, state) = step.operation("look_at_database", look).await?;
         for name in &scratch_left {
-            step.operation("dropdb", scratch::drop(&self.connector, name)).await?;
+            if let Err(problem) = step.operation("dropdb", scratch::drop(sessions, name)).await {
+                // The next stage tries again. If it is in our way, making the new one says so.
+                step.progress(format!("{name} of an earlier run stays for now: {}", problem.message));
+            }
         }
         let files_left = staging::remove_leftovers(backups, &scratch::short(&self.component))?;
         if scratch_left.len() + files_left > 0 {
@@ -57,8 +63,8 @@ impl PostgresDriver {
         let staging = Staging::new(backups, &tag);
         let name = scratch::name(&self.config.database, &tag);
         let ended = in_time(step, self.prove_and_rehearse(step, &route, &staging, &name, &tag)).await;
-        let dropped = step.operation("dropdb", scratch::drop(&self.connector, &name)).await;
-        let summary = match ended {
+        let dropped = step.operation("dropdb", scratch::drop(sessions, &name)).await;
+        let mut summary = match ended {
             Ok(summary) => summary,
             Err(problem) => {
                 // The dump is of no use any more; the failure that led here is what matters.
@@ -66,7 +72,9 @@ impl PostgresDriver {
                 return Err(problem.into());
             }
         };
-        dropped?;
+        if let Err(problem) = dropped {
+            summary.push_str(&scratch::left_for_now(&name, &problem));
+        }
         Ok(Done::new(summary))
     }
 
@@ -78,16 +86,22 @@ impl PostgresDriver {
         name: &str,
         tag: &str,
     ) -> Result<String, Problem> {
-        let (tools, server_version) = step.operation("find_tools", self.tools()).await?;
+        let (tools, server_version) = step
+            .operation("find_tools", self.tools(self.connector.patient(step)))
+            .await?;
         let backup = self.backup(step, staging, tag);
         let (mut manifest, schema) = backup.take(&tools, server_version).await?;
         let restored = backup.prove(&tools, &manifest, &schema, name).await?;
         manifest.proof = Some(Proof::Restore);
         staging::write_json(&staging.manifest(), &manifest)?;
-        let loss = self
+        let (loss, returned) = self
             .rehearse(step, route, &schema, &restored, &manifest.figures, name, tag)
             .await?;
-        let kept = describe(&loss);
+        let kept = match route.there.direction {
+            Direction::Down => describe(&loss),
+            // As it went on the copy.
+            Direction::Up => returned.map(|r| r.describe()).unwrap_or_default(),
+        };
         let rehearsed = Rehearsed {
             rollback_id: step.rollback_id.clone(),
             component: step.component.clone(),
@@ -120,13 +134,14 @@ impl PostgresDriver {
         figures: &Figures,
         name: &str,
         tag: &str,
-    ) -> Result<Loss, Problem> {
+    ) -> Result<(Loss, Option<Returned>), Problem> {
         let failed = |e| sql_problem(Code::RehearsalFailed, format!("read {name}"), &e);
+        let sessions = self.connector.patient(step);
         let look = async {
-            let mut live = self.connector.live().await?;
+            let mut live = sessions.live().await?;
             let settings = database_settings(&mut live).await.map_err(failed)?;
             let _ = sqlx::Connection::close(live).await;
-            let mut scratch = self.connector.reader(name).await?;
+            let mut scratch = sessions.reader(name).await?;
             let sequences = sequences(&mut scratch).await.map_err(failed)?;
             Ok::<_, Problem>((settings, scratch, sequences))
         };
@@ -140,7 +155,7 @@ impl PostgresDriver {
             schema_after: restored.clone(),
             ..route.back.clone()
         };
-        let mut loss = Loss::default();
+        let (mut loss, mut returned) = (Loss::default(), None);
         for leg in [&there, &back] {
             let operation = match leg.direction {
                 Direction::Down => {
@@ -154,7 +169,8 @@ impl PostgresDriver {
                 }
             };
             let ran = step.operation(operation, migrator.run(leg, None, &loss)).await;
-            ran.map_err(|(LegError::RolledBack(p) | LegError::Unknown(p))| rehearsal_failed(&p))?;
+            let there = ran.map_err(|(LegError::RolledBack(p) | LegError::Unknown(p))| rehearsal_failed(&p))?;
+            returned = returned.or(there);
         }
         step.operation("verify_rehearsal", async {
             let after = Figures::read(&mut scratch, |_, _, _| {}).await.map_err(failed)?;
@@ -172,7 +188,7 @@ impl PostgresDriver {
         })
         .await?;
         let _ = sqlx::Connection::close(scratch).await;
-        Ok(loss)
+        Ok((loss, returned))
     }
 
     pub(super) async fn do_snapshot(&self, step: &StepContext) -> Result<Done, Failure> {
@@ -183,9 +199,12 @@ impl PostgresDriver {
         let staged: Option<Manifest> = staging::read_json(&staging.manifest())?;
         let max_age = self.config.snapshot_max_age;
         let fresh = staged.filter(|m| m.rollback_id == step.rollback_id && m.proof.is_some() && age(m) <= max_age);
-        let (manifest, made) = match fresh {
-            Some(manifest) => (manifest, "staged"),
-            None => (self.make_backup(step, &backup, &tag).await?, "new"),
+        let (manifest, made, warning) = match fresh {
+            Some(manifest) => (manifest, "staged", String::new()),
+            None => {
+                let (manifest, warning) = self.make_backup(step, &backup, &tag).await?;
+                (manifest, "new", warning)
+            }
         };
         let receipt = backup.seal(&manifest).await?;
         let retired = backup::retire(
@@ -195,7 +214,7 @@ impl PostgresDriver {
             &receipt.path,
         )?;
         let summary = format!(
-            "{made} backup, {}, {} tables, {} rows, verified by {}{}",
+            "{made} backup, {}, {} tables, {} rows, verified by {}{}{warning}",
             backup::people_bytes(receipt.bytes),
             receipt.tables,
             receipt.rows,
@@ -213,25 +232,33 @@ impl PostgresDriver {
         })
     }
 
-    /// A backup of its own for `snapshot`.
-    async fn make_backup(&self, step: &StepContext, backup: &Backup<'_>, tag: &str) -> Result<Manifest, Problem> {
-        let (tools, server_version) = step.operation("find_tools", self.tools()).await?;
+    /// A backup of its own for `snapshot`, and what a summary has to warn of.
+    async fn make_backup(
+        &self,
+        step: &StepContext,
+        backup: &Backup<'_>,
+        tag: &str,
+    ) -> Result<(Manifest, String), Problem> {
+        let (tools, server_version) = step.operation("find_tools", self.tools(backup.sessions)).await?;
         let (mut manifest, schema) = backup.take(&tools, server_version).await?;
+        let mut warning = String::new();
         if self.config.verify == Verify::Restore {
             let name = scratch::name(&self.config.database, tag);
             let proven = in_time(step, backup.prove(&tools, &manifest, &schema, &name)).await;
-            let dropped = step.operation("dropdb", scratch::drop(&self.connector, &name)).await;
+            let dropped = step.operation("dropdb", scratch::drop(backup.sessions, &name)).await;
             proven?;
-            dropped?;
+            if let Err(problem) = dropped {
+                warning = scratch::left_for_now(&name, &problem);
+            }
         }
         manifest.proof = Some(backup::proof_of(self.config.verify));
         staging::write_json(&backup.staging.manifest(), &manifest)?;
-        Ok(manifest)
+        Ok((manifest, warning))
     }
 
     fn backup<'a>(&'a self, step: &'a StepContext, staging: &'a Staging, tag: &'a str) -> Backup<'a> {
         Backup {
-            connector: &self.connector,
+            sessions: self.connector.patient(step),
             config: &self.config,
             step,
             staging,
@@ -247,18 +274,18 @@ impl PostgresDriver {
         kept: &'a str,
     ) -> Migrator<'a> {
         Migrator {
-            connector: &self.connector,
+            sessions: self.connector.patient(step),
             config: &self.config,
             database,
             settings,
             rollback_id: &step.rollback_id,
-            kept: keep::schema_name(kept),
+            kept: kept::schema_name(kept),
             deadline: step.deadline,
         }
     }
 
-    async fn tools(&self) -> Result<(Tools, u32), Problem> {
-        let version = self.server_version().await?;
+    async fn tools(&self, sessions: Sessions<'_>) -> Result<(Tools, u32), Problem> {
+        let version = self.server_version(sessions).await?;
         Ok((
             Tools::find(&self.config, &scratch::short(&self.component), version / 10_000).await?,
             version,
@@ -273,23 +300,23 @@ impl PostgresDriver {
             Staging::new(&self.config.backups, &tag).remove()?;
         }
         let scratch = scratch::name(&self.config.database, &tag);
+        let sessions = self.connector.patient(step);
         let look = async {
-            let mut c = self.connector.live().await?;
+            let mut c = sessions.live().await?;
             let left = scratch::leftovers(&mut c, &self.config.database).await?;
-            let dropped = keep::drop_if_put_back(&mut c, &keep::schema_name(&tag)).await?;
+            let dropped = kept::drop_put_back(&mut c, &kept::schema_name(&tag)).await?;
             let _ = sqlx::Connection::close(c).await;
             Ok::<_, Problem>((left.contains(&scratch), dropped))
         };
         let (scratch_left, dropped) = step.operation("look_at_database", look).await?;
-        if scratch_left {
-            step.operation("dropdb", scratch::drop(&self.connector, &scratch))
-                .await?;
+        let mut summary = match dropped {
+            0 => "removed".to_owned(),
+            _ => "removed, with rows that had been put back".to_owned(),
+        };
+        if scratch_left && let Err(problem) = step.operation("dropdb", scratch::drop(sessions, &scratch)).await {
+            summary.push_str(&scratch::left_for_now(&scratch, &problem));
         }
-        Ok(Done::new(if dropped {
-            "removed, with rows that had been put back"
-        } else {
-            "removed"
-        }))
+        Ok(Done::new(summary))
     }
 }
 

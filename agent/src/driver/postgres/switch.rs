@@ -2,12 +2,13 @@
 
 use rollback_proto::problem::{Code, Problem};
 
-use super::connect::{Settings, sql_problem};
+use super::connect::Settings;
 use super::migrate::LegError;
 use super::route::Direction;
+use super::sql_error::{is_passing, sql_problem};
 use super::stage::first;
 use super::staging::{self, Rehearsed, Staging};
-use super::{PostgresDriver, State, tool_locks};
+use super::{PostgresDriver, State, kept, tool_locks};
 use crate::driver::{Done, Failure, Probe};
 use crate::step::StepContext;
 
@@ -15,9 +16,13 @@ use crate::step::StepContext;
 const SETTLE_LIMIT: &str = "SET lock_timeout = '15s'; SET idle_session_timeout = '60s'";
 const SETTLE_LIMIT_13: &str = "SET lock_timeout = '15s'";
 
+/// Times that a leg is run when the reply to its COMMIT was lost and nothing had happened.
+const UNHEARD: u32 = 2;
+
 impl PostgresDriver {
     pub(super) async fn do_switch(&self, step: &StepContext) -> Result<Done, Failure> {
-        let state = step.operation("read_schema", self.state()).await?;
+        let sessions = self.connector.patient(step);
+        let state = step.operation("read_schema", self.state(sessions)).await?;
         if state.digest == step.to.digest {
             return Ok(Done::at(state.revision(), "the schema is there already"));
         }
@@ -35,19 +40,31 @@ impl PostgresDriver {
             Direction::Up => "migrate_up",
         };
         step.progress(format!("migrating: {}", leg.names()));
-        match step
-            .operation(operation, migrator.run(leg, Some(&step.from.digest), &rehearsed.loss))
-            .await
-        {
-            Ok(()) => {}
-            Err(LegError::RolledBack(problem)) => return Err(Failure::Failed(problem)),
-            Err(LegError::Unknown(problem)) => {
-                step.progress(format!("{}; looking at what became of it", problem.message));
-                self.settle_failed(step, problem).await?;
+        let mut unheard = 0;
+        let returned = loop {
+            let run = migrator.run(leg, Some(&step.from.digest), &rehearsed.loss);
+            match step.operation(operation, run).await {
+                Ok(returned) => break returned.map(|r| r.describe()),
+                Err(LegError::RolledBack(problem)) => return Err(Failure::Failed(problem)),
+                Err(LegError::Unknown(problem)) => {
+                    step.progress(format!("{}; looking at what became of it", problem.message));
+                    unheard += 1;
+                    match self.settle(step).await {
+                        Probe::Applied(_) => break self.account(step, leg.direction, &tag).await,
+                        Probe::Repeatable(_) if unheard < UNHEARD && !step.time_left().is_zero() => {
+                            step.progress("nothing was changed; trying again");
+                        }
+                        Probe::Repeatable(_) => {
+                            let message = format!("{}; nothing was changed", problem.message);
+                            return Err(Failure::Failed(Problem::new(Code::MigrationFailed, message)));
+                        }
+                        Probe::Indeterminate(problem) => return Err(Failure::Indeterminate(problem)),
+                    }
+                }
             }
-        }
+        };
         let seen = step
-            .operation("read_schema", self.state())
+            .operation("read_schema", self.state(sessions))
             .await
             .map_err(Failure::Indeterminate)?;
         if seen.digest != step.to.digest {
@@ -56,9 +73,23 @@ impl PostgresDriver {
         }
         let direction = match leg.direction {
             Direction::Down => "down",
-            Direction::Up => "up, with what had been kept",
+            Direction::Up => "up",
         };
-        Ok(Done::at(seen.revision(), format!("{} {direction}", leg.names())))
+        let summary = format!("{} {direction}{}", leg.names(), returned.unwrap_or_default());
+        Ok(Done::at(seen.revision(), summary))
+    }
+
+    /// What was put back by a way up whose end nobody heard.
+    async fn account(&self, step: &StepContext, direction: Direction, tag: &str) -> Option<String> {
+        match direction {
+            Direction::Down => None,
+            Direction::Up => {
+                let mut c = self.connector.patient(step).live().await.ok()?;
+                let found = kept::account(&mut c, &kept::schema_name(tag), &step.rollback_id).await;
+                let _ = sqlx::Connection::close(c).await;
+                found.ok().flatten()
+            }
+        }
     }
 
     /// `stage` of this very rollback must have ended well, with this very SQL; for either direction.
@@ -86,22 +117,10 @@ impl PostgresDriver {
         Ok(rehearsed)
     }
 
-    /// After a lost reply: success if it happened after all, else the reason why not.
-    async fn settle_failed(&self, step: &StepContext, problem: Problem) -> Result<(), Failure> {
-        match self.settle(step).await {
-            Probe::Applied(_) => Ok(()),
-            Probe::Repeatable(_) => {
-                let message = format!("{}; nothing was changed", problem.message);
-                Err(Failure::Failed(Problem::new(Code::MigrationFailed, message)))
-            }
-            Probe::Indeterminate(problem) => Err(Failure::Indeterminate(problem)),
-        }
-    }
-
     /// What became of a switch? Waits for a transaction of ours that may still be running: an answer given before its
     /// end could be wrong a moment later.
     pub(super) async fn settle(&self, step: &StepContext) -> Probe {
-        match self.settled_state().await {
+        match self.settled_state(step).await {
             Err(problem) => Probe::Indeterminate(Problem::new(Code::DatabaseUnclear, problem.message)),
             Ok(state) if state.digest == step.to.digest => {
                 Probe::Applied(Done::at(state.revision(), "found applied after an interruption"))
@@ -116,29 +135,39 @@ impl PostgresDriver {
         }
     }
 
-    async fn settled_state(&self) -> Result<State, Problem> {
-        let waited = |e| {
-            sql_problem(
-                Code::DatabaseUnclear,
-                "wait for an earlier migration of ours to end",
-                &e,
-            )
-        };
-        let mut waiting = self.connector.live().await?;
-        let limit = if self.server_version().await? >= 140_000 {
+    async fn settled_state(&self, step: &StepContext) -> Result<State, Problem> {
+        let sessions = self.connector.settling(step);
+        let limit = if self.server_version(sessions).await? >= 140_000 {
             SETTLE_LIMIT
         } else {
             SETTLE_LIMIT_13
         };
-        sqlx::raw_sql(limit).execute(&mut waiting).await.map_err(waited)?;
-        sqlx::query("SELECT pg_advisory_lock($1)")
-            .bind(tool_locks::own_key(&self.config.database))
-            .execute(&mut waiting)
-            .await
-            .map_err(waited)?;
-        let state = self.state().await;
-        // Ends the session, and the lock with it.
-        let _ = sqlx::Connection::close(waiting).await;
-        state
+        let mut lost = 0;
+        loop {
+            let mut waiting = sessions.live().await?;
+            let result = async {
+                sqlx::raw_sql(limit).execute(&mut waiting).await?;
+                sqlx::query("SELECT pg_advisory_lock($1)")
+                    .bind(tool_locks::own_key(&self.config.database))
+                    .execute(&mut waiting)
+                    .await
+            };
+            match result.await {
+                Ok(_) => {
+                    let state = self.state(sessions).await;
+                    // Ends the session, and the lock with it.
+                    let _ = sqlx::Connection::close(waiting).await;
+                    return state;
+                }
+                Err(e) if is_passing(&e) && lost < UNHEARD => lost += 1,
+                Err(e) => {
+                    return Err(sql_problem(
+                        Code::DatabaseUnclear,
+                        "wait for an earlier migration of ours to end",
+                        &e,
+                    ));
+                }
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rollback_proto::problem::{Code, Problem};
 
 use super::config::PostgresConfig;
+use super::sql_error::tool_text_without_data;
 use crate::program::{Program, ProgramError, SAFE_PATH};
 
 /// Where Debian and Ubuntu keep the programs of each major version.
@@ -110,7 +111,24 @@ impl ToolError {
                     ProgramError::Failed { .. } if text.contains("lock timeout") => Code::DatabaseLocked,
                     ProgramError::Failed { .. } | ProgramError::Start { .. } => code,
                 };
-                Problem::from_error(code, what, &error)
+                match error {
+                    ProgramError::Failed {
+                        program,
+                        code: status,
+                        stderr,
+                    } => {
+                        let stderr = tool_text_without_data(&stderr);
+                        let error = ProgramError::Failed {
+                            program,
+                            code: status,
+                            stderr,
+                        };
+                        Problem::from_error(code, what, &error)
+                    }
+                    ProgramError::Start { .. } | ProgramError::Deadline { .. } => {
+                        Problem::from_error(code, what, &error)
+                    }
+                }
             }
         }
     }

@@ -9,7 +9,8 @@ use rollback_proto::problem::{Code, Problem};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::connect::{ident, literal, qualified, run, sql_problem};
+use super::connect::{ident, literal, qualified, run};
+use super::sql_error::sql_problem;
 
 /// Where versions are noted, as found in the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
