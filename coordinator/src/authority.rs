@@ -1,7 +1,7 @@
 //! Who may call what. Deny by default: an RPC that the table does not name is refused to everybody.
 //!
 //! The check stands in front of every service, as a layer that sees the path and the peer, so that no handler can forget
-//! it. `tests/authority.rs` walks every RPC of the descriptors and fails on one that the table does not name.
+//! it. A test below walks every RPC of the descriptors and fails on one that the table does not name.
 
 use std::task::{Context, Poll};
 use std::time::SystemTime;

@@ -248,16 +248,28 @@ fn unreachable_hosts_are_left_out_up_to_the_runbooks_number() {
 #[test]
 fn emergency_leaves_out_whoever_is_away_but_not_everybody() {
     let emergency = Runbook::builtin("emergency").expect("a built-in");
-    let away = demo(false)
-        .unreachable("app-1")
-        .unreachable("app-2")
-        .unreachable("db-1");
+    let away = demo(false).unreachable("app-1").unreachable("app-2");
     let plan = plan(&away.observed, &away.release, &emergency).expect("a plan");
     assert_eq!(lint(&plan), vec![]);
-    assert_eq!(plan.body.excused.len(), 3);
-    let all = away.unreachable("proxy-1");
-    let hosts = ["app-1", "app-2", "db-1", "proxy-1"].map(Into::into).to_vec();
+    assert_eq!(plan.body.excused.len(), 2);
+    let all = Fleet::empty()
+        .with("app-1", "api", Role::App, true, &[])
+        .unreachable("app-1");
+    let hosts = vec!["app-1".into()];
     assert_eq!(refused(&all, &emergency), [Refusal::NobodyReachable { hosts }]);
+}
+
+#[test]
+fn no_runbook_leaves_a_database_out() {
+    let away = demo(false).unreachable("db-1");
+    for name in ["default", "emergency"] {
+        let runbook = Runbook::builtin(name).expect("a built-in");
+        let reasons = refused(&away, &runbook);
+        let [Refusal::DatabaseUnreachable { host, .. }] = &reasons[..] else {
+            panic!("{name}: {reasons:?}")
+        };
+        assert_eq!(host.as_str(), "db-1");
+    }
 }
 
 #[test]

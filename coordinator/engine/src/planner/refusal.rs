@@ -18,6 +18,8 @@ pub enum Refusal {
     UnknownHost { host: HostName },
     #[error("{host}: unreachable ({reason}), and the runbook says to block")]
     HostUnreachable { host: HostName, reason: String },
+    #[error("{host}: unreachable ({reason}), and it holds a database, which no runbook leaves out")]
+    DatabaseUnreachable { host: HostName, reason: String },
     #[error("{} hosts are unreachable, and the runbook leaves out {allowed} at most: {}", hosts.len(), crate::problems::name_some(hosts.iter()))]
     TooManyUnreachable { hosts: Vec<HostName>, allowed: usize },
     #[error("none of the release's hosts is reachable: {}", crate::problems::name_some(hosts.iter()))]
@@ -43,6 +45,7 @@ impl Refusal {
             Refusal::NothingInScope => "choose a release that was recorded on this fleet",
             Refusal::NamedTwice { .. } => "record the release again",
             Refusal::UnknownHost { .. } => "enroll the host, or choose a release that does not need it",
+            Refusal::DatabaseUnreachable { .. } => "bring the host and its agent back",
             Refusal::HostUnreachable { .. } | Refusal::TooManyUnreachable { .. } => {
                 "bring the hosts and their agents back, or leave them out: --runbook emergency"
             }
@@ -60,6 +63,7 @@ impl Refusal {
             Refusal::NothingInScope | Refusal::NamedTwice { .. } | Refusal::RoleDiffers { .. } => "RB0202",
             Refusal::UnknownHost { .. }
             | Refusal::HostUnreachable { .. }
+            | Refusal::DatabaseUnreachable { .. }
             | Refusal::TooManyUnreachable { .. }
             | Refusal::NobodyReachable { .. } => "RB0300",
             Refusal::UnknownComponent { .. } => "RB0304",

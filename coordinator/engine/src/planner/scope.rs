@@ -81,6 +81,13 @@ impl<'a> Scope<'a> {
             };
             match observed.get(host) {
                 None => refusals.push(Refusal::UnknownHost { host: host.clone() }),
+                // No policy leaves a database out: applications would be switched against a schema that nobody can see.
+                Some(ObservedHost::Unreachable { reason }) if of_host.iter().any(|e| e.role == Role::Database) => {
+                    refusals.push(Refusal::DatabaseUnreachable {
+                        host: host.clone(),
+                        reason: reason.clone(),
+                    });
+                }
                 Some(ObservedHost::Unreachable { reason }) => {
                     unreachable.push(Excused {
                         host: host.clone(),
