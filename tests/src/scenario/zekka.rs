@@ -231,7 +231,12 @@ fn show(options: Options, figures: &Figures, downtime: &Downtime, trace: &str, s
         "failed requests {} of {}",
         downtime.failed_inside, downtime.requests
     )?;
-    writeln!(out, "overhead        {:.1} %", figures.overhead_ratio() * 100.0)?;
+    writeln!(
+        out,
+        "overhead        {:.1} %; {:.1} % when operations that only look count, too",
+        figures.overhead_ratio() * 100.0,
+        figures.strict_overhead_ratio() * 100.0
+    )?;
     writeln!(out, "trace           {trace} ({spans} spans)\n")?;
     Ok(())
 }
