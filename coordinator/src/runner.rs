@@ -205,9 +205,14 @@ impl Runner {
                 .any(|change| change.target == entry.target && change.from == entry.revision)
         };
         let releases = self.shared.store.releases().await?;
+        let target = releases
+            .iter()
+            .find(|r| r.name == plan.body.release)
+            .map(|r| r.recorded_at);
+        // Only what is newer than the target: going forward says nothing against what was left behind.
         let abandoned = releases
             .into_iter()
-            .filter(|r| r.name != plan.body.release && r.entries.iter().all(was));
+            .filter(|r| target.is_some_and(|target| r.recorded_at > target) && r.entries.iter().all(was));
         Ok(Some(Closing {
             works: Some(plan.body.release.clone()),
             abandoned: abandoned.map(|r| r.name).collect(),

@@ -57,7 +57,7 @@ pub enum Created {
 pub struct Closing {
     /// Was verified everywhere: it works.
     pub works: Option<ReleaseName>,
-    /// Were what the fleet was taken away from.
+    /// Newer ones that the fleet was taken back from.
     pub abandoned: Vec<ReleaseName>,
 }
 

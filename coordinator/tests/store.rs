@@ -33,6 +33,18 @@ fn rollback(id: &str, request: &str, hosts: &[&str]) -> NewRollback {
     }
 }
 
+fn release(name: &str, stable: bool) -> Release {
+    Release {
+        name: name.into(),
+        commit: String::new(),
+        notes: String::new(),
+        recorded_at: at(0),
+        recorded_by: "admin".to_owned(),
+        entries: Vec::new(),
+        stable,
+    }
+}
+
 fn id(text: &str) -> RollbackId {
     text.into()
 }
@@ -251,17 +263,12 @@ async fn a_token_is_redeemed_once_and_in_time() {
 #[tokio::test]
 async fn a_release_is_never_overwritten() {
     let Opened { dir: _dir, store } = open().await;
-    let release = |commit: &str| Release {
-        name: "v1".into(),
+    let of = |commit: &str| Release {
         commit: commit.to_owned(),
-        notes: String::new(),
-        recorded_at: at(0),
-        recorded_by: "admin".to_owned(),
-        entries: Vec::new(),
-        stable: false,
+        ..release("v1", false)
     };
-    assert!(store.add_release(&release("aaa")).await.expect("add"));
-    assert!(!store.add_release(&release("bbb")).await.expect("add"));
+    assert!(store.add_release(&of("aaa")).await.expect("add"));
+    assert!(!store.add_release(&of("bbb")).await.expect("add"));
     let read = store.release(&"v1".into()).await.expect("read").expect("there");
     assert_eq!(read.commit, "aaa");
     assert_eq!(store.release(&"v2".into()).await.expect("read"), None);
@@ -272,16 +279,7 @@ async fn what_an_end_says_of_releases_is_written_with_it() {
     let Opened { dir: _dir, store } = open().await;
     let epoch = store.take_lead("a").await.expect("lead");
     for (name, stable) in [("v2", false), ("v3", true)] {
-        let release = Release {
-            name: name.into(),
-            commit: String::new(),
-            notes: String::new(),
-            recorded_at: at(0),
-            recorded_by: "admin".to_owned(),
-            entries: Vec::new(),
-            stable,
-        };
-        assert!(store.add_release(&release).await.expect("add"));
+        assert!(store.add_release(&release(name, stable)).await.expect("add"));
     }
     store
         .create(epoch, &rollback("r1", "q1", &["app-1"]))

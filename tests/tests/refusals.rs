@@ -176,21 +176,8 @@ async fn unreachable_host(fleet: &mut Fleet) -> Result<()> {
 /// A release that was recorded with a fifth host, which is gone now: it is refused by that host's name. The releases
 /// that do not name it are not affected.
 async fn missing_host(fleet: &mut Fleet) -> Result<()> {
-    let host_dir = fleet.host_dir("app-3");
-    std::fs::create_dir_all(&host_dir).context("make app-3")?;
-    let env = host_dir.join("env.production");
-    std::fs::write(&env, "GREETING=short\n").context("write the env file")?;
-    let spec = AgentSpec {
-        name: "app-3".to_owned(),
-        coordinator: fleet.coordinator.endpoint().to_owned(),
-        otlp: None,
-        components: format!(
-            "[[component]]\nname = \"env\"\nkind = \"env-file\"\npath = \"{}\"\n",
-            env.display()
-        ),
-        tier: "app",
-        host_dir,
-    };
+    let spec = latecomer(fleet, "app-3", "app-3")?;
+    let env = spec.host_dir.join("env");
     let log = fleet.dir().join("log/agent-app-3.log");
     let mut agent = Agent::enroll(&fleet.binaries, spec, &fleet.ctl, &log, false).await?;
     agent.run().await?;
@@ -214,4 +201,25 @@ fn refused_by_name(answer: Answer, host: &str) -> Result<()> {
     ensure!(answer.text().contains("RB0202"), "the code is not RB0202: {answer}");
     ensure!(answer.text().contains(host), "{host} is not named: {answer}");
     Ok(())
+}
+
+/// A further host with nothing but an env file, not enrolled. `dir` tells hosts of one name apart.
+fn latecomer(fleet: &Fleet, name: &str, dir: &str) -> Result<AgentSpec> {
+    let host_dir = fleet.host_dir(dir);
+    let env = host_dir.join("env");
+    let spec = AgentSpec {
+        name: name.to_owned(),
+        coordinator: fleet.coordinator.endpoint().to_owned(),
+        otlp: None,
+        components: format!(
+            "[[component]]\nname = \"env\"\nkind = \"env-file\"\npath = \"{}\"\n",
+            env.display()
+        ),
+        tier: "app",
+        host_dir,
+    };
+    std::fs::create_dir_all(&spec.host_dir).context("make the host's directory")?;
+    std::fs::write(&env, "A=1\n").context("write the env file")?;
+    spec.write_config()?;
+    Ok(spec)
 }

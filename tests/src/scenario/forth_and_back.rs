@@ -47,6 +47,16 @@ pub async fn tell(options: Options) -> Result<Found> {
             after.data.clone().of_the_application(),
         );
         ensure!(was == is, "the database held {was:?}, and holds {is:?}");
+        // Going forward says nothing against what was left: it is still what one would go back to.
+        let previous = fleet
+            .ctl
+            .run(&["fleet", "plan", "--to", "previous"])
+            .await?
+            .expect_code(2)?;
+        ensure!(
+            previous.text().contains("v2.9.0"),
+            "the release before v3.0.0 is v2.9.0: {previous}"
+        );
         Ok(found(json!({
             "back": back["state"],
             "forth": forth["state"],

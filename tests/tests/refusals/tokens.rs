@@ -17,10 +17,10 @@ pub async fn used_and_expired(fleet: &mut Fleet) -> Result<()> {
         command.output().context("run enroll")
     };
     let token = fleet.ctl.token(NAME).await?;
-    let first = latecomer(fleet, "first")?;
+    let first = super::latecomer(fleet, NAME, "latecomer-first")?;
     let answer = enroll(&first, &token)?;
     ensure!(answer.status.success(), "a fresh token is refused: {answer:?}");
-    let second = latecomer(fleet, "second")?;
+    let second = super::latecomer(fleet, NAME, "latecomer-second")?;
     refused(&second, &enroll(&second, &token)?).context("a used token")?;
 
     let token = fleet.ctl.token(NAME).await?;
@@ -67,24 +67,4 @@ async fn expire_all(fleet: &Fleet) -> Result<()> {
         .context("age the tokens")?;
     ensure!(changed.rows_affected() >= 1, "there was no token to age");
     store.close().await.context("close the store")
-}
-
-fn latecomer(fleet: &Fleet, which: &str) -> Result<AgentSpec> {
-    let host_dir = fleet.dir().join(format!("hosts/{NAME}-{which}"));
-    let env = host_dir.join("env");
-    let spec = AgentSpec {
-        name: NAME.to_owned(),
-        coordinator: fleet.coordinator.endpoint().to_owned(),
-        otlp: None,
-        components: format!(
-            "[[component]]\nname = \"env\"\nkind = \"env-file\"\npath = \"{}\"\n",
-            env.display()
-        ),
-        tier: "app",
-        host_dir,
-    };
-    std::fs::create_dir_all(&spec.host_dir).context("make the host's directory")?;
-    std::fs::write(&env, "A=1\n").context("write the env file")?;
-    spec.write_config()?;
-    Ok(spec)
 }
