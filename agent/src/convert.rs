@@ -64,6 +64,15 @@ impl From<Retained> for v1::RetainResponse {
     }
 }
 
+impl From<Retained> for v1::ResolveResponse {
+    fn from(retained: Retained) -> Self {
+        Self {
+            revision: Some(retained.revision.into()),
+            summary: retained.summary,
+        }
+    }
+}
+
 /// A component as the coordinator sees it.
 pub fn component_info(name: &str, info: &DriverInfo) -> v1::ComponentInfo {
     v1::ComponentInfo {
@@ -72,6 +81,7 @@ pub fn component_info(name: &str, info: &DriverInfo) -> v1::ComponentInfo {
         role: info.role.into(),
         capabilities: info.capabilities.iter().map(|action| (*action).into()).collect(),
         reads: info.reads.iter().cloned().collect(),
+        backends: info.backends.iter().cloned().collect(),
     }
 }
 

@@ -22,7 +22,7 @@ pub mod release_dir;
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use rollback_proto::problem::Problem;
+use rollback_proto::problem::{Code, Problem};
 
 use crate::step::StepContext;
 
@@ -53,6 +53,8 @@ pub struct DriverInfo {
     pub capabilities: Vec<Action>,
     /// Components of this host that this one reads when it starts.
     pub reads: BTreeSet<String>,
+    /// Proxies: the components (`host/component`) that `drain` and `resume` can be asked for one by one.
+    pub backends: BTreeSet<String>,
 }
 
 /// What `observe` saw.
@@ -174,6 +176,16 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// the component has no version of its own. Durable when it returns. Does not touch the service.
     async fn retain(&self, release: &str) -> Result<Retained, Problem>;
 
+    /// For a release that was never recorded: finds the revision that goes by this name on this host by the conventions
+    /// of the kind, and pins it like `retain`. Does not touch the service. [`Code::Unresolved`] when nothing goes by that
+    /// name; the message then says where was looked.
+    async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
+        Err(Problem::new(
+            Code::Unresolved,
+            format!("{}: there is no convention for finding {release}", self.info().kind),
+        ))
+    }
+
     /// Can this host reach `step.to` right now, and come back to `step.from`? Reads only. An empty list means yes.
     async fn prepare(&self, step: &StepContext) -> Vec<Finding>;
 
@@ -191,12 +203,13 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         Err(unsupported(self.info().kind, step))
     }
 
-    /// Users get a maintenance answer from here on.
+    /// Users get a maintenance answer from here on. With `step.backend`: that backend gets no more requests, and has
+    /// answered those that it had.
     async fn drain(&self, step: &StepContext) -> Result<Done, Failure> {
         Err(unsupported(self.info().kind, step))
     }
 
-    /// Reverses `drain`. Succeeds when nothing is drained.
+    /// Reverses `drain`; without `step.backend`, of every backend, too. Succeeds when nothing is drained.
     async fn resume(&self, step: &StepContext) -> Result<Done, Failure> {
         Err(unsupported(self.info().kind, step))
     }
@@ -226,7 +239,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 /// coordinator that ignores them.
 pub fn unsupported(kind: &str, step: &StepContext) -> Failure {
     Failure::Failed(Problem::new(
-        rollback_proto::problem::Code::UnsupportedAction,
+        Code::UnsupportedAction,
         format!("{kind} component {} does not offer {:?}", step.component, step.action),
     ))
 }

@@ -11,6 +11,7 @@
 //! - One mutating step of a component at a time; a step runs on when its caller goes away.
 //! - A leader that a newer one has replaced is refused.
 
+pub mod application;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -17,8 +17,8 @@ use rollback_proto::telemetry;
 use rollback_proto::tls::{ClientCertificate, CredentialStore, incoming};
 use rollback_proto::v1::agent_server::{Agent, AgentServer};
 use rollback_proto::v1::{
-    DescribeRequest, DescribeResponse, ExecuteEvent, ExecuteRequest, ObserveRequest, ObserveResponse, RetainRequest,
-    RetainResponse,
+    DescribeRequest, DescribeResponse, ExecuteEvent, ExecuteRequest, ObserveRequest, ObserveResponse, ResolveRequest,
+    ResolveResponse, RetainRequest, RetainResponse,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -110,6 +110,18 @@ impl Agent for Service {
             .instrument(span)
             .await?;
         Ok(Response::new(retained))
+    }
+
+    async fn resolve(&self, request: Request<ResolveRequest>) -> Result<Response<ResolveResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let span = tracing::info_span!("agent_resolve", host = %self.identity.name);
+        telemetry::continue_trace(&span, &metadata);
+        let resolved = self
+            .executor
+            .resolve(request.component, request.release)
+            .instrument(span)
+            .await?;
+        Ok(Response::new(resolved))
     }
 
     type ExecuteStream = Pin<Box<dyn Stream<Item = Result<ExecuteEvent, Status>> + Send>>;

@@ -42,6 +42,8 @@ pub struct StepContext {
     pub from: Revision,
     /// The revision that shall be live when the step ends.
     pub to: Revision,
+    /// `drain` and `resume` of a proxy: only what concerns this one of its backends, which the driver declares.
+    pub backend: Option<String>,
     /// The step is refused, or its current operation cut off, after this instant.
     pub deadline: Instant,
     pub vault: Arc<Vault>,
@@ -82,11 +84,18 @@ impl StepContext {
             action,
             from,
             to,
+            backend: None,
             deadline: Instant::now() + timeout,
             vault,
             progress,
             operations: Mutex::new(Vec::new()),
         }
+    }
+
+    #[must_use]
+    pub fn for_backend(mut self, backend: Option<String>) -> Self {
+        self.backend = backend;
+        self
     }
 
     /// Time left until the deadline; zero when it has passed.

@@ -70,6 +70,8 @@ codes! {
     RecordIncomplete = "0205", FailedPrecondition, "mend the hosts listed, then record again";
     /// The plan that was agreed to is not the plan of now.
     PlanStale = "0206", FailedPrecondition, "the fleet has moved: look at the new plan, and ask again";
+    /// A release could not be imported because part of the fleet has nothing that goes by its name.
+    ImportIncomplete = "0207", FailedPrecondition, "put what is missing where the message says, or leave it out: --as-is HOST/COMPONENT, --without HOST/COMPONENT";
     /// Cannot reach a host's agent.
     HostUnreachable = "0300", Unavailable, "look at the host and its rollback-agent; rollbackctl agent list shows when it was last seen";
     /// The peer is not the agent it should be.
@@ -112,6 +114,22 @@ codes! {
     BadLayout = "0507", FailedPrecondition, "bring the path into the layout that docs/components.md describes";
     /// A check that the agent's configuration declares did not pass.
     CheckFailed = "0508", FailedPrecondition, "look at what the check asks";
+    /// The container engine does not answer, or refuses.
+    EngineFailed = "0509", Unavailable, "look at the engine on the host: docker info; and at the agent's right to its socket";
+    /// A container cannot be replaced without losing something, or is not what the configuration says.
+    ContainerUnfit = "0510", FailedPrecondition, "change the container as the message says, or replace it by hand once";
+    /// A git repository or worktree is not in a state from which a release can be taken.
+    GitUnfit = "0511", FailedPrecondition, "look at the repository on the host: the message says what was found";
+    /// A tag or another name does not mean any more what it meant when the release was recorded.
+    NameMoved = "0512", FailedPrecondition, "find out who moved it; move it back, or record or import the release again";
+    /// An archive holds something that is never unpacked: links out of it, devices, absolute names, or far too much.
+    ArchiveRefused = "0513", FailedPrecondition, "do not trust the archive; build the release again";
+    /// Nothing on the host goes by the release's name.
+    Unresolved = "0514", NotFound, "put it where the message says and import again, or: --as-is HOST/COMPONENT, --without HOST/COMPONENT";
+    /// A process manager (systemd, pm2) does not do or does not know what it should.
+    ManagerFailed = "0515", FailedPrecondition, "ask the process manager by hand on the host, as the message says";
+    /// Compose fails, or its project is not what the configuration says.
+    ComposeFailed = "0516", FailedPrecondition, "run the command that the message names by hand on the host";
     /// `nginx -t` refuses the configuration.
     NginxConfig = "0600", FailedPrecondition, "mend the configuration that the message quotes";
     /// nginx took the reload but goes on serving the old configuration.
@@ -120,6 +138,8 @@ codes! {
     NginxDown = "0602", FailedPrecondition, "start nginx";
     /// The site does not include the managed file.
     NginxInclude = "0603", FailedPrecondition, "add the include line that the message shows to the server block";
+    /// Taking this backend out would leave nobody to serve.
+    LastBackend = "0604", FailedPrecondition, "bring another backend up first: rollbackctl fleet status";
     /// Cannot connect to the database.
     DatabaseDown = "0700", Unavailable, "look at the database server and the agent's connection settings";
     /// A backup could not be made or does not prove to be whole.

@@ -67,6 +67,10 @@ impl Driver for Checked {
         self.inner.retain(release).await
     }
 
+    async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
+        self.inner.resolve(release).await
+    }
+
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
         self.inner.prepare(step).await
     }

@@ -336,6 +336,7 @@ impl Driver for EnvFileDriver {
                 Action::Finish,
             ],
             reads: BTreeSet::new(),
+            backends: BTreeSet::new(),
         }
     }
 

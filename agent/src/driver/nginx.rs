@@ -308,6 +308,7 @@ impl Driver for NginxDriver {
                 Action::Finish,
             ],
             reads: BTreeSet::new(),
+            backends: BTreeSet::new(),
         }
     }
 

@@ -287,6 +287,7 @@ impl Driver for PostgresDriver {
                 Action::Finish,
             ],
             reads: BTreeSet::new(),
+            backends: BTreeSet::new(),
         }
     }
 

@@ -18,7 +18,6 @@
 //! - Files that the application writes do not belong into a release directory; those that are there all the same are
 //!   named in `exclude`. Changing `exclude` changes the digests of all releases: record them again.
 
-pub mod command;
 pub mod layout;
 pub mod manifest;
 mod moves;
@@ -29,29 +28,22 @@ pub mod walk;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use serde::Deserialize;
 
-use self::command::{Command, ProcessConfig};
 use self::layout::Layout;
 use self::manifest::Exclude;
-use super::{
-    Action, Done, Driver, DriverInfo, Failure, Finding, Health, Observation, Probe, Retained, Revision, Role,
-    unsupported,
-};
+use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained, Revision, Role};
+use crate::application::{Application, ProcessConfig};
 use crate::check::HealthCheck;
 use crate::files::{blocking, stays_beneath};
 use crate::step::StepContext;
 use crate::vault::Vault;
 
 const KIND: &str = "release-dir";
-
-/// How long `verify` gives the health check: the application runs since `start`, only a hiccup is waited out.
-const VERIFY_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -89,8 +81,7 @@ fn default_current() -> PathBuf {
 #[derive(Clone, Debug)]
 pub struct ReleaseDirDriver {
     layout: Arc<Layout>,
-    process: Option<Command>,
-    health: Option<HealthCheck>,
+    application: Application,
     reads: BTreeSet<String>,
 }
 
@@ -122,15 +113,11 @@ impl ReleaseDirDriver {
             vault,
         );
         layout.adopt = config.adopt;
-        let process = config
-            .process
-            .map(|process| Command::new(process, &layout.root, &layout.current, config.health.clone()))
-            .transpose()
-            .map_err(bad)?;
+        let application =
+            Application::new(config.process, config.health, &layout.root, &layout.current).map_err(bad)?;
         Ok(Self {
             layout: Arc::new(layout),
-            process,
-            health: config.health,
+            application,
             reads: config.reads,
         })
     }
@@ -143,34 +130,10 @@ impl ReleaseDirDriver {
         blocking(move || work(&layout)).await
     }
 
-    /// Health of what is live, which should be at `version`.
-    async fn health(&self, version: &str) -> (Health, String) {
-        let pid = match &self.process {
-            Some(process) => match process.running() {
-                Ok(Some(found)) => Some(format!("pid {}, ", found.pid)),
-                Ok(None) if process.has_pid_file() => return (Health::Stopped, "the process does not run".into()),
-                Ok(None) => None,
-                Err(problem) => return (Health::Unhealthy, problem.message),
-            },
-            None => None,
-        };
-        match &self.health {
-            Some(check) => match check.once(Some(version)).await {
-                Ok(passed) => (Health::Healthy, format!("{}{}", pid.unwrap_or_default(), passed.detail)),
-                Err(problem) => (
-                    Health::Unhealthy,
-                    format!("{}{}", pid.unwrap_or_default(), problem.message),
-                ),
-            },
-            None => match pid {
-                Some(pid) => (Health::Healthy, format!("{pid}no health check")),
-                None => (Health::Unknown, "no health check".into()),
-            },
-        }
-    }
-
-    fn process(&self, step: &StepContext) -> Result<&Command, Failure> {
-        self.process.as_ref().ok_or_else(|| unsupported(KIND, step))
+    /// What is live, and where.
+    async fn live(&self) -> Result<(Revision, PathBuf), Problem> {
+        self.on_disk(|layout| layout.live().map(|(revision, dir, _)| (revision, dir)))
+            .await
     }
 }
 
@@ -185,20 +148,19 @@ impl Driver for ReleaseDirDriver {
             Action::Verify,
             Action::Finish,
         ];
-        if self.process.is_some() {
-            capabilities.extend([Action::Stop, Action::Start]);
-        }
+        capabilities.extend(self.application.capabilities());
         DriverInfo {
             kind: KIND,
             role: Role::App,
             capabilities,
             reads: self.reads.clone(),
+            backends: BTreeSet::new(),
         }
     }
 
     async fn observe(&self) -> Result<Observation, Problem> {
-        let revision = self.on_disk(|layout| Ok(layout.live()?.0)).await?;
-        let (health, detail) = self.health(&revision.version).await;
+        let (revision, _) = self.live().await?;
+        let (health, detail) = self.application.health(&revision.version).await;
         Ok(Observation {
             revision,
             health,
@@ -216,8 +178,8 @@ impl Driver for ReleaseDirDriver {
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
-        let (from, to, process) = (step.from.clone(), step.to.clone(), self.process.clone());
-        let work = self.on_disk(move |layout| readiness::findings(layout, process.as_ref(), &from, &to));
+        let (from, to, application) = (step.from.clone(), step.to.clone(), self.application.clone());
+        let work = self.on_disk(move |layout| readiness::findings(layout, &application, &from, &to));
         step.operation("look_at_releases", work)
             .await
             .unwrap_or_else(|problem| vec![Finding::blocker(problem)])
@@ -272,42 +234,17 @@ impl Driver for ReleaseDirDriver {
     }
 
     async fn stop(&self, step: &StepContext) -> Result<Done, Failure> {
-        let process = self.process(step)?;
-        Ok(Done::new(process.stop(step, step.deadline).await?))
+        self.application.stop(KIND, step).await
     }
 
     async fn start(&self, step: &StepContext) -> Result<Done, Failure> {
-        let process = self.process(step)?;
-        let (live, dir) = step
-            .operation("observe", self.on_disk(|l| l.live().map(|(r, d, _)| (r, d))))
-            .await?;
-        if live != step.to {
-            return Err(Failure::Failed(Problem::new(
-                Code::WrongRevision,
-                format!("{} is live, not {}: nothing was started", live.version, step.to.version),
-            )));
-        }
-        let detail = process.start(step, &dir, &step.to.version).await?;
-        Ok(Done::at(live, detail))
+        let (live, dir) = step.operation("observe", self.live()).await?;
+        self.application.start(KIND, step, live, &dir).await
     }
 
     async fn verify(&self, step: &StepContext) -> Result<Done, Failure> {
-        let (live, dir) = step
-            .operation("observe", self.on_disk(|l| l.live().map(|(r, d, _)| (r, d))))
-            .await?;
-        if let Some(process) = &self.process {
-            process.running_right(&dir)?;
-        }
-        let detail = match &self.health {
-            Some(check) => {
-                let until = step.deadline.min(Instant::now() + VERIFY_WITHIN);
-                step.operation("health_check", check.wait(Some(&live.version), until))
-                    .await?
-                    .detail
-            }
-            None => "no health check".into(),
-        };
-        Ok(Done::at(live, detail))
+        let (live, dir) = step.operation("observe", self.live()).await?;
+        self.application.verify(step, live, &dir).await
     }
 
     async fn finish(&self, step: &StepContext) -> Result<Done, Failure> {

@@ -50,6 +50,7 @@ pub(super) fn context(
         Arc::clone(&inner.vault),
         progress,
     )
+    .for_backend(order.backend.clone())
 }
 
 async fn call(driver: &dyn Driver, step: &StepContext) -> Outcome {

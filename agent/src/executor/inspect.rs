@@ -10,7 +10,7 @@ use tracing::Instrument;
 use super::drive::guarded;
 use super::{Executor, Inner, stopping};
 use crate::convert;
-use crate::driver::{Driver, Observation};
+use crate::driver::{Driver, Observation, Retained};
 
 impl Executor {
     /// Revision and health of some components, all of them when none is named, side by side. A component that cannot
@@ -46,12 +46,21 @@ impl Executor {
 
     /// Pins what is live now. Durable when it returns; runs to its end when the caller goes away.
     pub async fn retain(&self, name: String, release: String) -> Result<v1::RetainResponse, Problem> {
+        self.pin(name, release, What::Live).await.map(Into::into)
+    }
+
+    /// Finds what goes by a release's name, and pins it. As durable as `retain`.
+    pub async fn resolve(&self, name: String, release: String) -> Result<v1::ResolveResponse, Problem> {
+        self.pin(name, release, What::Named).await.map(Into::into)
+    }
+
+    async fn pin(&self, name: String, release: String, what: What) -> Result<Retained, Problem> {
         check_name("component", &name)?;
         check_name("release", &release)?;
         if self.0.tasks.is_closed() {
             return Err(stopping());
         }
-        let work = retain_one(Arc::clone(&self.0), name, release).in_current_span();
+        let work = pin_one(Arc::clone(&self.0), name, release, what).in_current_span();
         self.0.tasks.spawn(work).await.map_err(|_| stopping())?
     }
 }
@@ -76,7 +85,14 @@ pub async fn observe_one(name: &str, driver: &dyn Driver, limit: std::time::Dura
     }
 }
 
-async fn retain_one(inner: Arc<Inner>, name: String, release: String) -> Result<v1::RetainResponse, Problem> {
+/// Which revision is pinned.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Live,
+    Named,
+}
+
+async fn pin_one(inner: Arc<Inner>, name: String, release: String, what: What) -> Result<Retained, Problem> {
     let component = inner.components.get(&name).ok_or_else(|| unknown(&name))?;
     let turn = Arc::clone(&component.turn);
     let Ok(Ok(_turn)) = tokio::time::timeout(inner.limits.retain_turn, turn.acquire_owned()).await else {
@@ -85,13 +101,19 @@ async fn retain_one(inner: Arc<Inner>, name: String, release: String) -> Result<
             format!("component {name} is busy with a step"),
         ));
     };
-    match tokio::time::timeout(inner.limits.retain, guarded(component.driver.retain(&release))).await {
-        Ok(Ok(retained)) => retained.map(Into::into),
+    let work = async {
+        match what {
+            What::Live => component.driver.retain(&release).await,
+            What::Named => component.driver.resolve(&release).await,
+        }
+    };
+    match tokio::time::timeout(inner.limits.retain, guarded(work)).await {
+        Ok(Ok(pinned)) => pinned,
         Ok(Err(panic)) => Err(defect(&name, &panic)),
         Err(_) => Err(Problem::new(
             Code::StepTimeout,
             format!(
-                "component {name} could not be retained within {} s",
+                "{release} of component {name} could not be pinned within {} s",
                 inner.limits.retain.as_secs()
             ),
         )),

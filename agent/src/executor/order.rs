@@ -23,6 +23,7 @@ pub(super) struct Order {
     pub action: Action,
     pub from: Revision,
     pub to: Revision,
+    pub backend: Option<String>,
     pub deadline: Instant,
     pub digest: ArgsDigest,
     /// As it came: what the ledger keeps.
@@ -67,6 +68,14 @@ impl Order {
                 ),
             ));
         }
+        if let Some(backend) = &order.backend
+            && !info.backends.contains(backend)
+        {
+            return Err(Problem::new(
+                Code::UnknownComponent,
+                format!("{backend} is no backend of {} component {}", info.kind, order.component),
+            ));
+        }
         Ok(order)
     }
 
@@ -95,6 +104,13 @@ impl Order {
         };
         let from = revision("from", request.from.clone().ok_or_else(|| missing("`from`"))?)?;
         let to = revision("to", request.to.clone().ok_or_else(|| missing("`to`"))?)?;
+        let backend = (!request.backend.is_empty()).then(|| request.backend.clone());
+        if backend.is_some() && !matches!(action, Action::Drain | Action::Resume) {
+            return Err(Problem::new(
+                Code::BadRequest,
+                format!("{} has a backend; only drain and resume do", action.as_str_name()),
+            ));
+        }
         // A negative duration does not convert: there is no time left either.
         let timeout = request
             .timeout
@@ -110,11 +126,12 @@ impl Order {
                 epoch: request.epoch,
                 leader: request.leader_id.clone(),
             },
-            digest: args_digest(&request.component, action, &from, &to),
+            digest: args_digest(&request.component, action, &from, &to, backend.as_deref()),
             component: request.component.clone(),
             action,
             from,
             to,
+            backend,
             deadline: Instant::now() + timeout.min(LONGEST),
             request,
         })
@@ -159,11 +176,13 @@ fn revision(what: &str, revision: rollback_proto::v1::Revision) -> Result<Revisi
 }
 
 /// Over what the step does; not over how long it may take or who leads. Each part goes in with its length: no two
-/// different lists of parts read the same.
-fn args_digest(component: &str, action: Action, from: &Revision, to: &Revision) -> ArgsDigest {
+/// different lists of parts read the same. A step without a backend has no part for it, as in ledgers from before
+/// there were any.
+fn args_digest(component: &str, action: Action, from: &Revision, to: &Revision, backend: Option<&str>) -> ArgsDigest {
     let mut hash = Sha256::new();
     let action = action.as_str_name();
-    for part in [component, action, &from.version, &from.digest, &to.version, &to.digest] {
+    let parts = [component, action, &from.version, &from.digest, &to.version, &to.digest];
+    for part in parts.into_iter().chain(backend) {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }

@@ -113,6 +113,7 @@ fn request(component: &str, step: &str, action: Action) -> ExecuteRequest {
         to: Some(revision("v2.9.0")),
         timeout: prost_types::Duration::try_from(Duration::from_secs(20)).ok(),
         ledger_generation: String::new(),
+        backend: String::new(),
     }
 }
 

@@ -118,6 +118,7 @@ fn execute(step: &str) -> ExecuteRequest {
         to: revision("v2.9.0"),
         timeout: prost_types::Duration::try_from(Duration::from_secs(20)).ok(),
         ledger_generation: String::new(),
+        backend: String::new(),
     }
 }
 

@@ -95,9 +95,7 @@ impl Layout {
 /// What became of a move whose agent was killed. Every move converges when it is repeated, so the only state that asks
 /// for a person is one that none of them makes.
 pub async fn probe(driver: &ReleaseDirDriver, step: &StepContext) -> Probe {
-    let live = driver
-        .on_disk(|layout| layout.live().map(|(revision, dir, _)| (revision, dir)))
-        .await;
+    let live = driver.live().await;
     match step.action {
         Action::Switch => match live {
             Ok((seen, _)) if seen == step.to => Probe::Applied(Done::at(seen, "the link is switched")),
@@ -110,27 +108,10 @@ pub async fn probe(driver: &ReleaseDirDriver, step: &StepContext) -> Probe {
             )),
             Err(problem) => Probe::Indeterminate(problem),
         },
-        Action::Stop => match driver.process.as_ref().map(super::command::Command::running) {
-            Some(Ok(None))
-                if driver
-                    .process
-                    .as_ref()
-                    .is_some_and(super::command::Command::has_pid_file) =>
-            {
-                Probe::Applied(Done::new("the process does not run"))
-            }
-            Some(Err(problem)) => Probe::Indeterminate(problem),
-            Some(Ok(_)) | None => Probe::Repeatable("stopping may be repeated".into()),
-        },
-        Action::Start => match (live, &driver.process) {
-            (Ok((seen, dir)), Some(process)) if seen == step.to && process.running_right(&dir).is_ok() => {
-                match driver.health(&seen.version).await {
-                    (crate::driver::Health::Healthy, detail) => Probe::Applied(Done::at(seen, detail)),
-                    (_, detail) => Probe::Repeatable(format!("started, not healthy yet: {detail}")),
-                }
-            }
-            (Ok(_), _) => Probe::Repeatable("not started".into()),
-            (Err(problem), _) => Probe::Indeterminate(problem),
+        Action::Stop => driver.application.probe_stop().await,
+        Action::Start => match live {
+            Ok((seen, dir)) => driver.application.probe_start(step, seen, &dir).await,
+            Err(problem) => Probe::Indeterminate(problem),
         },
         Action::Stage
         | Action::Discard

@@ -2,16 +2,16 @@
 
 use rollback_proto::problem::{Code, Problem};
 
-use super::command::Command;
 use super::layout::{Current, Layout, candidate_names};
 use super::neither;
+use crate::application::Application;
 use crate::driver::{Finding, Revision};
 use crate::files;
 
 /// Blocks; reads only.
 pub fn findings(
     layout: &Layout,
-    process: Option<&Command>,
+    application: &Application,
     from: &Revision,
     to: &Revision,
 ) -> Result<Vec<Finding>, Problem> {
@@ -34,7 +34,7 @@ pub fn findings(
             findings.push(Finding::blocker(layout.bad_layout(&found)));
         }
     }
-    findings.extend(target_findings(layout, process, to)?);
+    findings.extend(target_findings(layout, application, to)?);
     for dir in [&layout.root, &layout.releases] {
         if !files::writable_by_us(dir) {
             findings.push(Finding::blocker(Problem::new(
@@ -68,7 +68,7 @@ fn live_findings(layout: &Layout, from: &Revision, to: &Revision) -> Option<Find
     }
 }
 
-fn target_findings(layout: &Layout, process: Option<&Command>, to: &Revision) -> Result<Vec<Finding>, Problem> {
+fn target_findings(layout: &Layout, application: &Application, to: &Revision) -> Result<Vec<Finding>, Problem> {
     let mut findings = Vec::new();
     let dir = layout.directory_of(to)?;
     let kept = match &dir {
@@ -101,13 +101,11 @@ fn target_findings(layout: &Layout, process: Option<&Command>, to: &Revision) ->
             )));
         }
     }
-    if let Some(process) = process {
-        let executable = |path: &str| match (&dir, &kept) {
-            (Some(dir), _) => rustix::fs::access(dir.join(path), rustix::fs::Access::EXEC_OK).is_ok(),
-            (None, Some(manifest)) => manifest.is_executable(path),
-            (None, None) => false,
-        };
-        findings.extend(process.check_programs(executable).into_iter().map(Finding::blocker));
-    }
+    let executable = |path: &str| match (&dir, &kept) {
+        (Some(dir), _) => rustix::fs::access(dir.join(path), rustix::fs::Access::EXEC_OK).is_ok(),
+        (None, Some(manifest)) => manifest.is_executable(path),
+        (None, None) => false,
+    };
+    findings.extend(application.check_programs(executable).into_iter().map(Finding::blocker));
     Ok(findings)
 }

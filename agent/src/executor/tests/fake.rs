@@ -100,6 +100,7 @@ impl Driver for Fake {
             role: Role::App,
             capabilities: vec![Prepare, Stage, Discard, Switch, Verify, Finish],
             reads: BTreeSet::new(),
+            backends: BTreeSet::new(),
         }
     }
 

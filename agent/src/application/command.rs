@@ -28,7 +28,7 @@ use crate::program::SAFE_PATH;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ProcessConfig {
+pub struct CommandConfig {
     /// The program that starts the application and returns, with its arguments. Bare names are looked up in a fixed
     /// PATH; relative paths begin at `cwd`.
     pub start: Vec<String>,
@@ -69,7 +69,7 @@ fn yes() -> bool {
 /// The application of one component.
 #[derive(Clone, Debug)]
 pub struct Command {
-    config: ProcessConfig,
+    config: CommandConfig,
     root: PathBuf,
     current: PathBuf,
     health: Option<HealthCheck>,
@@ -77,7 +77,7 @@ pub struct Command {
 
 impl Command {
     pub fn new(
-        config: ProcessConfig,
+        config: CommandConfig,
         root: &Path,
         current: &Path,
         health: Option<HealthCheck>,
