@@ -2,6 +2,8 @@
 
 CARGO ?= cargo
 ARGS ?=
+# With a Docker engine for all that a command does: the one that answers, or one of our own that ends with it.
+WITH_DOCKER := tests/with-docker.sh
 # Where cargo puts the programs.
 BUILT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug
 
@@ -25,9 +27,9 @@ scenarios: ## List the scenarios; run one with: cargo run -p fleet-tests --bin s
 test: dependencies ## All tests: units, properties, and whole fleets on real servers
 	$(CARGO) build --workspace --bins
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
-		set -x; ROLLBACK_BINARIES=$(BUILT) $(CARGO) nextest run --workspace $(ARGS); \
+		set -x; ROLLBACK_BINARIES=$(BUILT) $(WITH_DOCKER) $(CARGO) nextest run --workspace $(ARGS); \
 	else \
-		set -x; ROLLBACK_BINARIES=$(BUILT) RUST_TEST_THREADS=1 $(CARGO) test --workspace $(ARGS); \
+		set -x; ROLLBACK_BINARIES=$(BUILT) RUST_TEST_THREADS=1 $(WITH_DOCKER) $(CARGO) test --workspace $(ARGS); \
 	fi
 
 lint: lint-tools ## Formatting, clippy with warnings as errors, licences and sources of all dependencies

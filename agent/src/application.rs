@@ -3,6 +3,8 @@
 //!
 //! ```toml
 //! process = { start = ["bin/app", "launch"], pid_file = "/run/app.pid" }     # manager = "command"
+//! process = { manager = "systemd", unit = "zekka.service" }
+//! process = { manager = "pm2", name = "zekka-app", home = "/home/deploy/.pm2", user = "deploy" }
 //! ```
 //!
 //! Invariants, whatever the manager:
@@ -12,16 +14,23 @@
 //! - What a manager says is not believed: `/proc` and the health check are.
 
 pub mod command;
+mod ending;
+mod evidence;
+pub mod pm2;
+mod staying;
+pub mod systemd;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rollback_proto::problem::{Code, Problem};
 use serde::Deserialize;
 
 use self::command::{Command, CommandConfig};
+use self::pm2::{Pm2, Pm2Config};
+use self::systemd::{Systemd, SystemdConfig};
 use crate::check::HealthCheck;
-use crate::driver::{Action, Done, Failure, Health, Probe, Revision, unsupported};
+use crate::driver::{Action, Done, Failure, Finding, Health, Probe, Revision, unsupported};
 use crate::processes::Identity;
 use crate::step::StepContext;
 
@@ -33,10 +42,16 @@ const VERIFY_WITHIN: Duration = Duration::from_secs(5);
 #[serde(try_from = "toml::Table")]
 pub enum ProcessConfig {
     Command(CommandConfig),
+    Systemd(SystemdConfig),
+    Pm2(Pm2Config),
 }
 
 /// What `process.manager` may be. The first one is the default.
-pub const MANAGERS: [&str; 1] = ["command"];
+pub const MANAGERS: [&str; 3] = ["command", "systemd", "pm2"];
+
+fn yes() -> bool {
+    true
+}
 
 impl TryFrom<toml::Table> for ProcessConfig {
     type Error = String;
@@ -49,6 +64,8 @@ impl TryFrom<toml::Table> for ProcessConfig {
         };
         let read = match manager.as_str() {
             "command" => CommandConfig::deserialize(keys).map(Self::Command),
+            "systemd" => SystemdConfig::deserialize(keys).map(Self::Systemd),
+            "pm2" => Pm2Config::deserialize(keys).map(Self::Pm2),
             _ => {
                 let known = MANAGERS.join(", ");
                 return Err(format!("there is no process manager {manager:?}; there are {known}"));
@@ -63,13 +80,15 @@ impl TryFrom<toml::Table> for ProcessConfig {
 pub enum Running {
     Yes(Identity),
     No,
-    /// Nobody says: no PID file.
+    /// Nobody says: there is no PID file, or the manager is at work on it.
     Unknown,
 }
 
 #[derive(Clone, Debug)]
 enum Manager {
     Command(Command),
+    Systemd(Systemd),
+    Pm2(Pm2),
 }
 
 /// The application of one component. Its process manager may be absent: then only its health is known.
@@ -93,6 +112,10 @@ impl Application {
             Some(ProcessConfig::Command(config)) => {
                 Some(Manager::Command(Command::new(config, root, current, health.clone())?))
             }
+            Some(ProcessConfig::Systemd(config)) => {
+                Some(Manager::Systemd(Systemd::new(config, root, current, health.clone())?))
+            }
+            Some(ProcessConfig::Pm2(config)) => Some(Manager::Pm2(Pm2::new(config, root, health.clone())?)),
         };
         Ok(Self { manager, health })
     }
@@ -113,6 +136,8 @@ impl Application {
                 None if command.has_pid_file() => Running::No,
                 None => Running::Unknown,
             }),
+            Some(Manager::Systemd(systemd)) => systemd.running().await,
+            Some(Manager::Pm2(pm2)) => pm2.running().await,
         }
     }
 
@@ -144,6 +169,25 @@ impl Application {
         match &self.manager {
             None => Vec::new(),
             Some(Manager::Command(command)) => command.check_programs(in_release),
+            Some(Manager::Systemd(systemd)) => systemd.check_programs(),
+            Some(Manager::Pm2(pm2)) => pm2.check_programs(),
+        }
+    }
+
+    /// Files, relative to the release, without which the manager cannot start it. For `prepare`.
+    pub fn files_in_release(&self) -> Vec<PathBuf> {
+        match &self.manager {
+            None | Some(Manager::Command(_) | Manager::Systemd(_)) => Vec::new(),
+            Some(Manager::Pm2(pm2)) => pm2.files_in_release(),
+        }
+    }
+
+    /// Would the manager do what it is asked for? For `prepare`; reads only, answers within seconds.
+    pub async fn ready(&self) -> Vec<Finding> {
+        match &self.manager {
+            None | Some(Manager::Command(_)) => Vec::new(),
+            Some(Manager::Systemd(systemd)) => systemd.ready().await,
+            Some(Manager::Pm2(pm2)) => pm2.ready().await,
         }
     }
 
@@ -154,6 +198,8 @@ impl Application {
     pub async fn stop(&self, kind: &str, step: &StepContext) -> Result<Done, Failure> {
         match self.manager(kind, step)? {
             Manager::Command(command) => command.stop(step, step.deadline).await,
+            Manager::Systemd(systemd) => systemd.stop(step, step.deadline).await,
+            Manager::Pm2(pm2) => pm2.stop(step, step.deadline).await,
         }
         .map(Done::new)
     }
@@ -169,6 +215,8 @@ impl Application {
         }
         let detail = match manager {
             Manager::Command(command) => command.start(step, dir, &step.to.version).await,
+            Manager::Systemd(systemd) => systemd.start(step, dir, &step.to.version).await,
+            Manager::Pm2(pm2) => pm2.start(step, dir, &step.to.version).await,
         }?;
         Ok(Done::at(live, detail))
     }
@@ -178,6 +226,8 @@ impl Application {
         match &self.manager {
             None => Ok(()),
             Some(Manager::Command(command)) => command.running_right(dir),
+            Some(Manager::Systemd(systemd)) => systemd.running_right(dir).await,
+            Some(Manager::Pm2(pm2)) => pm2.running_right(dir).await,
         }
     }
 

@@ -63,12 +63,13 @@ enum Verb {
   rollback-agent check-config --config ./agent.toml"
     )]
     CheckConfig(check_config::Args),
-    /// Show the revision and the health of every component, without a coordinator
+    /// Show the revision and the health of every component and ask every check, without a coordinator
     #[command(after_long_help = "Examples:
   rollback-agent observe
   rollback-agent observe -o json | jq '.components[] | select(.problem)'
 
-Exit status: 0 when every component could be observed, 1 otherwise.")]
+Exit status: 0 when every component could be observed and no check failed, 1 otherwise. An unhealthy component that
+could be observed does not count; checks of logs are not asked, because they judge what follows a switch.")]
     Observe(observe::Args),
 }
 

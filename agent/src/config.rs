@@ -100,11 +100,25 @@ impl Settings {
             let driver = if checks.is_empty() {
                 driver
             } else {
-                Arc::new(Checked::new(driver, checks))
+                Arc::new(Checked::new(driver, checks).hiding(self.env_files()))
             };
             drivers.push((component.name.clone(), driver));
         }
         Ok(drivers)
+    }
+
+    /// The env files among the components: what is in them is quoted to nobody.
+    pub fn env_files(&self) -> Vec<PathBuf> {
+        let path = |c: &Component| match &c.kind {
+            component::Kind::EnvFile(config) => Some(config.path.clone()),
+            component::Kind::Container(_)
+            | component::Kind::Compose(_)
+            | component::Kind::ReleaseDir(_)
+            | component::Kind::Git(_)
+            | component::Kind::Nginx(_)
+            | component::Kind::Postgres(_) => None,
+        };
+        self.components.iter().filter_map(path).collect()
     }
 
     /// Where the coordinator finds us, given where we listen. Without `advertise` it is that address; where that is no

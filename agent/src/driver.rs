@@ -14,7 +14,11 @@
 //! for every kind.
 
 pub mod checked;
+pub mod compose;
+pub mod container;
 pub mod env_file;
+pub mod git;
+pub mod link;
 pub mod nginx;
 pub mod postgres;
 pub mod release_dir;

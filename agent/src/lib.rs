@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod driver;
+pub mod engine;
 pub mod enroll;
 pub mod executor;
 pub mod files;
@@ -26,6 +27,7 @@ pub mod processes;
 pub mod program;
 pub mod registration;
 pub mod server;
+pub mod size;
 pub mod step;
 pub mod vault;
 

@@ -144,7 +144,7 @@ pub fn from_pid_file(path: &Path) -> Result<Option<Identity>, Problem> {
 }
 
 /// When the process began, to about a second. `None` when the system does not say when it was booted.
-fn started_at(process: Identity) -> Option<SystemTime> {
+pub fn started_at(process: Identity) -> Option<SystemTime> {
     let stat = std::fs::read_to_string("/proc/stat").ok()?;
     let boot: u64 = stat
         .lines()
@@ -153,6 +153,13 @@ fn started_at(process: Identity) -> Option<SystemTime> {
         .parse()
         .ok()?;
     Some(SystemTime::UNIX_EPOCH + Duration::from_secs(boot) + Duration::from_millis(process.began * 1000 / USER_HZ))
+}
+
+/// Bytes of the process that are in memory. `None` when it is gone.
+pub fn resident(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// A handle that can never come to mean another process.

@@ -27,6 +27,7 @@ pub struct Program {
     cwd: Option<PathBuf>,
     stdin: Option<Vec<u8>>,
     detached_output: bool,
+    output_limit: usize,
 }
 
 /// A program that ran to its end.
@@ -78,6 +79,7 @@ impl Program {
             cwd: None,
             stdin: None,
             detached_output: false,
+            output_limit: OUTPUT_LIMIT,
         }
     }
 
@@ -125,6 +127,14 @@ impl Program {
         self
     }
 
+    /// Keeps up to this much of each stream instead of [`OUTPUT_LIMIT`]: for programs whose answer is one document that
+    /// is worth nothing without its beginning.
+    #[must_use]
+    pub fn output_limit(mut self, bytes: usize) -> Self {
+        self.output_limit = bytes;
+        self
+    }
+
     fn name(&self) -> String {
         self.argv[0].to_string_lossy().into_owned()
     }
@@ -162,6 +172,7 @@ impl Program {
         })?;
         let mut group = GroupGuard::new(child.id());
         let stdin = child.stdin.take().zip(self.stdin);
+        let limit_of_output = self.output_limit;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let work = async {
             let feed = async {
@@ -171,7 +182,7 @@ impl Program {
                 }
             };
             let (status, stdout, stderr, ()) =
-                tokio::join!(child.wait(), read_bounded(stdout), read_bounded(stderr), feed);
+                tokio::join!(child.wait(), read_bounded(stdout, limit_of_output), read_bounded(stderr, limit_of_output), feed);
             status.map(|status| Output {
                 code: status.code(),
                 stdout,
@@ -229,7 +240,7 @@ impl Drop for GroupGuard {
     }
 }
 
-async fn read_bounded(pipe: Option<impl AsyncRead + Unpin>) -> String {
+async fn read_bounded(pipe: Option<impl AsyncRead + Unpin>, limit: usize) -> String {
     let Some(mut pipe) = pipe else { return String::new() };
     let mut kept = Vec::new();
     let mut chunk = vec![0u8; 8192];
@@ -239,10 +250,10 @@ async fn read_bounded(pipe: Option<impl AsyncRead + Unpin>) -> String {
         }
         // The end of a long output says more about a failure than its beginning.
         kept.extend_from_slice(&chunk[..n]);
-        if kept.len() > 2 * OUTPUT_LIMIT {
-            kept.drain(..kept.len() - OUTPUT_LIMIT);
+        if kept.len() > 2 * limit {
+            kept.drain(..kept.len() - limit);
         }
     }
-    let start = kept.len().saturating_sub(OUTPUT_LIMIT);
+    let start = kept.len().saturating_sub(limit);
     String::from_utf8_lossy(&kept[start..]).into_owned()
 }

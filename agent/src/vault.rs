@@ -63,6 +63,10 @@ impl Vault {
         Ok(Self { root })
     }
 
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     fn object_path(&self, id: &str) -> PathBuf {
         let (head, tail) = id.split_at_checked(2).unwrap_or((id, ""));
         self.root.join("objects").join(head).join(tail)

@@ -4,6 +4,7 @@
 mod agents;
 mod enrollment;
 mod fleet;
+mod imports;
 mod releases;
 mod rollbacks;
 

@@ -36,6 +36,7 @@ pub fn allowed(path: &str) -> Option<Allowed> {
         | "/rollback.v1.Fleet/GetRollback"
         | "/rollback.v1.Fleet/WatchRollback"
         | "/rollback.v1.Fleet/RecordRelease"
+        | "/rollback.v1.Fleet/ImportRelease"
         | "/rollback.v1.Fleet/ListReleases"
         | "/rollback.v1.Fleet/GetRelease"
         | "/rollback.v1.Fleet/ListAgents"

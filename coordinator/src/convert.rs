@@ -1,12 +1,15 @@
 //! Between the wire's types and the engine's. Wire types stop here.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use prost_types::{Duration as WireDuration, Timestamp as WireTimestamp};
 use rollback_engine::event::{Finding, Operation, Outcome, Problem, Receipt, Severity, StepResult};
+use rollback_engine::ids::Target;
 use rollback_engine::plan::{Change, Plan, Step, Undo};
 use rollback_engine::release::{Action, Release, Revision, Role};
+use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem as CodedProblem};
 use rollback_proto::v1;
 
@@ -111,13 +114,38 @@ pub fn component_from_wire(c: v1::ComponentInfo) -> Result<ComponentRecord, Code
     let (role, capabilities) = (c.role(), c.capabilities().filter_map(action_from_wire).collect());
     let role = role_from_wire(role)
         .ok_or_else(|| CodedProblem::new(Code::BadRequest, format!("component {} has no known role", c.name)))?;
+    // One that is written wrongly is left out and not the whole agent: it is only not drained, as before it was declared.
+    let mut backends = BTreeSet::new();
+    for backend in c.backends {
+        match target(&backend) {
+            Ok(backend) => _ = backends.insert(backend),
+            Err(problem) => tracing::warn!(component = c.name, %problem, "a backend of this component is ignored"),
+        }
+    }
     Ok(ComponentRecord {
         name: c.name,
         kind: c.kind,
         role,
         capabilities,
         reads: c.reads.into_iter().collect(),
+        backends,
     })
+}
+
+/// "app-1/api" as people and configurations write it.
+pub fn target(name: &str) -> Result<Target, CodedProblem> {
+    let (host, component) = name.split_once('/').ok_or_else(|| {
+        let shown: String = name.chars().take(40).collect();
+        CodedProblem::new(Code::BadName, format!("{shown:?} is not HOST/COMPONENT"))
+    })?;
+    check_name("host", host)?;
+    check_name("component", component)?;
+    Ok(Target::new(host, component))
+}
+
+/// Empty for most steps: they are about a component as a whole.
+pub fn backend_to_wire(step: &Step) -> String {
+    step.backend.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
 pub fn component_to_wire(c: &ComponentRecord) -> v1::ComponentInfo {
@@ -127,6 +155,7 @@ pub fn component_to_wire(c: &ComponentRecord) -> v1::ComponentInfo {
         role: role_to_wire(c.role).into(),
         capabilities: c.capabilities.iter().map(|a| action_to_wire(*a).into()).collect(),
         reads: c.reads.iter().cloned().collect(),
+        backends: c.backends.iter().map(ToString::to_string).collect(),
     }
 }
 
@@ -309,6 +338,7 @@ fn step_to_wire(step: &Step) -> v1::PlanStep {
         timeout: Some(duration_millis(step.timeout_ms)),
         undo: undo.into(),
         irreversible,
+        backend: backend_to_wire(step),
     }
 }
 

@@ -182,6 +182,7 @@ impl Dispatcher {
                 .record(host)
                 .map(|record| record.ledger_generation)
                 .unwrap_or_default(),
+            backend: convert::backend_to_wire(&order.step),
         });
         telemetry::inject(&order.context, request.metadata_mut());
         let mut stream = client
@@ -233,7 +234,7 @@ fn classify(host: &str, status: &tonic::Status) -> NoOutcome {
 /// The step's time is over and its agent has said nothing.
 fn given_up(order: &Order, problem: Problem) -> Outcome {
     let (action, ..) = order.asked();
-    let message = format!("{} of {}: {}", action.as_str(), order.step.target, problem.message);
+    let message = format!("{} of {}: {}", action.as_str(), order.step.subject(), problem.message);
     let problem = convert::problem(Problem { message, ..problem });
     if action.changes_service() {
         ended(StepResult::Indeterminate(problem))

@@ -96,7 +96,7 @@ impl JournalSpans {
                     Judgement::Bad { problem, .. } => ("failed", Status::error(problem.message.clone())),
                     Judgement::Unknown(problem) => ("indeterminate", Status::error(problem.message.clone())),
                 };
-                let attributes = vec![
+                let mut attributes = vec![
                     KeyValue::new("step.id", i64::from(step.0)),
                     KeyValue::new("step.undo", matches!(direction, Direction::Undo)),
                     KeyValue::new("host", planned.target.host.0.clone()),
@@ -104,6 +104,9 @@ impl JournalSpans {
                     KeyValue::new("attempt", i64::from(*attempt)),
                     KeyValue::new("outcome", word),
                 ];
+                if let Some(backend) = asked.backend {
+                    attributes.push(KeyValue::new("backend", backend.to_string()));
+                }
                 let name = format!("step_{}", asked.action.as_str());
                 self.write(
                     Place::Step(*step, *direction, *attempt),

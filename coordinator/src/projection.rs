@@ -222,6 +222,7 @@ pub fn place(
         host: planned.target.host.0.clone(),
         component: planned.target.component.0.clone(),
         action: convert::action_to_wire(action).into(),
+        backend: convert::backend_to_wire(planned),
         ..event
     }
 }
@@ -258,6 +259,7 @@ pub fn report(id: &RollbackId, state: &State) -> Option<v1::GetRollbackResponse>
                 started_at: Some(convert::timestamp(r.started_at)),
                 ended_at: r.ended_at.map(convert::timestamp),
                 outcome: r.outcome.map(|o| convert::outcome_to_wire(r.step, o)),
+                backend: convert::backend_to_wire(r.step),
             })
             .collect(),
         findings: state

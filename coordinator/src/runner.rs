@@ -15,7 +15,7 @@ use rollback_engine::event::{Command, Direction, Effect, Ending, Event};
 use rollback_engine::ids::{Epoch, RollbackId, StepId};
 use rollback_engine::machine::{self, Rejected, State};
 use rollback_engine::plan::Change;
-use rollback_engine::release::ReleaseEntry;
+use rollback_engine::release::{Release, ReleaseEntry};
 use rollback_proto::v1;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -205,14 +205,11 @@ impl Runner {
                 .any(|change| change.target == entry.target && change.from == entry.revision)
         };
         let releases = self.shared.store.releases().await?;
-        let target = releases
-            .iter()
-            .find(|r| r.name == plan.body.release)
-            .map(|r| r.recorded_at);
+        let target = releases.iter().find(|r| r.name == plan.body.release).map(Release::rank);
         // Only what is newer than the target: going forward says nothing against what was left behind.
         let abandoned = releases
             .into_iter()
-            .filter(|r| target.is_some_and(|target| r.recorded_at > target) && r.entries.iter().all(was));
+            .filter(|r| target.is_some_and(|target| r.rank() > target) && r.entries.iter().all(was));
         Ok(Some(Closing {
             works: Some(plan.body.release.clone()),
             abandoned: abandoned.map(|r| r.name).collect(),

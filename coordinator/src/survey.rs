@@ -96,6 +96,7 @@ fn components(agent: &AgentView, states: &[v1::ComponentState]) -> BTreeMap<Comp
             role: record.role,
             capabilities: record.capabilities.clone(),
             reads: record.reads.iter().map(|n| n.as_str().into()).collect(),
+            backends: record.backends.clone(),
             revision,
             serving: by_name
                 .get(record.name.as_str())

@@ -42,6 +42,7 @@ fn release(name: &str, stable: bool) -> Release {
         recorded_by: "admin".to_owned(),
         entries: Vec::new(),
         stable,
+        ranks_at: None,
     }
 }
 

@@ -42,6 +42,8 @@ pub struct Running {
     pub phase: String,
     pub host: String,
     pub component: String,
+    /// Of a proxy: the one backend that it concerns; empty: the component as a whole.
+    pub backend: String,
     pub action: i32,
     pub since: Option<Timestamp>,
     /// What it said last.
@@ -109,6 +111,7 @@ impl Board {
                     phase: event.phase.clone(),
                     host: event.host.clone(),
                     component: event.component.clone(),
+                    backend: event.backend.clone(),
                     action: event.action,
                     since: at,
                     says: String::new(),

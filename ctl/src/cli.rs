@@ -22,6 +22,9 @@ use crate::{agent, completions, doctor, fleet, release, rollback, version};
 /// After every good deployment:
 ///   rollbackctl release record v2.9.0             remember what runs now, so that it can come back
 ///
+/// For a release that nobody recorded:
+///   rollbackctl release import v2.9.0             every host looks for it by its name
+///
 /// When something does not answer:
 ///   rollbackctl doctor                            is this machine able to reach the coordinator?
 #[derive(Parser, Debug)]
@@ -108,6 +111,7 @@ pub async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Rollback(rollback::Verb::Show(args)) => rollback::show::run(&session, args).await,
         Command::Rollback(rollback::Verb::Watch(args)) => rollback::watch::run(&session, args).await,
         Command::Release(release::Verb::Record(args)) => release::record::run(&session, args).await,
+        Command::Release(release::Verb::Import(args)) => release::import::run(&session, args).await,
         Command::Release(release::Verb::List(args)) => release::list::run(&session, args).await,
         Command::Release(release::Verb::Show(args)) => release::show::run(&session, args).await,
         Command::Release(release::Verb::Diff(args)) => release::diff::run(&session, args).await,

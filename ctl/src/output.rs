@@ -7,6 +7,7 @@ pub mod agents;
 pub mod checks;
 pub mod event;
 pub mod findings;
+pub mod imports;
 pub mod json;
 pub mod paint;
 pub mod plan;

@@ -1,6 +1,7 @@
 //! `rollbackctl release …`
 
 pub mod diff;
+pub mod import;
 pub mod list;
 pub mod record;
 pub mod show;
@@ -15,6 +16,7 @@ use crate::client::{Client, QUICK};
 #[derive(Subcommand, Debug)]
 pub enum Verb {
     Record(record::RecordArgs),
+    Import(import::ImportArgs),
     List(list::ListArgs),
     Show(show::ShowArgs),
     Diff(diff::DiffArgs),
@@ -24,6 +26,7 @@ impl Verb {
     pub fn format(&self) -> Format {
         match self {
             Verb::Record(args) => args.output.output,
+            Verb::Import(args) => args.output.output,
             Verb::List(args) => args.output.output,
             Verb::Show(args) => args.output.output,
             Verb::Diff(args) => args.output.output,

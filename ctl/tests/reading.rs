@@ -16,6 +16,10 @@ fn every_reading_verb_speaks_json_and_text() {
         (&["rollback", "list"], "rollback_list"),
         (&["rollback", "show"], "rollback"),
         (&["release", "record", "v2.9.0"], "release"),
+        (
+            &["release", "import", "v2.9.0", "--without", "app-2/api"],
+            "release_import",
+        ),
         (&["release", "list"], "release_list"),
         (&["release", "show", "v2.9.0"], "release"),
         (&["release", "diff", "v2.9.0"], "release_diff"),
@@ -40,6 +44,34 @@ fn status_shows_who_is_away_and_why() {
     assert_eq!(ended.code, 0);
     assert!(ended.stdout.contains("UNREACHABLE"), "{ended:?}");
     assert!(ended.stdout.contains("RB0300: no route to host"), "{ended:?}");
+}
+
+#[test]
+fn an_import_that_is_not_complete_says_where_and_how_to_go_on() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    let ended = fake.run(&["release", "import", "v2.9.0"]);
+    assert_eq!(ended.code, 1, "{ended:?}");
+    assert!(
+        ended.stdout.contains("RB0514: looked at /opt/zekka/backups"),
+        "{ended:?}"
+    );
+    assert!(
+        ended.stderr.starts_with("error RB0207: v2.9.0 not imported"),
+        "{ended:?}"
+    );
+    let next = "rollbackctl release import v2.9.0 --without app-2/api";
+    assert!(ended.stderr.contains(next), "{ended:?}");
+
+    let json = fake.run(&["release", "import", "v2.9.0", "-o", "json"]);
+    assert_eq!((json.code, json.json()["missing"].as_u64()), (1, Some(1)));
+    assert_eq!(json.json()["findings"][1]["problem"]["code"], "RB0514");
+
+    let dry = fake.run(&["release", "import", "v2.9.0", "--without", "app-2/api", "--dry-run"]);
+    assert_eq!(dry.code, 0, "{dry:?}");
+    assert!(dry.stderr.contains("Nothing was stored"), "{dry:?}");
+    assert!(dry.stderr.contains(next), "{dry:?}");
+    let done = fake.run(&["release", "import", "v2.9.0", "--without", "app-2/api"]);
+    assert!(done.stderr.contains("rollbackctl fleet plan --to v2.9.0"), "{done:?}");
 }
 
 #[test]

@@ -146,6 +146,11 @@ impl Agent {
         }
     }
 
+    /// Ends the process with force, if it still runs and was not let go.
+    pub fn end(&mut self) {
+        self.daemon = None;
+    }
+
     pub fn let_go(&mut self) {
         if let Some(daemon) = &mut self.daemon {
             daemon.let_go();

@@ -84,6 +84,11 @@ impl Coordinator {
         }
     }
 
+    /// Ends the process with force, if it still runs and was not let go.
+    pub fn end(&mut self) {
+        self.daemon = None;
+    }
+
     pub fn let_go(&mut self) {
         if let Some(daemon) = &mut self.daemon {
             daemon.let_go();

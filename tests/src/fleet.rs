@@ -10,57 +10,55 @@
 //! ```
 
 mod build;
-mod keep;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use tempfile::TempDir;
 
 pub use self::build::{FleetBuilder, SMALL_DISK_FILES};
-use crate::agent::Agent;
-use crate::binaries::Binaries;
-use crate::coordinator::Coordinator;
-use crate::ctl::Ctl;
+use crate::control::Control;
 use crate::nginx::Nginx;
 use crate::postgres::Postgres;
-use crate::process;
 use crate::zekka::{AppHost, Version, Zekka};
-
-/// Lines of each log that are shown when something failed.
-const TAIL: usize = 25;
 
 /// Names of the hosts, in the order in which they are shown.
 pub const HOSTS: [&str; 4] = ["app-1", "app-2", "db-1", "proxy-1"];
 
-/// A running fleet. Ends with this value: in order by [`Fleet::stop`], with force when dropped. Fields are dropped in
-/// the order in which they stand: the programs under test, the servers, the directory.
+/// A running fleet: [`Control`], to which it dereferences, and zekka's servers. Ends with this value: in order by
+/// [`Fleet::stop`], with force when dropped. The programs under test go first, then the servers, then the directory.
 #[derive(Debug)]
 pub struct Fleet {
-    pub binaries: Binaries,
-    pub coordinator: Coordinator,
-    pub agents: BTreeMap<String, Agent>,
     pub zekka: Zekka,
     pub nginx: Nginx,
     pub postgres: Postgres,
-    /// The first operator's.
-    pub ctl: Ctl,
     _mounts: Vec<Mount>,
-    dir: TempDir,
+    control: Control,
+}
+
+impl std::ops::Deref for Fleet {
+    type Target = Control;
+
+    fn deref(&self) -> &Control {
+        &self.control
+    }
+}
+
+impl std::ops::DerefMut for Fleet {
+    fn deref_mut(&mut self) -> &mut Control {
+        &mut self.control
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // Before the servers that they work on, which go with the fields.
+        self.control.end();
+    }
 }
 
 impl Fleet {
     pub fn builder() -> FleetBuilder {
         FleetBuilder::default()
-    }
-
-    pub fn dir(&self) -> &Path {
-        self.dir.path()
-    }
-
-    pub fn host_dir(&self, host: &str) -> PathBuf {
-        self.dir().join("hosts").join(host)
     }
 
     pub fn app(&self, name: &str) -> Result<&AppHost> {
@@ -71,16 +69,10 @@ impl Fleet {
             .with_context(|| format!("{name} is a host of the application"))
     }
 
-    pub fn agent(&mut self, name: &str) -> Result<&mut Agent> {
-        self.agents
-            .get_mut(name)
-            .with_context(|| format!("{name} has an agent"))
-    }
-
     /// Brings a version live by hand, as a deployment tool would.
     pub async fn deploy(&mut self, version: Version) -> Result<()> {
         self.zekka
-            .deploy(&self.binaries, &self.postgres, &mut self.nginx, version)
+            .deploy(&self.control.binaries, &self.postgres, &mut self.nginx, version)
             .await
     }
 
@@ -95,34 +87,27 @@ impl Fleet {
 
     /// The ends of all logs, for a failure's report.
     pub fn tails(&self) -> String {
-        let mut logs: Vec<PathBuf> = std::fs::read_dir(self.dir().join("log"))
-            .map(|entries| entries.flatten().map(|e| e.path()).collect())
-            .unwrap_or_default();
-        logs.push(self.nginx.error_log());
-        logs.extend(
-            self.zekka
-                .hosts
-                .iter()
-                .flat_map(|h| [h.root.join("log/app.log"), h.root.join("log/effects.log")]),
-        );
-        logs.sort();
-        let shown = logs.iter().map(|log| {
-            let name = log.strip_prefix(self.dir()).unwrap_or(log).display().to_string();
-            format!("----- {name}\n{}\n", process::tail(log, TAIL))
-        });
-        shown.collect()
+        let apps = self.zekka.hosts.iter();
+        let notes = apps.flat_map(|h| [h.root.join("log/app.log"), h.root.join("log/effects.log")]);
+        self.control.tails(notes.chain([self.nginx.error_log()]))
     }
 
     /// Ends everything in order and removes the directory.
     pub async fn stop(mut self) -> Result<()> {
-        for agent in self.agents.values_mut() {
-            agent.stop().await?;
-        }
-        self.coordinator.stop().await?;
+        self.control.stop().await?;
         self.nginx.stop().await?;
         self.zekka.hosts.iter().for_each(AppHost::end);
         self.postgres.stop().await
         // The rest is what dropping does.
+    }
+
+    /// Lets every process go and says how to use the fleet and how to end it. The builder must have been told.
+    pub fn leave_running(mut self) -> Result<String> {
+        self.nginx.let_go();
+        self.postgres.let_go();
+        self.zekka.let_go = true;
+        let hint = format!("curl -i {}", self.nginx.url("/api/version"));
+        self.control.leave_running(&[hint])
     }
 }
 

@@ -1,5 +1,6 @@
 //! An nginx of our own, in front of the application's hosts.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -7,10 +8,15 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::Signal;
 
+use crate::control::Control;
 use crate::process::{self, Daemon, End, Launch, run};
 use crate::wait;
 
 const PROGRAM: &str = "/usr/sbin/nginx";
+
+/// Below the root of nginx's files.
+pub const MANAGED_INCLUDE: &str = "rollbackctl/zekka.inc";
+pub const UPSTREAM_INCLUDE: &str = "rollbackctl/zekka-upstream.inc";
 
 /// Time for new workers after a reload.
 const RELOAD_WITHIN: Duration = Duration::from_secs(10);
@@ -22,6 +28,8 @@ pub struct Nginx {
     log: PathBuf,
     keep: bool,
     port: u16,
+    /// What follows the address of every server in the managed upstream.
+    server_options: String,
 }
 
 impl Nginx {
@@ -33,6 +41,7 @@ impl Nginx {
             log: log.to_owned(),
             keep,
             port: process::free_port()?,
+            server_options: String::new(),
         };
         for sub in ["etc/sites-enabled", "etc/rollbackctl", "run", "log", "tmp"] {
             std::fs::create_dir_all(dir.join(sub)).with_context(|| format!("make {sub}"))?;
@@ -55,6 +64,27 @@ impl Nginx {
         );
         std::fs::write(nginx.config(), conf).context("write nginx.conf")?;
         std::fs::write(nginx.managed_include(), "").context("write the managed include")?;
+        Ok(nginx)
+    }
+
+    /// Lays out and starts one on a host, in front of these servers (`127.0.0.1:3001`), with a site of that version.
+    /// `server_options` follow each address: `max_fails=0`. It ends after the agents.
+    pub async fn in_front_of(
+        control: &mut Control,
+        host: &str,
+        addresses: &[String],
+        server_options: &str,
+        site: &str,
+    ) -> Result<Self> {
+        let dir = control.host_dir(host).join("nginx");
+        let mut nginx = Self::lay_out(&dir, &control.log("nginx"), control.is_kept())?;
+        nginx.server_options = server_options.to_owned();
+        nginx.write_upstream(addresses)?;
+        nginx.write_site(site)?;
+        nginx.start().await?;
+        if let Some(daemon) = nginx.daemon.take() {
+            control.hold(daemon);
+        }
         Ok(nginx)
     }
 
@@ -113,7 +143,71 @@ impl Nginx {
     }
 
     pub fn managed_include(&self) -> PathBuf {
-        self.root().join("rollbackctl/zekka.inc")
+        self.root().join(MANAGED_INCLUDE)
+    }
+
+    /// The servers of the upstream: written by hand once, then by the agent.
+    pub fn upstream_include(&self) -> PathBuf {
+        self.root().join(UPSTREAM_INCLUDE)
+    }
+
+    /// Lists the upstream's servers as somebody would by hand.
+    pub fn write_upstream(&self, addresses: &[String]) -> Result<()> {
+        let lines = addresses.iter().map(|address| match self.server_options.as_str() {
+            "" => format!("server {address};\n"),
+            options => format!("server {address} {options};\n"),
+        });
+        std::fs::write(self.upstream_include(), lines.collect::<String>()).context("write the managed upstream")
+    }
+
+    /// Writes a site that passes everything on to the servers in [`Nginx::upstream_include`] and answers with `version`
+    /// in the header `X-Zekka-Site`. For stories without zekka's own sites.
+    pub fn write_site(&self, version: &str) -> Result<()> {
+        let text = format!(
+            "# zekka {version}\n\
+             upstream zekka {{\n\
+             \x20   include {UPSTREAM_INCLUDE};\n\
+             }}\n\n\
+             server {{\n\
+             \x20   listen 127.0.0.1:{port};\n\
+             \x20   server_name localhost;\n\
+             \x20   include {MANAGED_INCLUDE};\n\n\
+             \x20   location / {{\n\
+             \x20       proxy_pass http://zekka;\n\
+             \x20       proxy_connect_timeout 1s;\n\
+             \x20       proxy_set_header Host $host;\n\
+             \x20       add_header X-Zekka-Site {version} always;\n\
+             \x20   }}\n\
+             }}\n",
+            port = self.port,
+        );
+        std::fs::write(self.site(), text).context("write the site")
+    }
+
+    /// `[[component]]` of the proxy's agent. `backends`: which server of the upstream belongs to which component, like
+    /// `app-1/api` to `127.0.0.1:3001`; with any, hosts are taken out of nginx before they stop.
+    pub fn component(&self, backends: &BTreeMap<String, String>) -> String {
+        let mut text = format!(
+            "[[component]]\nname = \"proxy\"\nkind = \"nginx\"\nprefix = \"{}\"\nconfig = \"{}\"\nroot = \"{}\"\n\
+             pid_file = \"{}\"\nerror_log = \"{}\"\nfiles = [\"sites-enabled/zekka.conf\"]\n\
+             managed_include = \"{MANAGED_INCLUDE}\"\nmarker_url = \"{}\"\n",
+            self.prefix().display(),
+            self.config().display(),
+            self.root().display(),
+            self.pid_file().display(),
+            self.error_log().display(),
+            self.url("/-/rollbackctl"),
+        );
+        if !backends.is_empty() {
+            text.push_str(&format!("[component.upstream]\ninclude = \"{UPSTREAM_INCLUDE}\"\n"));
+            text.push_str(&format!("options = \"{}\"\n", self.server_options));
+            text.push_str("[component.upstream.backends]\n");
+            let lines = backends
+                .iter()
+                .map(|(name, address)| format!("\"{name}\" = \"{address}\"\n"));
+            text.extend(lines);
+        }
+        text
     }
 
     pub fn pid_file(&self) -> PathBuf {

@@ -1,14 +1,24 @@
-//! A user who never stops asking: one request through nginx every 20 ms, each on a connection and a deadline of its own.
+//! A user who never stops asking: requests at a steady rate, each on a connection and a deadline of its own.
 //!
-//! Requests do not wait for each other: a slow answer does not hide how the next one would have fared.
+//! Requests do not wait for each other: a slow answer does not hide how the next one would have fared. There is a bound
+//! on how many are under way; one that would go beyond it counts as failed, because a user got no answer.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-const EVERY: Duration = Duration::from_millis(20);
+use crate::wait;
+
+/// Requests per second, unless told otherwise.
+const RATE: u32 = 50;
 const DEADLINE: Duration = Duration::from_secs(2);
+const SERVED_WITHIN: Duration = Duration::from_secs(30);
+/// Requests under way at once: those of two seconds at 250 per second, far below the limit of open files.
+const MOST_UNDER_WAY: usize = 500;
 
 /// What one request came to.
 #[derive(Clone, Copy, Debug)]
@@ -29,20 +39,41 @@ impl Sample {
 
 #[derive(Debug)]
 pub struct Prober {
+    /// Requests that have ended, successful ones alone.
+    served: Arc<AtomicUsize>,
     stop: tokio::sync::oneshot::Sender<()>,
     task: tokio::task::JoinHandle<Vec<Sample>>,
 }
 
 impl Prober {
+    /// Asks every 20 ms.
     pub fn start(url: String) -> anyhow::Result<Self> {
+        Self::at_rate(url, RATE)
+    }
+
+    /// Asks so many times in a second. When the machine falls behind, the requests that were missed follow at once: the
+    /// number of requests is what was asked for.
+    pub fn at_rate(url: String, per_second: u32) -> anyhow::Result<Self> {
         // Nothing is pooled: a connection that a reload closes is no failure of the service.
         let client = reqwest::Client::builder()
             .pool_max_idle_per_host(0)
             .timeout(DEADLINE)
             .build()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let task = tokio::spawn(probe(client, url, stopped));
-        Ok(Self { stop, task })
+        let every = Duration::from_secs(1) / per_second.max(1);
+        let served = Arc::new(AtomicUsize::new(0));
+        let task = tokio::spawn(probe(client, url, every, Arc::clone(&served), stopped));
+        Ok(Self { served, stop, task })
+    }
+
+    /// Waits until users got so many more successful answers: begin with it, and end with it.
+    pub async fn until_served(&self, more: usize) -> anyhow::Result<()> {
+        let wanted = self.served.load(Ordering::Relaxed) + more;
+        let what = format!("users get {more} more successful answers");
+        wait::until_true(&what, SERVED_WITHIN, async || {
+            self.served.load(Ordering::Relaxed) >= wanted
+        })
+        .await
     }
 
     /// Waits for the requests under way and hands all samples out, in the order in which they were sent.
@@ -53,19 +84,35 @@ impl Prober {
     }
 }
 
-async fn probe(client: reqwest::Client, url: String, mut stopped: tokio::sync::oneshot::Receiver<()>) -> Vec<Sample> {
+async fn probe(
+    client: reqwest::Client,
+    url: String,
+    every: Duration,
+    served: Arc<AtomicUsize>,
+    mut stopped: tokio::sync::oneshot::Receiver<()>,
+) -> Vec<Sample> {
     let mut requests = JoinSet::new();
     let mut samples = Vec::new();
-    let mut tick = tokio::time::interval(EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
     loop {
         tokio::select! {
             _ = &mut stopped => break,
-            Some(done) = requests.join_next() => samples.extend(done.ok()),
+            Some(done) = requests.join_next() => {
+                let sample: Option<Sample> = done.ok();
+                if sample.is_some_and(|s| s.is_success()) {
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+                samples.extend(sample);
+            }
             _ = tick.tick() => {
+                let sent = Instant::now();
+                if requests.len() >= MOST_UNDER_WAY {
+                    samples.push(Sample { sent, ended: sent, status: None });
+                    continue;
+                }
                 let request = client.get(&url).send();
                 requests.spawn(async move {
-                    let sent = Instant::now();
                     let status = request.await.ok().map(|answer| answer.status().as_u16());
                     Sample { sent, ended: Instant::now(), status }
                 });
@@ -121,6 +168,25 @@ impl Samples {
         self.0.iter().filter(|s| !s.is_success()).count()
     }
 
+    /// The time within which so many of a thousand requests had ended, answered or not: 990 is the 99th percentile.
+    /// `None` without any requests.
+    pub fn within(&self, of_a_thousand: usize) -> Option<Duration> {
+        let mut times: Vec<Duration> = self.0.iter().map(|s| s.ended - s.sent).collect();
+        times.sort_unstable();
+        let rank = (times.len() * of_a_thousand).div_ceil(1000);
+        times.get(rank.saturating_sub(1)).copied()
+    }
+
+    /// What a scenario says of its users: `requests`, `failed_requests`, `p99_ms`.
+    pub fn figures(&self) -> Value {
+        let p99 = self.within(990).unwrap_or_default();
+        json!({
+            "requests": self.len(),
+            "failed_requests": self.failed(),
+            "p99_ms": (p99.as_secs_f64() * 10_000.0).round() / 10.0,
+        })
+    }
+
     /// The longest gap between successful answers. `None` when no two requests succeeded.
     pub fn downtime(&self) -> Option<Downtime> {
         let mut successes: Vec<Instant> = self.0.iter().filter(|s| s.is_success()).map(|s| s.ended).collect();
@@ -139,6 +205,8 @@ impl Samples {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const EVERY: Duration = Duration::from_millis(20);
 
     /// Requests 20 ms apart, answered at once.
     fn samples(statuses: &[Option<u16>]) -> Samples {
@@ -174,5 +242,20 @@ mod tests {
     fn no_downtime_can_be_told_without_two_successes() {
         assert_eq!(samples(&[Some(503), Some(200)]).downtime(), None);
         assert_eq!(samples(&[]).downtime(), None);
+    }
+
+    #[test]
+    fn percentiles_are_of_requests_that_did_happen() {
+        let begin = Instant::now();
+        let took = |ms: u64| Sample {
+            sent: begin,
+            ended: begin + Duration::from_millis(ms),
+            status: Some(200),
+        };
+        let hundred = Samples::new((1..=100).rev().map(took).collect());
+        assert_eq!(hundred.within(990), Some(Duration::from_millis(99)));
+        assert_eq!(hundred.within(500), Some(Duration::from_millis(50)));
+        assert_eq!(Samples::new(vec![took(7)]).within(990), Some(Duration::from_millis(7)));
+        assert_eq!(Samples::new(Vec::new()).within(990), None);
     }
 }

@@ -166,6 +166,14 @@ impl Daemon {
     }
 }
 
+impl crate::control::Held for Daemon {
+    fn let_go(&mut self) -> String {
+        Daemon::let_go(self);
+        // The script that ends a kept fleet finds its processes by itself.
+        String::new()
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         if self.let_go || self.ended().is_some() {

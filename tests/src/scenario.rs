@@ -5,6 +5,7 @@
 mod agent_killed;
 mod blocked_preflight;
 mod coordinator_killed;
+pub mod deployments;
 mod forth_and_back;
 mod held_then_recovered;
 mod kill_sweep;
@@ -67,6 +68,7 @@ impl std::fmt::Debug for Scenario {
     }
 }
 
+/// The stories of zekka's fleet.
 pub const ALL: &[Scenario] = &[
     Scenario {
         name: "zekka",
@@ -141,8 +143,13 @@ pub struct Report {
 }
 
 impl Scenario {
+    /// Those of zekka's fleet, and those of other deployments.
+    pub fn all() -> impl Iterator<Item = &'static Self> {
+        ALL.iter().chain(deployments::ALL)
+    }
+
     pub fn find(name: &str) -> Option<&'static Self> {
-        ALL.iter().find(|s| s.name == name)
+        Self::all().find(|s| s.name == name)
     }
 
     pub async fn run(&self, options: Options) -> Report {

@@ -41,6 +41,8 @@ struct Content {
 }
 
 impl Version {
+    pub const ALL: [Self; 3] = [Self::V2_9_0, Self::V2_9_1, Self::V3_0_0];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::V2_9_0 => "v2.9.0",
@@ -92,6 +94,22 @@ impl Version {
                 site: include_str!("../zekka/v3.0.0/zekka.conf"),
             },
         }
+    }
+
+    /// What `release.json` says of it.
+    pub fn release_json(self) -> &'static str {
+        self.content().release
+    }
+
+    /// Lays its release out in a directory, as a deployment unpacks it.
+    pub fn unpack(self, binaries: &Binaries, dir: &Path) -> Result<()> {
+        for sub in ["bin", "public"] {
+            std::fs::create_dir_all(dir.join(sub)).with_context(|| format!("make {sub}"))?;
+        }
+        std::fs::copy(binaries.path("zekka-app"), dir.join("bin/zekka-app")).context("copy zekka-app")?;
+        std::fs::write(dir.join("release.json"), self.release_json()).context("write release.json")?;
+        let page = format!("<!doctype html>\n<title>zekka {}</title>\n", self.name());
+        std::fs::write(dir.join("public/index.html"), page).context("write index.html")
     }
 
     /// Does a deployment of it change the schema?
@@ -212,6 +230,30 @@ impl AppHost {
         run(&mut command).map(drop)
     }
 
+    /// Stops what runs, lets the env file be written, swaps the link and starts the version, which is unpacked already.
+    pub fn replace(&self, version: Version, write_env: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.pid().is_some() {
+            self.call("stop")?;
+        }
+        write_env()?;
+        let temp = self.root.join("current.new");
+        std::os::unix::fs::symlink(Path::new("releases").join(version.name()), &temp).context("make the link")?;
+        std::fs::rename(&temp, self.current()).context("swap the link")?;
+        self.call("launch")
+    }
+
+    /// `process` of the agent's component: the application's own `launch` and `stop`.
+    pub fn process_key(&self) -> String {
+        let program = self.current().join("bin/zekka-app").display().to_string();
+        format!(
+            "process = {{ start = [\"{program}\", \"launch\"], stop = [\"{program}\", \"stop\"], \
+             pid_file = \"{}\", env_file = \"{}\", log = \"{}\" }}\n",
+            self.pid_file().display(),
+            self.env_file().display(),
+            self.root.join("log/app.log").display(),
+        )
+    }
+
     /// Ends the process whoever started it, with force if it must be.
     pub fn end(&self) {
         if let Some(pid) = self.pid() {
@@ -249,18 +291,6 @@ impl Drop for Zekka {
 }
 
 impl Zekka {
-    /// The directory of a release, as a deployment unpacks it.
-    pub fn unpack(&self, binaries: &Binaries, host: &AppHost, version: Version) -> Result<()> {
-        let dir = host.release_dir(version);
-        for sub in ["bin", "public"] {
-            std::fs::create_dir_all(dir.join(sub)).with_context(|| format!("make {sub}"))?;
-        }
-        std::fs::copy(binaries.path("zekka-app"), dir.join("bin/zekka-app")).context("copy zekka-app")?;
-        std::fs::write(dir.join("release.json"), version.content().release).context("write release.json")?;
-        let page = format!("<!doctype html>\n<title>zekka {}</title>\n", version.name());
-        std::fs::write(dir.join("public/index.html"), page).context("write index.html")
-    }
-
     pub fn render_env(&self, postgres: &Postgres, host: &AppHost, version: Version) -> String {
         let text = version.content().env.replace("{database_url}", &postgres.url());
         text.replace("{port}", &host.port.to_string())
@@ -336,7 +366,7 @@ impl Zekka {
         version: Version,
     ) -> Result<()> {
         for host in &self.hosts {
-            self.unpack(binaries, host, version)?;
+            version.unpack(binaries, &host.release_dir(version))?;
         }
         if version.migrates() {
             self.migrate_up(postgres, version)?;
@@ -347,14 +377,9 @@ impl Zekka {
             Version::V3_0_0 => self.seed_stages(postgres)?,
         }
         for host in &self.hosts {
-            if host.pid().is_some() {
-                host.call("stop")?;
-            }
-            write_secret(&host.env_file(), &self.render_env(postgres, host, version))?;
-            let temp = host.root.join("current.new");
-            std::os::unix::fs::symlink(Path::new("releases").join(version.name()), &temp).context("make the link")?;
-            std::fs::rename(&temp, host.current()).context("swap the link")?;
-            host.call("launch")?;
+            host.replace(version, || {
+                write_secret(&host.env_file(), &self.render_env(postgres, host, version))
+            })?;
         }
         std::fs::write(nginx.site(), self.render_site(nginx, version)).context("write the site")?;
         if nginx.pid().is_some() {
@@ -375,6 +400,7 @@ impl Zekka {
     }
 }
 
-fn write_secret(path: &Path, text: &str) -> Result<()> {
+/// Writes a file that only its owner may read.
+pub fn write_secret(path: &Path, text: &str) -> Result<()> {
     rollback_proto::tls::write_private(path, text.as_bytes()).with_context(|| format!("write {}", path.display()))
 }

@@ -21,10 +21,10 @@ use rollback_proto::problem::{Code, Problem};
 use serde::Deserialize;
 
 use crate::check::HealthCheck;
-use crate::driver::env_file::variables::Variables;
-use crate::files::io_problem;
 use crate::processes::{self, Identity};
 use crate::program::SAFE_PATH;
+
+use super::evidence::executable;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,19 +51,15 @@ pub struct CommandConfig {
     pub kill_after: Duration,
     /// Require that the process's directory or program lies in the release that was started. Default: yes, when there
     /// is a PID file.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub verify_cwd: bool,
     /// Require that the process has every variable of `env_file`, with the value that the file has.
-    #[serde(default = "yes")]
+    #[serde(default = "super::yes")]
     pub verify_env: bool,
 }
 
 fn default_kill_after() -> Duration {
     Duration::from_secs(10)
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// The application of one component.
@@ -115,24 +111,6 @@ impl Command {
         self.config.pid_file.is_some()
     }
 
-    /// Does this process belong to the application?
-    fn is_ours(&self, process: Identity) -> bool {
-        let root = std::fs::canonicalize(&self.root).unwrap_or_else(|_| self.root.clone());
-        let beneath = |path: &Path| path.starts_with(&root) || path.starts_with(&self.root);
-        processes::cwd(process.pid).is_some_and(|dir| beneath(&dir))
-            || processes::exe(process.pid).is_some_and(|exe| beneath(&exe))
-            || processes::arguments(process.pid)
-                .iter()
-                .any(|argument| beneath(Path::new(argument)))
-    }
-
-    /// Does it run in this release? Asks where it works and which program it is.
-    fn runs_in(&self, process: Identity, release: &Path) -> bool {
-        let release = std::fs::canonicalize(release).unwrap_or_else(|_| release.to_owned());
-        processes::cwd(process.pid).is_some_and(|dir| dir.starts_with(&release))
-            || processes::exe(process.pid).is_some_and(|exe| exe.starts_with(&release))
-    }
-
     fn cwd(&self) -> &Path {
         self.config.cwd.as_deref().unwrap_or(&self.current)
     }
@@ -147,14 +125,6 @@ impl Command {
             *first = self.cwd().join(&*first).to_string_lossy().into_owned();
         }
         argv
-    }
-
-    fn variables(&self) -> Result<Variables, Problem> {
-        let Some(path) = &self.config.env_file else {
-            return Ok(Variables::default());
-        };
-        let content = std::fs::read(path).map_err(|e| io_problem("read", path, &e))?;
-        Ok(Variables::parse(&String::from_utf8_lossy(&content)))
     }
 
     /// Can both programs be run? `in_release` answers for a path within the release that will be live.
@@ -186,23 +156,4 @@ impl Command {
         }
         problems
     }
-
-    /// The end of the application's log, on one line.
-    fn log_tail(&self) -> Option<String> {
-        use std::io::{Read, Seek, SeekFrom};
-        const TAIL: u64 = 2048;
-        let mut file = std::fs::File::open(self.config.log.as_ref()?).ok()?;
-        let size = file.metadata().ok()?.len();
-        file.seek(SeekFrom::Start(size.saturating_sub(TAIL))).ok()?;
-        let mut tail = Vec::new();
-        file.take(TAIL).read_to_end(&mut tail).ok()?;
-        let text = String::from_utf8_lossy(&tail).into_owned();
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-        let last = lines[lines.len().saturating_sub(3)..].join(" | ");
-        (!last.is_empty()).then_some(last)
-    }
-}
-
-fn executable(path: &Path) -> bool {
-    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }

@@ -1,8 +1,21 @@
 //! A check over HTTP/1.1 without TLS: a 2xx answer passes, and where a version is asked for it must be the expected one.
+//!
+//! ```toml
+//! http = "http://127.0.0.1:3000/api/health"
+//! version = "/api/version"                    # a path or a URL that answers with the version
+//! body = "\"db\":\\s*\"up\""                    # a regular expression that the answer must match
+//! field = "/status"                           # a JSON pointer into the answer …
+//! equals = "ok"                               # … and the value that must be there
+//! max_latency = "500ms"                       # until the answer is there, with its body where that is looked at
+//! ```
+//!
+//! Nothing of a body is quoted in a message but the value of `field` and the version.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use regex::Regex;
 use reqwest::{Client, Response, Url};
+use serde_json::Value;
 
 /// Bytes read of an answer. A version is short; a page of errors is not needed whole.
 const BODY_LIMIT: usize = 64 * 1024;
@@ -12,6 +25,88 @@ pub struct HttpCheck {
     client: Client,
     url: Url,
     version: Option<Url>,
+    expect: Expect,
+}
+
+/// What an answer must be like, besides 2xx.
+#[derive(Clone, Debug, Default)]
+pub struct Expect {
+    body: Option<Regex>,
+    /// A JSON pointer, and the value there.
+    field: Option<(String, Value)>,
+    max_latency: Option<Duration>,
+}
+
+impl Expect {
+    pub fn new(
+        body: Option<String>,
+        field: Option<String>,
+        equals: Option<toml::Value>,
+        max_latency: Option<Duration>,
+    ) -> Result<Self, String> {
+        let body = body.map(|pattern| Regex::new(&pattern).map_err(|e| format!("`body`: {e}")));
+        let field = match (field, equals) {
+            (None, None) => None,
+            (Some(pointer), Some(value)) if pointer.starts_with('/') => {
+                let value = match value {
+                    toml::Value::String(text) => Value::from(text),
+                    toml::Value::Integer(number) => Value::from(number),
+                    toml::Value::Float(number) => Value::from(number),
+                    toml::Value::Boolean(truth) => Value::from(truth),
+                    toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => {
+                        return Err("`equals` is a string, a number or a boolean".into());
+                    }
+                };
+                Some((pointer, value))
+            }
+            (Some(_), Some(_)) => return Err("`field` is a JSON pointer: /status, or /db/state".into()),
+            (Some(_), None) | (None, Some(_)) => return Err("`field` and `equals` belong together".into()),
+        };
+        Ok(Self {
+            body: body.transpose()?,
+            field,
+            max_latency,
+        })
+    }
+
+    fn needs_body(&self) -> bool {
+        self.body.is_some() || self.field.is_some()
+    }
+
+    fn judge(&self, body: &str) -> Result<(), String> {
+        if let Some(pattern) = &self.body
+            && !pattern.is_match(body)
+        {
+            return Err(format!("the answer does not match {:?}", pattern.as_str()));
+        }
+        let Some((pointer, wanted)) = &self.field else {
+            return Ok(());
+        };
+        let json: Value = serde_json::from_str(body).map_err(|_| {
+            let cut = if body.len() >= BODY_LIMIT {
+                ", or is too long"
+            } else {
+                ""
+            };
+            format!("the answer is not JSON{cut}")
+        })?;
+        match json.pointer(pointer) {
+            Some(found) if same_value(found, wanted) => Ok(()),
+            Some(found) => {
+                let found = crate::check::printable(&found.to_string(), 80);
+                Err(format!("{pointer} is {found}, expected {wanted}"))
+            }
+            None => Err(format!("there is no {pointer} in the answer")),
+        }
+    }
+}
+
+/// `1` and `1.0` are one number to JSON, and two to the parser.
+fn same_value(found: &Value, wanted: &Value) -> bool {
+    match (found.as_f64(), wanted.as_f64()) {
+        (Some(a), Some(b)) => a == b,
+        (Some(_), None) | (None, Some(_)) | (None, None) => found == wanted,
+    }
 }
 
 /// A client for questions to services of this host: no proxy, no redirects, no connection used twice.
@@ -47,7 +142,14 @@ impl HttpCheck {
             client: client()?,
             url,
             version,
+            expect: Expect::default(),
         })
+    }
+
+    #[must_use]
+    pub fn expecting(mut self, expect: Expect) -> Self {
+        self.expect = expect;
+        self
     }
 
     pub fn url(&self) -> &str {
@@ -56,10 +158,27 @@ impl HttpCheck {
 
     /// One question (two, when a version is expected). `Ok` and `Err` both say what was seen.
     pub async fn ask(&self, expected: Option<&str>) -> Result<String, String> {
+        let begun = Instant::now();
         let answer = self.get(&self.url).await?;
         let status = answer.status();
         if !status.is_success() {
             return Err(format!("{}: status {}", self.url, status.as_u16()));
+        }
+        let failed = |why: String| format!("{}: {why}", self.url);
+        let body = match self.expect.needs_body() {
+            true => Some(bounded_body(answer).await.map_err(failed)?),
+            false => None,
+        };
+        let took = begun.elapsed();
+        if let Some(body) = body {
+            self.expect.judge(&body).map_err(failed)?;
+        }
+        if let Some(most) = self.expect.max_latency.filter(|most| took > *most) {
+            return Err(failed(format!(
+                "answered in {} ms, {} are allowed",
+                took.as_millis(),
+                most.as_millis()
+            )));
         }
         let (Some(url), Some(expected)) = (&self.version, expected) else {
             return Ok(status.as_u16().to_string());

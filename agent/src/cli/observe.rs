@@ -1,5 +1,9 @@
-//! `rollback-agent observe`: what a coordinator would be told, without one.
+//! `rollback-agent observe`: what a coordinator would be told, without one; and what the checks of this host say now.
+//!
+//! A check of a log is not asked: it judges what was written since a switch, and there is none here. It is listed all the
+//! same, as neither passed nor failed.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -9,7 +13,9 @@ use rollback_proto::v1::Health;
 use serde::Serialize;
 
 use super::{columns, print};
+use crate::check::Check;
 use crate::driver::Observation;
+use crate::driver::checked::{NamedCheck, hide};
 use crate::executor::Limits;
 use crate::executor::inspect::observe_one;
 use crate::vault::Vault;
@@ -33,6 +39,18 @@ struct Report {
     schema: &'static str,
     host: String,
     components: Vec<Row>,
+    checks: Vec<Answer>,
+}
+
+/// One `[[check]]`.
+#[derive(Debug, Serialize)]
+struct Answer {
+    name: String,
+    component: String,
+    /// What is asked.
+    target: String,
+    result: &'static str,
+    detail: String,
 }
 
 /// One component. Either all of revision, health and detail are there, or the problem.
@@ -66,18 +84,50 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
             observe_one(name, driver.as_ref(), limit).await,
         )
     });
-    let components = futures::future::join_all(rows).await;
-    let complete = components.iter().all(|row| row.problem.is_none());
+    let secrets = settings.env_files();
+    let answers = settings.checks.iter().map(|check| answer(check, &secrets));
+    let (components, checks) =
+        futures::future::join(futures::future::join_all(rows), futures::future::join_all(answers)).await;
+    let complete = components.iter().all(|row| row.problem.is_none()) && checks.iter().all(|c| c.result != FAILED);
     let report = Report {
         schema: "rollback-agent/v1",
         host: settings.name,
         components,
+        checks,
     };
     match args.output {
         Output::Json => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
         Output::Table => print(&table(&report))?,
     }
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+const PASSED: &str = "passed";
+const FAILED: &str = "failed";
+const NOT_ASKED: &str = "not asked";
+
+/// One try: a person who looks wants to know how it is now.
+async fn answer(check: &NamedCheck, secrets: &[PathBuf]) -> Answer {
+    let (result, detail) = match &check.check {
+        Check::Asked(asked) => match asked.once(None).await {
+            Ok(passed) => (PASSED, passed.detail),
+            Err(problem) => (FAILED, problem.message),
+        },
+        Check::Log(log) => {
+            let wanted = log.patterns().join(", ");
+            (
+                NOT_ASKED,
+                format!("judges the lines since a switch; looks for {wanted}"),
+            )
+        }
+    };
+    Answer {
+        name: check.name.clone(),
+        component: check.component.clone(),
+        target: check.check.target(),
+        result,
+        detail: hide(secrets, detail),
+    }
 }
 
 fn row(name: &str, kind: &'static str, observed: Result<Observation, Problem>) -> Row {
@@ -136,5 +186,22 @@ fn table(report: &Report) -> String {
             detail,
         ]
     });
-    columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>())
+    let mut text = columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>());
+    if !report.checks.is_empty() {
+        let head = ["CHECK", "COMPONENT", "RESULT", "TARGET", "DETAIL"]
+            .map(str::to_owned)
+            .to_vec();
+        let rows = report.checks.iter().map(|c| {
+            vec![
+                c.name.clone(),
+                c.component.clone(),
+                c.result.to_owned(),
+                c.target.clone(),
+                c.detail.clone(),
+            ]
+        });
+        text.push('\n');
+        text.push_str(&columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>()));
+    }
+    text
 }

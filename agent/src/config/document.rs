@@ -16,7 +16,7 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 use super::component::{Component, KINDS, Kind};
 use super::mistake::line_of;
 use super::{Mistake, Settings};
-use crate::check::HealthCheck;
+use crate::check::Check;
 use crate::driver::checked::NamedCheck;
 
 /// Every key outside of `[[component]]` and `[[check]]`.
@@ -204,7 +204,7 @@ fn read_checks(text: &str, tables: Tables<'_>, components: &[Component]) -> Resu
             return Err(Mistake::at(component_line, message).meant(&component, known));
         }
         let check =
-            HealthCheck::deserialize(keys(table)).map_err(|error| Mistake::in_part(text, &within, line, &error))?;
+            Check::deserialize(keys(table)).map_err(|error| Mistake::in_part(text, &within, line, &error))?;
         if checks.iter().any(|c| c.name == name) {
             return Err(Mistake::at(line, format!("{within} is declared twice")));
         }

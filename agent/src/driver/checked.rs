@@ -2,15 +2,25 @@
 //!
 //! Everything else is the inner driver's. Checks are not asked by `start` and `observe`: what a component itself needs in
 //! order to count as healthy is its `health`; checks say whether what was put together works.
+//!
+//! A log is judged from the moment of the switch on. So before `switch` and `start` each log's present end is noted in
+//! the vault, where it survives a restart of the agent; a repeated `switch` or `start` keeps the note of the first one.
+//! Where the component is both switched and started, the start counts. A log that could not be looked at then does not
+//! hold the switch up (it may be the way back); its check does not pass afterwards.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
 use rollback_proto::problem::{Code, Problem};
+use serde::{Deserialize, Serialize};
 
+use super::env_file::variables::Variables;
 use super::{Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained};
-use crate::check::HealthCheck;
+use crate::check::log::{LogCheck, Mark};
+use crate::check::{Check, redact};
+use crate::files;
 use crate::step::StepContext;
 
 /// A check of `[[check]]`.
@@ -19,39 +29,153 @@ pub struct NamedCheck {
     pub name: String,
     /// The component whose verification asks it.
     pub component: String,
-    pub check: HealthCheck,
+    pub check: Check,
+}
+
+/// The end of a log before a move.
+#[derive(Debug, Serialize, Deserialize)]
+struct Note {
+    rollback: String,
+    action: String,
+    /// Digest that the move leads to: an undo is another move.
+    to: String,
+    /// Or why there is none.
+    mark: Result<Mark, String>,
+}
+
+impl Note {
+    fn is_of(&self, step: &StepContext) -> bool {
+        let move_of = (
+            step.rollback_id.as_str(),
+            step.action.as_str_name(),
+            step.to.digest.as_str(),
+        );
+        (self.rollback.as_str(), self.action.as_str(), self.to.as_str()) == move_of
+    }
 }
 
 #[derive(Debug)]
 pub struct Checked {
     inner: Arc<dyn Driver>,
     checks: Vec<NamedCheck>,
+    /// Env files of this host. Their values are taken out of what checks quote.
+    secrets: Vec<PathBuf>,
 }
 
 impl Checked {
     pub fn new(inner: Arc<dyn Driver>, checks: Vec<NamedCheck>) -> Self {
-        Self { inner, checks }
+        Self {
+            inner,
+            checks,
+            secrets: Vec::new(),
+        }
     }
 
-    async fn ask(&self, step: &StepContext) -> Result<(), Failure> {
+    #[must_use]
+    pub fn hiding(mut self, env_files: Vec<PathBuf>) -> Self {
+        self.secrets = env_files;
+        self
+    }
+
+    async fn ask(&self, step: &StepContext) -> Result<Vec<String>, Failure> {
+        let mut unjudged = Vec::new();
         for NamedCheck { name, check, .. } in &self.checks {
             let deadline = step.deadline.min(Instant::now() + check.within());
-            let asked = step.operation("check", check.wait(None, deadline)).await;
-            asked.map_err(|problem| {
-                let message = format!("check {name} of {}: {}", step.component, problem.message);
-                Problem::new(Code::CheckFailed, message)
+            let asked = match check {
+                Check::Asked(check) => {
+                    let asked = step.operation("check", check.wait(None, deadline)).await;
+                    asked.map(drop).map_err(|problem| problem.message)
+                }
+                Check::Log(log) => match note_of(step, name) {
+                    Ok(Some(note)) if note.rollback == step.rollback_id => {
+                        step.operation("check", read_log(log, note, deadline)).await
+                    }
+                    // Nothing of this component was moved, so nothing was written since.
+                    Ok(_) if step.from == step.to => {
+                        unjudged.push(name.as_str());
+                        Ok(())
+                    }
+                    Ok(_) => Err(format!(
+                        "{}: nobody noted where it stood before the switch",
+                        log.target()
+                    )),
+                    Err(why) => Err(why),
+                },
+            };
+            asked.map_err(|why| {
+                let why = hide(&self.secrets, why);
+                Problem::new(Code::CheckFailed, format!("check {name} of {}: {why}", step.component))
             })?;
         }
-        Ok(())
+        Ok(unjudged.into_iter().map(str::to_owned).collect())
     }
+
+    /// Notes where the logs stand, unless this very move has done so before.
+    async fn note_logs(&self, step: &StepContext) {
+        for NamedCheck { name, check, .. } in &self.checks {
+            let Check::Log(log) = check else { continue };
+            if matches!(note_of(step, name), Ok(Some(note)) if note.is_of(step)) {
+                continue;
+            }
+            let note = Note {
+                rollback: step.rollback_id.clone(),
+                action: step.action.as_str_name().to_owned(),
+                to: step.to.digest.clone(),
+                mark: log.mark().await,
+            };
+            if let Err(error) = step.vault.pin(&step.component, &note_name(name), &note) {
+                tracing::warn!(check = name, %error, "the end of a log could not be noted; its check will not pass");
+            }
+        }
+    }
+}
+
+fn note_name(check: &str) -> String {
+    format!("log:{check}")
+}
+
+fn note_of(step: &StepContext, check: &str) -> Result<Option<Note>, String> {
+    let read = step.vault.pinned(&step.component, &note_name(check));
+    read.map_err(|e| files::vault_problem(&e).message)
+}
+
+async fn read_log(log: &LogCheck, note: Note, deadline: Instant) -> Result<(), String> {
+    let mark = note
+        .mark
+        .map_err(|why| format!("{}: where it stood before the switch is not known: {why}", log.target()))?;
+    match tokio::time::timeout_at(deadline.into(), log.ask(&mark)).await {
+        Ok(judged) => judged.map(drop),
+        Err(_) => Err(format!("{}: it was not read in time", log.target())),
+    }
+}
+
+/// Takes the values of env files out of a text. A file that cannot be read has none to hide.
+pub fn hide(env_files: &[PathBuf], mut text: String) -> String {
+    for path in env_files {
+        if let Ok(Some(file)) = files::read(path) {
+            let variables = Variables::parse(&String::from_utf8_lossy(&file.content));
+            text = redact::hide(text, variables.iter());
+        }
+    }
+    text
 }
 
 #[async_trait]
 impl Driver for Checked {
     async fn verify(&self, step: &StepContext) -> Result<Done, Failure> {
         let done = self.inner.verify(step).await?;
-        self.ask(step).await?;
-        let summary = format!("{}; checks passed: {}", done.summary, self.checks.len());
+        let unjudged = self.ask(step).await?;
+        let mut summary = format!(
+            "{}; checks passed: {}",
+            done.summary,
+            self.checks.len() - unjudged.len()
+        );
+        if !unjudged.is_empty() {
+            summary = format!(
+                "{summary}; nothing was switched, so not judged: {}",
+                unjudged.join(", ")
+            );
+        }
         Ok(Done { summary, ..done })
     }
 
@@ -84,6 +208,7 @@ impl Driver for Checked {
     }
 
     async fn switch(&self, step: &StepContext) -> Result<Done, Failure> {
+        self.note_logs(step).await;
         self.inner.switch(step).await
     }
 
@@ -104,6 +229,7 @@ impl Driver for Checked {
     }
 
     async fn start(&self, step: &StepContext) -> Result<Done, Failure> {
+        self.note_logs(step).await;
         self.inner.start(step).await
     }
 

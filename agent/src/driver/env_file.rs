@@ -3,6 +3,7 @@
 //! | move | what it does |
 //! |---|---|
 //! | `retain`, `snapshot` | the live content goes into the vault, under its digest |
+//! | `resolve` | the same, from `<path>.v2.9.0`, `<path>-v2.9.0` or `<path>.backup` |
 //! | `stage` | the wanted content is written beside the live file, complete and synced |
 //! | `switch` | a rename puts it in place; mode and owner stay those of the live file |
 //! | undo | the same `switch`, the other way: content comes from the vault when nothing is staged |
@@ -148,6 +149,55 @@ impl EnvFileDriver {
             ));
         }
         Ok(content)
+    }
+
+    /// Files beside the live one that may hold the content of a release, the best first. The last one names none.
+    fn places_of(&self, release: &str) -> [(PathBuf, bool); 3] {
+        let beside = |end: String| {
+            let mut name = self.path.file_name().unwrap_or_default().to_owned();
+            name.push(end);
+            self.path.with_file_name(name)
+        };
+        [
+            (beside(format!(".{release}")), true),
+            (beside(format!("-{release}")), true),
+            (beside(".backup".into()), false),
+        ]
+    }
+
+    fn resolve_now(&self, release: &str) -> Result<Retained, Problem> {
+        let places = self.places_of(release);
+        // Whoever can put a file there would choose what the application runs with.
+        if files::writable_by_others(self.parent())? {
+            return Err(Problem::new(
+                Code::BadLayout,
+                format!(
+                    "{} is writable by everybody; nothing there is believed",
+                    self.parent().display()
+                ),
+            ));
+        }
+        for (path, named) in &places {
+            let Some(found) = files::read(path)? else { continue };
+            let revision = self.keep(&found.content, Some(release))?;
+            let mut summary = format!("vault, {} bytes from {}", found.content.len(), path.display());
+            if !named {
+                summary = format!("{summary}, which names no release: it is taken for {release}'s");
+            }
+            if files::read(&self.path)?.is_some_and(|live| live.content == found.content) {
+                summary = format!("{summary}; the live file is the same");
+            }
+            return Ok(Retained { revision, summary });
+        }
+        let looked: Vec<String> = places.iter().map(|(path, _)| path.display().to_string()).collect();
+        Err(Problem::new(
+            Code::Unresolved,
+            format!(
+                "{release} of {}: there is none of {}",
+                self.component,
+                looked.join(", ")
+            ),
+        ))
     }
 
     fn staged_path(&self, id: &str) -> PathBuf {
@@ -365,6 +415,12 @@ impl Driver for EnvFileDriver {
             })
         })
         .await
+    }
+
+    async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
+        check_name("release", release)?;
+        let release = release.to_owned();
+        self.run(move |d| d.resolve_now(&release)).await
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {

@@ -6,38 +6,47 @@
 //! | `stage` | `nginx -t` on a copy of the configuration that has the wanted files |
 //! | `switch` | write, `nginx -t`, reload, and wait until new workers serve it |
 //! | `drain`, `resume` | the same, with a managed include that answers 503 with Retry-After, or does not |
+//! | … of a backend | the same, with its servers `down` in the include of its upstream, or not |
+//! | `resolve` | finds `zekka.v2.9.0`, `zekka-v2.9.0` or `zekka.backup` beside the managed files |
 //! | undo | the same moves, the other way |
 //!
 //! Every managed server block includes the managed include, before its locations:
 //! `include /etc/nginx/rollbackctl/zekka.inc;`. The file must exist (`touch` it once); from then on it is the driver's.
+//! An upstream whose backends are drained one by one has an include in the place of its server lines; see [`upstream`].
 //!
 //! Invariants:
 //! - A reload that nginx did not take is noticed, and the old configuration is put back and served again.
 //! - Files that somebody changed since the plan was made are not overwritten.
-//! - Whether the site is drained survives a switch and a restart of the agent: it is written in the include.
+//! - Whether the site or a backend is drained survives a switch and a restart of the agent: it is written in the includes.
+//! - The last backend of an upstream that gets requests is never drained.
 
 mod apply;
+mod by_name;
+pub mod config;
 pub mod include;
+mod link;
 pub mod master;
 mod readiness;
 pub mod rehearse;
 pub mod site;
+mod traffic;
+pub mod upstream;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
-use serde::Deserialize;
 
 use self::apply::Served;
+pub use self::config::NginxConfig;
 use self::include::{Include, Template};
 use self::master::Master;
 use self::rehearse::Tester;
-use self::site::{Files, Site};
+use self::site::{Files, Seen, Site};
 use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Health, Observation, Probe, Retained, Revision, Role};
 use crate::check::http::{client, plain_url};
 use crate::files::{blocking, stays_beneath};
@@ -49,74 +58,6 @@ const KIND: &str = "nginx";
 /// `verify` waits out a reload by somebody else (a renewed certificate, for one), and nothing longer.
 const VERIFY_WITHIN: Duration = Duration::from_millis(500);
 const VERIFY_POLL: Duration = Duration::from_millis(20);
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NginxConfig {
-    #[serde(default = "default_binary")]
-    pub binary: PathBuf,
-    /// What `nginx -p` is given, where nginx was started with it.
-    pub prefix: Option<PathBuf>,
-    /// The main configuration file.
-    #[serde(default = "default_config")]
-    pub config: PathBuf,
-    #[serde(default = "default_pid_file")]
-    pub pid_file: PathBuf,
-    /// Quoted when a reload fails, and watched so that it is noticed at once.
-    #[serde(default = "default_error_log")]
-    pub error_log: PathBuf,
-    /// The directory that holds all that is managed. Default: that of `config`.
-    pub root: Option<PathBuf>,
-    /// The managed files, relative to `root` or absolute beneath it.
-    pub files: Vec<PathBuf>,
-    /// The file that every managed server block includes. Default: `rollbackctl/<component>.inc`.
-    pub managed_include: Option<PathBuf>,
-    /// Where the marker is asked for: an http address of a managed server block, as seen from this host.
-    pub marker_url: String,
-    /// Host header for the marker, where server blocks are told apart by name.
-    pub marker_host: Option<String>,
-    /// What users are told while the site is drained.
-    #[serde(default = "default_retry_after", deserialize_with = "crate::duration::deserialize")]
-    pub retry_after: Duration,
-    pub maintenance_body: Option<String>,
-    /// How long a reload may take until new workers serve it.
-    #[serde(
-        default = "default_worker_timeout",
-        deserialize_with = "crate::duration::deserialize"
-    )]
-    pub worker_timeout: Duration,
-    /// How long `drain` waits for requests that old workers are still answering.
-    #[serde(default = "default_drain_grace", deserialize_with = "crate::duration::deserialize")]
-    pub drain_grace: Duration,
-}
-
-fn default_binary() -> PathBuf {
-    "/usr/sbin/nginx".into()
-}
-
-fn default_config() -> PathBuf {
-    "/etc/nginx/nginx.conf".into()
-}
-
-fn default_pid_file() -> PathBuf {
-    "/run/nginx.pid".into()
-}
-
-fn default_error_log() -> PathBuf {
-    "/var/log/nginx/error.log".into()
-}
-
-fn default_retry_after() -> Duration {
-    Duration::from_secs(30)
-}
-
-fn default_worker_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
-fn default_drain_grace() -> Duration {
-    Duration::from_secs(5)
-}
 
 #[derive(Clone, Debug)]
 pub struct NginxDriver {
@@ -172,6 +113,15 @@ impl NginxDriver {
                 "files must name at least one file, and not the managed include".into()
             ));
         }
+        let mut upstreams = Vec::new();
+        let mut taken: BTreeSet<String> = names.iter().cloned().chain([include.clone()]).collect();
+        for upstream in config.upstream.0 {
+            let file = beneath(&upstream.include)?;
+            if !taken.insert(file.clone()) {
+                return Err(bad(format!("upstream {file}: this file has another meaning already")));
+            }
+            upstreams.push(upstream.checked(root.join(file)).map_err(bad)?);
+        }
         let marker = plain_url(&config.marker_url).map_err(bad)?;
         let template =
             Template::new(marker.path(), config.retry_after, config.maintenance_body.as_deref()).map_err(bad)?;
@@ -182,6 +132,7 @@ impl NginxDriver {
                 names: names.into_iter().collect(),
                 conf_dir,
                 root,
+                upstreams,
                 vault,
             },
             master: Master {
@@ -211,80 +162,55 @@ impl NginxDriver {
     }
 
     /// What is on disk now.
-    async fn look(&self) -> Result<(Files, Option<Include>), Problem> {
-        self.on_disk(|site| Ok((site.live()?, site.include_state()?))).await
+    async fn look(&self) -> Result<Seen, Problem> {
+        self.on_disk(Site::look).await
     }
 
     /// Is what is on disk served, to users?
-    async fn health(&self, include: Option<&Include>) -> (Health, String) {
+    async fn health(&self, seen: &Seen) -> (Health, String) {
         let master = match self.master.process() {
             Ok(master) => master,
             Err(problem) => return (Health::Stopped, problem.message),
         };
         let workers = self.master.workers(master).active.len();
-        let who = format!("master {}, {workers} workers", master.pid);
-        let served = match include.and_then(Include::nonce) {
+        let mut who = format!("master {}, {workers} workers", master.pid);
+        // No request fails by this; but no backend could be drained.
+        for problem in self.said(seen).into_iter().filter_map(Result::err) {
+            who.push_str(&format!("; {}", problem.message));
+        }
+        let served = match seen.include.as_ref().and_then(Include::nonce) {
             Some(nonce) => self.master.serves(nonce).await,
             // The driver has not changed anything yet: any answer will do.
             None => self.master.ask(None).await.map(drop),
         };
+        let (down, all) = self.down(seen);
         match served {
             Err(why) => (Health::Unhealthy, format!("{who}: {why}")),
             Ok(()) if workers == 0 => (Health::Unhealthy, who),
-            Ok(()) if include.is_some_and(Include::drained) => {
-                (Health::Drained, format!("{who}, users get the maintenance answer"))
+            Ok(()) if seen.drained() => (Health::Drained, format!("{who}, users get the maintenance answer")),
+            Ok(()) if !down.is_empty() => {
+                let verb = if down.len() == 1 { "gets" } else { "get" };
+                let names = down.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                let count = down.len();
+                (
+                    Health::Drained,
+                    format!("{who}, {count} of {all} backends {verb} no requests: {names}"),
+                )
             }
             Ok(()) => (Health::Healthy, who),
         }
     }
 
-    /// `drain` and `resume`: the files stay what they are.
-    async fn set_drained(&self, step: &StepContext, drained: bool) -> Result<Done, Failure> {
-        check_name("rollback", &step.rollback_id)?;
-        let (live, include) = self.look().await?;
-        let revision = self.on_disk({
-            let live = live.clone();
-            move |site| site.revision(&live)
-        });
-        let revision = revision.await?;
-        let before = include.as_ref().is_some_and(Include::drained);
-        if !drained && !before && matches!(include, Some(Include::Unwritten) | None) {
-            return Ok(Done::at(revision, "nothing is drained"));
-        }
-        let mut busy = 0;
-        if !self.is_served(&live, drained, &live, include.as_ref()).await {
-            let old = Served {
-                files: live.clone(),
-                drained: before,
-            };
-            let leaving = self.apply(step, &old, &Served { files: live, drained }).await?;
-            if drained {
-                busy = self.let_finish(step, leaving).await;
-            }
-        }
-        if drained {
-            step.operation("maintenance_answer", self.expect_maintenance()).await?;
-        }
-        Ok(Done::at(
-            revision,
-            match (drained, busy) {
-                (false, _) => "users are served again".to_owned(),
-                (true, 0) => "users get the maintenance answer".to_owned(),
-                (true, busy) => format!("users get the maintenance answer; {busy} workers still finish old requests"),
-            },
-        ))
-    }
-
-    /// Files of both ends of the step, with what is live between them.
-    async fn both_ends(&self, step: &StepContext) -> Result<(Files, Files, Files, Option<Include>), Problem> {
-        let (live, include) = self.look().await?;
+    /// What is live, and the files of both ends of the step.
+    async fn both_ends(&self, step: &StepContext) -> Result<(Seen, Files, Files), Problem> {
+        let seen = self.look().await?;
         let (from, to) = (step.from.clone(), step.to.clone());
         self.on_disk(move |site| {
-            let wanted = site.files_of(&to, &live)?;
+            let wanted = site.files_of(&to, &seen.files)?;
             // An earlier, killed switch may have changed a part of the live files; `stage` has put `from` into the vault.
-            let origin = site.files_of(&from, &live)?;
-            site.expect_known(&live, &origin, &wanted)?;
-            Ok((live, origin, wanted, include))
+            let origin = site.files_of(&from, &seen.files)?;
+            site.expect_known(&seen.files, &origin, &wanted)?;
+            Ok((seen, origin, wanted))
         })
         .await
     }
@@ -308,14 +234,14 @@ impl Driver for NginxDriver {
                 Action::Finish,
             ],
             reads: BTreeSet::new(),
-            backends: BTreeSet::new(),
+            backends: self.backends(),
         }
     }
 
     async fn observe(&self) -> Result<Observation, Problem> {
-        let (live, include) = self.look().await?;
-        let revision = self.on_disk(move |site| site.revision(&live)).await?;
-        let (health, detail) = self.health(include.as_ref()).await;
+        let seen = self.look().await?;
+        let (health, detail) = self.health(&seen).await;
+        let revision = self.on_disk(move |site| site.revision(&seen.files)).await?;
         Ok(Observation {
             revision,
             health,
@@ -325,7 +251,7 @@ impl Driver for NginxDriver {
 
     async fn retain(&self, release: &str) -> Result<Retained, Problem> {
         check_name("release", release)?;
-        let (live, _) = self.look().await?;
+        let live = self.look().await?.files;
         // A site that lacks the include could never be switched to: better said now than at night.
         self.expect_included("the live site", &live, self.tester.test_live())
             .await?;
@@ -341,21 +267,28 @@ impl Driver for NginxDriver {
         .await
     }
 
+    async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
+        check_name("release", release)?;
+        let release = release.to_owned();
+        self.on_disk(move |site| site.resolve(&release)).await
+    }
+
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
         self.findings(step).await
     }
 
     async fn stage(&self, step: &StepContext) -> Result<Done, Failure> {
         check_name("rollback", &step.rollback_id)?;
-        let (live, from, wanted, _) = self.both_ends(step).await?;
+        let (seen, from, wanted) = self.both_ends(step).await?;
         // The way back, for a switch that is killed half-way.
         let keep = self.on_disk(move |site| {
             site.keep(&from, None)?;
-            site.keep(&live, None)
+            site.keep(&seen.files, None)
         });
         step.operation("vault_put", keep).await?;
         let test = self.tester.test_with(&self.site, &wanted);
-        step.operation("nginx_test", self.expect_included(&step.to.version, &wanted, test))
+        // Whether it has the includes of upstreams concerns the next rollback, not this one: `prepare` has said so.
+        step.operation("nginx_test", self.expect_managed(&step.to.version, &wanted, test))
             .await?;
         Ok(Done::new(format!("nginx accepts {}", step.to.version)))
     }
@@ -370,13 +303,21 @@ impl Driver for NginxDriver {
 
     async fn switch(&self, step: &StepContext) -> Result<Done, Failure> {
         check_name("rollback", &step.rollback_id)?;
-        let (live, from, to, include) = self.both_ends(step).await?;
-        let drained = include.as_ref().is_some_and(Include::drained);
-        if !self.is_served(&to, drained, &live, include.as_ref()).await {
-            let (site, origin) = (self.site.clone(), from.clone());
-            blocking(move || site.keep(&origin, None)).await?;
-            self.apply(step, &Served { files: from, drained }, &Served { files: to, drained })
-                .await?;
+        let (seen, from, to) = self.both_ends(step).await?;
+        // Who gets requests stays as it is.
+        let (old, new) = (
+            Served {
+                files: from.clone(),
+                ..Served::of(&seen)
+            },
+            Served {
+                files: to,
+                ..Served::of(&seen)
+            },
+        );
+        if !self.is_served(&new, &seen).await {
+            self.on_disk(move |site| site.keep(&from, None)).await?;
+            self.apply(step, &old, &new).await?;
         }
         let seen = self.on_disk(|site| site.revision(&site.live()?)).await?;
         if seen != step.to {
@@ -397,11 +338,11 @@ impl Driver for NginxDriver {
     }
 
     async fn drain(&self, step: &StepContext) -> Result<Done, Failure> {
-        self.set_drained(step, true).await
+        self.set_traffic(step, true).await
     }
 
     async fn resume(&self, step: &StepContext) -> Result<Done, Failure> {
-        self.set_drained(step, false).await
+        self.set_traffic(step, false).await
     }
 
     async fn verify(&self, step: &StepContext) -> Result<Done, Failure> {
@@ -430,15 +371,14 @@ impl Driver for NginxDriver {
     }
 
     async fn probe(&self, step: &StepContext) -> Probe {
-        let (live, include) = match self.look().await {
+        let seen = match self.look().await {
             Ok(seen) => seen,
             Err(problem) => return Probe::Indeterminate(problem),
         };
-        let drained = include.as_ref().is_some_and(Include::drained);
+        let digest = site::digest(&seen.files);
         let wanted = match step.action {
-            Action::Switch => site::digest(&live) == step.to.digest,
-            Action::Drain => drained,
-            Action::Resume => !drained,
+            Action::Switch => digest == step.to.digest,
+            Action::Drain | Action::Resume => return self.probe_traffic(step, &seen).await,
             Action::Prepare
             | Action::Stage
             | Action::Discard
@@ -449,10 +389,10 @@ impl Driver for NginxDriver {
             | Action::Start
             | Action::Unspecified => return Probe::Repeatable("nothing live is touched by this move".into()),
         };
-        if wanted && self.is_served(&live, drained, &live, include.as_ref()).await {
+        if wanted && self.is_served(&Served::of(&seen), &seen).await {
             let revision = Revision {
                 version: step.to.version.clone(),
-                digest: site::digest(&live),
+                digest,
             };
             return Probe::Applied(Done::at(revision, "served by the present workers"));
         }

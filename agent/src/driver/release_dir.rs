@@ -7,6 +7,7 @@
 //! | move | what it does |
 //! |---|---|
 //! | `retain` | the live tree goes into the vault, file by file, under its digest |
+//! | `resolve` | a directory or an archive of that name goes into the vault, from `releases`, `backups`, `artifacts` |
 //! | `stage` | the wanted directory is completed from the vault, beside the live one |
 //! | `stop`, `start` | run the configured vectors; end when `/proc` and the health check agree |
 //! | `switch` | exchanges the link, and never touches the process |
@@ -18,10 +19,12 @@
 //! - Files that the application writes do not belong into a release directory; those that are there all the same are
 //!   named in `exclude`. Changing `exclude` changes the digests of all releases: record them again.
 
+pub mod archive;
 pub mod layout;
 pub mod manifest;
 mod moves;
 mod readiness;
+mod resolve;
 pub mod staging;
 pub mod walk;
 
@@ -34,6 +37,7 @@ use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use serde::Deserialize;
 
+use self::archive::{Limits, Stop};
 use self::layout::Layout;
 use self::manifest::Exclude;
 use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained, Revision, Role};
@@ -65,6 +69,13 @@ pub struct ReleaseDirConfig {
     /// Paths that do not belong to a release; see [`Exclude`].
     #[serde(default)]
     pub exclude: Vec<String>,
+    /// Directories in which releases that were never recorded are looked for, as directories or archives. Beneath
+    /// `root`, or absolute.
+    #[serde(default = "default_sources")]
+    pub sources: Vec<PathBuf>,
+    /// What such an archive may contain.
+    #[serde(default)]
+    pub limits: Limits,
     /// Turn a real directory at `current` into a release and a link at the first switch.
     #[serde(default)]
     pub adopt: bool,
@@ -76,6 +87,10 @@ fn default_releases() -> PathBuf {
 
 fn default_current() -> PathBuf {
     "current".into()
+}
+
+fn default_sources() -> Vec<PathBuf> {
+    ["releases", "backups", "artifacts"].map(PathBuf::from).to_vec()
 }
 
 #[derive(Clone, Debug)]
@@ -100,6 +115,11 @@ impl ReleaseDirDriver {
                 return Err(bad(format!("{} must be a path beneath root", path.display())));
             }
         }
+        for path in config.sources.iter().filter(|path| path.is_relative()) {
+            if !stays_beneath(path) {
+                return Err(bad(format!("{} must be a path beneath root, or absolute", path.display())));
+            }
+        }
         for name in &config.reads {
             check_name("component", name)?;
         }
@@ -113,6 +133,8 @@ impl ReleaseDirDriver {
             vault,
         );
         layout.adopt = config.adopt;
+        layout.sources = config.sources.iter().map(|source| layout.root.join(source)).collect();
+        layout.limits = config.limits;
         let application =
             Application::new(config.process, config.health, &layout.root, &layout.current).map_err(bad)?;
         Ok(Self {
@@ -177,12 +199,22 @@ impl Driver for ReleaseDirDriver {
         })
     }
 
+    async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
+        // The work goes on in a thread of its own when the caller gives up; it must not go on for long.
+        let stop = StopOnDrop(Stop::default());
+        let (release, stopped) = (release.to_owned(), stop.0.clone());
+        self.on_disk(move |layout| layout.resolve(&release, &stopped)).await
+    }
+
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
         let (from, to, application) = (step.from.clone(), step.to.clone(), self.application.clone());
         let work = self.on_disk(move |layout| readiness::findings(layout, &application, &from, &to));
-        step.operation("look_at_releases", work)
+        let mut findings = step
+            .operation("look_at_releases", work)
             .await
-            .unwrap_or_else(|problem| vec![Finding::blocker(problem)])
+            .unwrap_or_else(|problem| vec![Finding::blocker(problem)]);
+        findings.extend(step.operation("ask_process_manager", self.application.ready()).await);
+        findings
     }
 
     async fn stage(&self, step: &StepContext) -> Result<Done, Failure> {
@@ -258,6 +290,14 @@ impl Driver for ReleaseDirDriver {
 
     async fn probe(&self, step: &StepContext) -> Probe {
         moves::probe(self, step).await
+    }
+}
+
+struct StopOnDrop(Stop);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 

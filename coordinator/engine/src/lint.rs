@@ -5,6 +5,7 @@
 //!
 //! Near linear in the number of steps.
 
+mod backends;
 mod safety;
 mod shape;
 
@@ -73,6 +74,18 @@ pub enum LintError {
     NeverStarted { target: Target },
     #[error("{target}: is drained and never resumed")]
     NeverResumed { target: Target },
+    #[error("{target}: has backends that can be drained one by one, which is for proxies that serve")]
+    NoBackends { target: Target },
+    #[error("step {step}: {action} of one backend")]
+    NotOfOneBackend { step: StepId, action: Action },
+    #[error("step {step}: {backend} is no backend of the proxy, or not in scope")]
+    UnknownBackend { step: StepId, backend: Target },
+    #[error("step {step}: {backend} is not out of the proxy exactly while it restarts")]
+    NotSpared { step: StepId, backend: Target },
+    #[error("step {step}: {backend} is drained and not given back in its lane")]
+    NotGivenBack { step: StepId, backend: Target },
+    #[error("step {step}: no backend of {target} is left to serve during its batch")]
+    NobodyServes { step: StepId, target: Target },
     #[error("{target}: is not verified at the end")]
     NotVerified { target: Target },
 }
@@ -82,5 +95,6 @@ pub fn lint(plan: &Plan) -> Vec<LintError> {
     let mut errors = Vec::new();
     shape::check(&plan.body, &mut errors);
     safety::check(&plan.body, &mut errors);
+    backends::check(&plan.body, &mut errors);
     errors
 }

@@ -7,10 +7,12 @@
 //! - steps are numbered in plan order, from 0, without gaps;
 //! - every step that changes the service has an undo or is marked irreversible;
 //! - nothing that changes the service stands before the last `stage` step;
-//! - no database is switched before its snapshot.
+//! - no database is switched before its snapshot;
+//! - while one backend of a proxy is drained, another one of it serves.
 
 mod seal;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -108,6 +110,10 @@ pub struct Step {
     /// Milliseconds from dispatch.
     pub timeout_ms: u64,
     pub undo: Undo,
+    /// `Drain` and `Resume` of a proxy: this one of its backends, and not the whole site. Left out of the sealed text when
+    /// absent: plans from before this field keep their digests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<Target>,
 }
 
 /// What a step asks its agent for in one direction.
@@ -117,9 +123,25 @@ pub struct Move<'a> {
     pub from: &'a Revision,
     /// The revision that is expected to be live afterwards.
     pub to: &'a Revision,
+    /// The same in both directions: what one takes out, the other gives back.
+    pub backend: Option<&'a Target>,
 }
 
 impl Step {
+    /// What it concerns, for people: "proxy-1/site", or "proxy-1/site (app-1/api)" for one backend of it.
+    pub fn subject(&self) -> String {
+        match &self.backend {
+            Some(backend) => format!("{} ({backend})", self.target),
+            None => self.target.to_string(),
+        }
+    }
+
+    /// The hosts that are not as they should be when this step fails: with the proxy that cannot drain a backend, the
+    /// backend's host is not reached either.
+    pub fn hosts(&self) -> impl Iterator<Item = &HostName> {
+        std::iter::once(&self.target.host).chain(self.backend.as_ref().map(|backend| &backend.host))
+    }
+
     /// The step's move in this direction; `None`: it has no way back, or needs none.
     pub fn in_direction(&self, direction: Direction) -> Option<Move<'_>> {
         match (direction, self.undo) {
@@ -127,11 +149,13 @@ impl Step {
                 action: self.action,
                 from: &self.from,
                 to: &self.to,
+                backend: self.backend.as_ref(),
             }),
             (Direction::Undo, Undo::By(action)) => Some(Move {
                 action,
                 from: &self.to,
                 to: &self.from,
+                backend: self.backend.as_ref(),
             }),
             (Direction::Undo, Undo::Nothing | Undo::Impossible) => None,
         }
@@ -177,6 +201,10 @@ pub struct Change {
     /// false: plans from before this field keep their digests.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub restore: bool,
+    /// Proxies whose backends may be drained one by one: those that serve users, now or as soon as the plan has brought
+    /// them up. The plan carries them so that it can be seen in it that somebody always serves. Left out when empty.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub backends: BTreeSet<Target>,
 }
 
 impl Change {

@@ -9,11 +9,15 @@
 //! config. One step "switch and restart" could not have this symmetry: its undo would start the old app with the new
 //! config. An app that cannot be stopped and started is therefore refused when it reads a config that changes.
 //!
+//! While an application restarts and others serve, the proxies in scope that declare it as a backend send it nothing: its
+//! lane begins with a drain and ends with a resume of that one backend, and backwards it does so, too.
+//!
 //! Deliberately left out: findings (that is `prepare`, on the hosts), consent, and any knowledge of kinds of components.
 
 mod batches;
 mod phases;
 mod refusal;
+mod rotation;
 mod scope;
 
 pub use refusal::{PlanRefused, Refusal};

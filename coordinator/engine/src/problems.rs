@@ -47,7 +47,7 @@ pub(crate) fn of_step(step: &Step, action: Action, problem: Problem, others: u32
         n => format!(" (and {n} more of this batch)"),
     };
     Problem {
-        message: format!("{action} of {}: {}{more}", step.target, problem.message),
+        message: format!("{action} of {}: {}{more}", step.subject(), problem.message),
         ..problem
     }
 }
@@ -66,7 +66,9 @@ pub(crate) fn indeterminate(step: &Step, problem: Problem) -> Problem {
     Problem {
         message: format!(
             "nobody can tell whether {} of {} took effect: {}",
-            step.action, step.target, problem.message
+            step.action,
+            step.subject(),
+            problem.message
         ),
         ..problem
     }
@@ -89,7 +91,11 @@ pub(crate) fn undo_failed(step: &Step, action: Action, why: &Problem, cause: &Pr
         "RB0404",
         format!(
             "{action} to put {} back to {} did not succeed: {} [{}]. It was being undone because: {}",
-            step.target, step.from.version, why.message, why.code, cause.message
+            step.subject(),
+            step.from.version,
+            why.message,
+            why.code,
+            cause.message
         ),
         &why.remedy,
     )

@@ -139,6 +139,17 @@ pub struct Release {
     /// A rollback to it was verified, or it was recorded as healthy everywhere.
     #[serde(default)]
     pub stable: bool,
+    /// Of a release that was imported: its place among the others, before what ran then. When it was imported says nothing
+    /// of its age, and "newer" decides what a fleet was taken back from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranks_at: Option<Timestamp>,
+}
+
+impl Release {
+    /// Releases are older and newer by this.
+    pub fn rank(&self) -> Timestamp {
+        self.ranks_at.unwrap_or(self.recorded_at)
+    }
 }
 
 /// Does a component do its work for users? What is down at its revision needs a start or a resume, not a switch.
@@ -150,7 +161,7 @@ pub enum Serving {
     Yes,
     /// Its process does not run.
     Stopped,
-    /// It runs, but users get the maintenance answer.
+    /// It runs, but users get the maintenance answer, or some backend gets no requests.
     Drained,
 }
 
@@ -162,6 +173,9 @@ pub struct ObservedComponent {
     /// Components of the same host that this one reads when it starts.
     #[serde(default)]
     pub reads: BTreeSet<ComponentName>,
+    /// Proxies: the components whose requests it can stop and give back, one by one.
+    #[serde(default)]
+    pub backends: BTreeSet<Target>,
     /// `Err` says why it could not be observed.
     pub revision: Result<Revision, String>,
     #[serde(default)]

@@ -133,6 +133,15 @@ impl Runbook {
         format!("{}@{}", self.name, self.version)
     }
 
+    /// Whoever asks for a single batch wants speed and takes the gap: applications then restart all at once, and draining
+    /// them first would only delay that.
+    pub fn all_at_once(&self) -> bool {
+        match self.batches.as_slice() {
+            [_] | [BatchSize::Percent(100), ..] => true,
+            [] | [BatchSize::Count(_) | BatchSize::Percent(_), ..] => false,
+        }
+    }
+
     /// Milliseconds.
     pub fn timeout_ms(&self, action: Action) -> u64 {
         self.timeouts.of(action).millis

@@ -9,7 +9,7 @@ use rollback_engine::runbook::{Runbook, Unreachable};
 use rollback_engine::view::Kind;
 
 use crate::fleets::{
-    Fleet, carry_out, carry_out_but, default_runbook, demo, failed, good, intents, outcome, revision, unknown,
+    Fleet, carry_out, carry_out_but, default_runbook, demo, failed, good, intents, outcome, revision, rolling, unknown,
 };
 
 fn succeeded_at(version: &str, component: &str) -> Outcome {
@@ -318,6 +318,68 @@ fn continue_policy_goes_on_and_names_the_hosts() {
     let exceptions = [("switch app-1/api", failed()), ("verify app-2/api", failed())];
     let (state, _) = carry_out_but(&plan, &exceptions);
     assert!(matches!(ending(&state), Ending::Undone { blocked: false, .. }));
+}
+
+/// The mirror image again: out of the proxy before it stops, back in after it has started.
+#[test]
+fn backend_is_out_of_the_proxy_while_its_application_goes_back() {
+    let (state, journal) = carry_out_but(&rolling().plan(), &[("switch app-2/api", failed())]);
+    assert!(matches!(ending(&state), Ending::Undone { blocked: false, .. }));
+    let undone = undos(&state, &journal);
+    assert_eq!(
+        undone[..10],
+        [
+            "switch app-2/api",
+            "switch app-2/env",
+            "start app-2/api",
+            "resume proxy-1/proxy (app-2/api)",
+            "drain proxy-1/proxy (app-1/api)",
+            "stop app-1/api",
+            "switch app-1/api",
+            "switch app-1/env",
+            "start app-1/api",
+            "resume proxy-1/proxy (app-1/api)",
+        ]
+    );
+}
+
+/// Its application stays out of a proxy that keeps serving, and neither condemns the rest; both are named.
+#[test]
+fn continue_policy_leaves_a_failed_backend_out_of_the_proxy() {
+    let plan = planned(&rolling(), |runbook| runbook.on_failure.app = OnFailure::Continue);
+    let exceptions = [
+        ("start app-2/api", failed()),
+        ("verify app-2/api", failed()),
+        ("verify proxy-1/proxy", failed()),
+    ];
+    let (state, journal) = carry_out_but(&plan, &exceptions);
+    let Ending::Partial { hosts, .. } = ending(&state) else {
+        panic!("{:?}", state.ending())
+    };
+    assert_eq!(hosts, &["app-2".into(), "proxy-1".into()]);
+    assert!(!intents(&state, &journal).contains(&"resume proxy-1/proxy (app-2/api)".to_owned()));
+}
+
+#[test]
+fn failure_to_drain_names_the_backend_and_its_host() {
+    let (state, journal) = carry_out_but(&rolling().plan(), &[("drain proxy-1/proxy (app-1/api)", failed())]);
+    let Ending::Undone { cause, .. } = ending(&state) else {
+        panic!("{:?}", state.ending())
+    };
+    assert_eq!(cause.message, "drain of proxy-1/proxy (app-1/api): exit status 1");
+    let failed: Vec<&str> = state
+        .summary()
+        .expect("created")
+        .failed_hosts
+        .iter()
+        .map(|h| h.as_str())
+        .collect();
+    assert_eq!(failed, ["app-1", "proxy-1"]);
+    assert_eq!(undos(&state, &journal)[0], "resume proxy-1/proxy (app-1/api)");
+    assert!(
+        !intents(&state, &journal).contains(&"stop app-1/api".to_owned()),
+        "nothing restarted"
+    );
 }
 
 #[test]

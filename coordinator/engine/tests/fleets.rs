@@ -41,6 +41,7 @@ impl Fleet {
             recorded_by: "test".to_owned(),
             entries: Vec::new(),
             stable: true,
+            ranks_at: None,
         };
         Self {
             observed: BTreeMap::new(),
@@ -55,6 +56,7 @@ impl Fleet {
             role,
             capabilities: capabilities(role),
             reads: reads.iter().map(|r| (*r).into()).collect(),
+            backends: BTreeSet::new(),
             revision: Ok(revision(live, name)),
             serving: Serving::Yes,
         };
@@ -81,6 +83,16 @@ impl Fleet {
             Some(ObservedHost::Reachable(components)) => components.get_mut(&name.into()).expect("a component"),
             Some(ObservedHost::Unreachable { .. }) | None => panic!("no such reachable host: {host}"),
         }
+    }
+
+    /// A proxy that can take these ("host/component") out one by one.
+    pub fn behind(mut self, host: &str, proxy: &str, backends: &[&str]) -> Self {
+        let target = |name: &&str| {
+            let (host, component) = name.split_once('/').expect("host/component");
+            Target::new(host, component)
+        };
+        self.component(host, proxy).backends = backends.iter().map(target).collect();
+        self
     }
 
     /// Stopped if it is an app, drained if it is a proxy.
@@ -139,6 +151,11 @@ pub fn demo(schema_changes: bool) -> Fleet {
         .with("app-2", "env", Role::Config, true, &[])
         .with("db-1", "db", Role::Database, schema_changes, &[])
         .with("proxy-1", "proxy", Role::Proxy, true, &[])
+}
+
+/// The demo fleet with a proxy that can take both apps out one by one.
+pub fn rolling() -> Fleet {
+    demo(false).behind("proxy-1", "proxy", &["app-1/api", "app-2/api"])
 }
 
 pub fn create(plan: &Plan) -> Command {
@@ -232,7 +249,7 @@ pub fn carry_out_but(plan: &Plan, exceptions: &[(&str, Outcome)]) -> (State, Vec
             Direction::Forward => "",
             Direction::Undo => "undo: ",
         };
-        let name = format!("{way}{action} {}", step.target);
+        let name = format!("{way}{action} {}", step.subject());
         let exception = exceptions.iter().find(|(n, _)| *n == name);
         exception.map_or_else(|| good(state, id, direction), |(_, outcome)| outcome.clone())
     })
@@ -245,8 +262,8 @@ pub fn intents(state: &State, journal: &[Event]) -> Vec<String> {
             let step = state.step(*step)?;
             let action = step.in_direction(*direction)?.action;
             Some(match direction {
-                Direction::Forward => format!("{action} {}", step.target),
-                Direction::Undo => format!("undo: {action} {}", step.target),
+                Direction::Forward => format!("{action} {}", step.subject()),
+                Direction::Undo => format!("undo: {action} {}", step.subject()),
             })
         }
         Event::Created { .. }

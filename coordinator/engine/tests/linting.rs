@@ -1,13 +1,13 @@
 //! Every rule of the second opinion, each shown to bite: a sound plan, spoilt in one way, and what is found.
 
 use rollback_engine::event::Command;
-use rollback_engine::ids::StepId;
+use rollback_engine::ids::{StepId, Target};
 use rollback_engine::lint::{LintError, lint};
 use rollback_engine::machine::{Rejected, State, decide};
 use rollback_engine::plan::{Excused, Lane, OnFailure, PhaseName, Plan, PlanBody, Step, Undo};
 use rollback_engine::release::{Action, Role};
 
-use crate::fleets::{Fleet, create, demo, revision};
+use crate::fleets::{Fleet, create, demo, revision, rolling};
 
 fn spoil(with: impl FnOnce(&mut PlanBody)) -> Vec<LintError> {
     spoil_plan(demo(true).plan(), with)
@@ -218,6 +218,99 @@ fn found_down() {
     found!(
         spoil(|b| b.changes.iter_mut().for_each(|c| c.restore = true)),
         LintError::NothingToRestore { .. }
+    );
+}
+
+/// Of each lane with a drained backend: drain, stop, switch env, switch api, start, resume.
+#[test]
+fn backends() {
+    let rolled = |with: &dyn Fn(&mut PlanBody)| spoil_plan(rolling().plan(), with);
+    let moves = |b: &mut PlanBody, with: &dyn Fn(&mut Vec<Step>)| {
+        let app = b
+            .phases
+            .iter_mut()
+            .find(|p| p.name == PhaseName::App)
+            .expect("an app phase");
+        with(&mut app.batches[0].lanes[0].steps);
+        (0..).zip(steps(b)).for_each(|(id, step)| step.id = StepId(id));
+    };
+    let target = |host: &str| Target::new(host, "api");
+    assert_eq!(rolled(&|_| ()), vec![]);
+    found!(
+        rolled(&|b| b.changes[0].backends = [target("app-2")].into()),
+        LintError::NoBackends { .. }
+    );
+    found!(
+        rolled(&|b| first(b, Action::Stop).backend = Some(target("app-1"))),
+        LintError::NotOfOneBackend {
+            action: Action::Stop,
+            ..
+        }
+    );
+    found!(
+        rolled(&|b| first(b, Action::Drain).backend = None),
+        LintError::WrongPhase {
+            action: Action::Drain,
+            phase: PhaseName::App,
+            ..
+        }
+    );
+    found!(
+        spoil(|b| first(b, Action::Drain).backend = Some(target("app-1"))),
+        LintError::WrongPhase {
+            phase: PhaseName::Quiesce,
+            ..
+        }
+    );
+    found!(
+        rolled(&|b| first(b, Action::Drain).backend = Some(target("app-9"))),
+        LintError::UnknownBackend { .. }
+    );
+    found!(
+        rolled(&|b| first(b, Action::Drain).undo = Undo::Nothing),
+        LintError::WrongUndo { .. }
+    );
+    found!(
+        rolled(&|b| first(b, Action::Drain).to = revision("v2.9.0", "proxy")),
+        LintError::WrongRevisions { .. }
+    );
+    found!(
+        rolled(&|b| remove(b, |s| s.action == Action::Resume)),
+        LintError::NotGivenBack { .. }
+    );
+    found!(
+        rolled(&|b| remove(b, |s| s.action == Action::Drain)),
+        LintError::NotSpared { .. }
+    );
+    // Drained after the stop, and given back before the start.
+    found!(
+        rolled(&|b| moves(b, &|lane| lane.swap(0, 1))),
+        LintError::NotSpared { .. }
+    );
+    found!(
+        rolled(&|b| moves(b, &|lane| lane.swap(4, 5))),
+        LintError::NotSpared { .. }
+    );
+    // Drained in another lane than the one that restarts it.
+    found!(
+        rolled(&|b| moves(b, &|lane| {
+            lane[0].backend = Some(target("app-2"));
+            lane[5].backend = Some(target("app-2"));
+        })),
+        LintError::NotSpared { .. }
+    );
+    // Both at once: each lane is in order, and nobody serves.
+    found!(
+        rolled(&|b| {
+            let app = b
+                .phases
+                .iter_mut()
+                .find(|p| p.name == PhaseName::App)
+                .expect("an app phase");
+            let second = app.batches.remove(1);
+            app.batches[0].lanes.extend(second.lanes);
+        }),
+        LintError::NobodyServes { .. }
     );
 }
 

@@ -5,12 +5,12 @@ use std::fmt::Write as _;
 use rollback_engine::event::Direction;
 use rollback_engine::ids::Target;
 use rollback_engine::lint::lint;
-use rollback_engine::plan::{OpenError, PhaseName, Plan, Undo};
+use rollback_engine::plan::{OpenError, PhaseName, Plan, Step, Undo};
 use rollback_engine::planner::{Refusal, plan};
 use rollback_engine::release::{Action, Role};
 use rollback_engine::runbook::Runbook;
 
-use crate::fleets::{Fleet, default_runbook, demo};
+use crate::fleets::{Fleet, default_runbook, demo, rolling};
 
 /// A plan as people read it: a block for each batch, a line for each lane.
 fn render(plan: &Plan) -> String {
@@ -30,7 +30,7 @@ fn render(plan: &Plan) -> String {
                         "#{} {} {} [{revisions}; {} s; undo {undo}]",
                         s.id,
                         s.action,
-                        s.target,
+                        s.subject(),
                         s.timeout_ms / 1000
                     )
                 });
@@ -59,6 +59,127 @@ fn demo_fleet_without_a_schema_change_rolls_in_batches() {
     let plan = demo(false).plan();
     assert_eq!(lint(&plan), vec![]);
     insta::assert_snapshot!("demo_rolling", render(&plan));
+}
+
+/// Every lane of the app phase, batch by batch, without host names that repeat themselves: "drain app-1/api".
+fn app_phase(plan: &Plan) -> Vec<Vec<Vec<String>>> {
+    let name = |s: &Step| match &s.backend {
+        Some(backend) => format!("{} {backend}", s.action),
+        None => format!("{} {}", s.action, s.target),
+    };
+    let app = plan.body.phases.iter().find(|p| p.name == PhaseName::App);
+    let batches = app.expect("an app phase").batches.iter();
+    let lanes = batches.map(|b| b.lanes.iter().map(|l| l.steps.iter().map(name).collect()).collect());
+    lanes.collect()
+}
+
+fn of_backends(plan: &Plan) -> usize {
+    plan.body.steps().filter(|s| s.backend.is_some()).count()
+}
+
+#[test]
+fn backends_are_out_of_the_proxy_while_they_restart() {
+    let plan = rolling().plan();
+    assert_eq!(lint(&plan), vec![]);
+    insta::assert_snapshot!("demo_backends", render(&plan));
+}
+
+/// web-1 and web-2 would go together in the runbook's second batch and leave the shop's proxy with nobody.
+#[test]
+fn batch_that_would_take_every_backend_is_cut() {
+    let fleet = ["app-1", "app-2", "web-1", "web-2"]
+        .into_iter()
+        .fold(Fleet::empty(), |fleet, host| {
+            fleet.with(host, "api", Role::App, true, &[])
+        })
+        .with("proxy-1", "shop", Role::Proxy, false, &[])
+        .with("proxy-1", "site", Role::Proxy, false, &[])
+        .behind("proxy-1", "shop", &["web-1/api", "web-2/api"])
+        .behind("proxy-1", "site", &["app-1/api", "app-2/api"]);
+    let plan = fleet.plan();
+    assert_eq!(lint(&plan), vec![]);
+    let lane = |host: &str| {
+        let actions = ["drain", "stop", "switch", "start", "resume"];
+        actions.map(|action| format!("{action} {host}/api")).to_vec()
+    };
+    assert_eq!(
+        app_phase(&plan),
+        [
+            vec![lane("app-1")],
+            vec![lane("app-2"), lane("web-1")],
+            vec![lane("web-2")]
+        ]
+    );
+}
+
+#[test]
+fn apps_of_one_host_behind_one_proxy_are_each_drained() {
+    let fleet = Fleet::empty()
+        .with("app-1", "api", Role::App, true, &[])
+        .with("app-1", "web", Role::App, true, &[])
+        .with("app-2", "api", Role::App, false, &[])
+        .with("proxy-1", "site", Role::Proxy, false, &[])
+        .behind("proxy-1", "site", &["app-1/api", "app-1/web", "app-2/api"]);
+    let plan = fleet.plan();
+    assert_eq!(lint(&plan), vec![]);
+    let phase = app_phase(&plan);
+    let [batch] = &phase[..] else { panic!("{phase:?}") };
+    assert_eq!(batch[0][..3], ["drain app-1/api", "drain app-1/web", "stop app-1/api"]);
+    assert_eq!(
+        batch[0][7..],
+        ["start app-1/web", "resume app-1/api", "resume app-1/web"]
+    );
+    let drain = plan.body.steps().find(|s| s.backend.is_some()).expect("a drain");
+    assert_eq!(drain.timeout_ms, 60_000, "its turn may be the second of two");
+}
+
+/// Where nobody would be left, where speed is wanted, where the site answers with maintenance, or where the proxy is not
+/// as it should be: no backend is drained, and no batch is cut for it.
+#[test]
+fn backends_are_left_alone_where_draining_helps_nobody() {
+    let emergency = Runbook::builtin("emergency").expect("a built-in");
+    let fleet = rolling();
+    let all_at_once = plan(&fleet.observed, &fleet.release, &emergency).expect("a plan");
+    assert_eq!(lint(&all_at_once), vec![]);
+    assert_eq!((of_backends(&all_at_once), app_phase(&all_at_once).len()), (0, 1));
+
+    let both = ["app-1/api", "app-2/api"];
+    let own = demo(false)
+        .with("app-1", "local", Role::Proxy, false, &[])
+        .behind("app-1", "local", &["app-1/api"]);
+    let mut cannot = rolling();
+    cannot
+        .component("proxy-1", "proxy")
+        .capabilities
+        .remove(&Action::Resume);
+    for (why, fleet) in [
+        ("the schema changes", demo(true).behind("proxy-1", "proxy", &both)),
+        ("the proxy was found drained", rolling().down("proxy-1", "proxy")),
+        ("the proxy cannot", cannot),
+        ("it has one backend", own),
+        (
+            "the other one is unknown",
+            demo(false).behind("proxy-1", "proxy", &["app-1/api", "x/api"]),
+        ),
+    ] {
+        let plan = fleet.plan();
+        assert_eq!(lint(&plan), vec![], "{why}");
+        let drained: Vec<_> = plan.body.steps().filter_map(|s| s.backend.as_ref()).collect();
+        assert!(drained.is_empty(), "{why}: {drained:?}");
+    }
+}
+
+/// app-1 serves nobody before its batch, so it is not drained, and app-2 cannot be spared until app-1 is up.
+#[test]
+fn backend_that_was_found_down_counts_from_its_start_on() {
+    let plan = rolling().down("app-1", "api").plan();
+    assert_eq!(lint(&plan), vec![]);
+    let phase = app_phase(&plan);
+    assert!(phase[0][0].iter().all(|step| !step.starts_with("drain ")), "{phase:?}");
+    assert_eq!(phase[1][0][0], "drain app-2/api");
+    let plan = rolling().down("app-2", "api").plan();
+    assert_eq!(lint(&plan), vec![]);
+    assert_eq!(of_backends(&plan), 0, "app-1 goes first, alone, and nobody else serves");
 }
 
 #[test]

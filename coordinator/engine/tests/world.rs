@@ -17,6 +17,9 @@ struct Component {
     revision: Digest,
     running: bool,
     drained: bool,
+    /// Of a proxy: what it can hand requests to, and to which of these it hands none.
+    backends: BTreeSet<Target>,
+    without: BTreeSet<Target>,
     /// What the running process was started with.
     loaded: BTreeMap<Target, Digest>,
 }
@@ -56,6 +59,8 @@ impl World {
                     revision: c.revision.as_ref().expect("an observed component").digest.clone(),
                     running: c.serving != Serving::Stopped,
                     drained: c.serving == Serving::Drained,
+                    backends: c.backends.clone(),
+                    without: BTreeSet::new(),
                     loaded: BTreeMap::new(),
                 };
                 components.insert(
@@ -81,6 +86,7 @@ impl World {
     pub fn at_target(mut self, release: &Release) -> Self {
         for component in self.components.values_mut() {
             (component.running, component.drained) = (true, false);
+            component.without.clear();
         }
         for entry in &release.entries {
             if let Some(component) = self.components.get_mut(&entry.target) {
@@ -105,10 +111,29 @@ impl World {
         *self == then
     }
 
-    /// Do users get an answer from it?
+    /// Do users get an answer from it, through every backend that it has?
     pub fn serves(&self, target: &Target) -> bool {
         let component = self.component(target);
-        component.running && !component.drained
+        component.running && !component.drained && component.without.is_empty()
+    }
+
+    /// Can it hand a request to anybody? Backends that are not in this world count as gone.
+    pub fn has_backend(&self, proxy: &Target) -> bool {
+        let proxy = self.component(proxy);
+        let takes = |b: &Target| self.components.get(b).is_some_and(|c| c.running) && !proxy.without.contains(b);
+        proxy.backends.iter().any(takes)
+    }
+
+    /// Does everything that it hands requests to answer?
+    pub fn all_backends_run(&self, proxy: &Target) -> bool {
+        let mut backends = self.component(proxy).backends.iter();
+        backends.all(|b| self.components.get(b).is_some_and(|c| c.running))
+    }
+
+    /// An agent does not take the last backend out of its proxy; it knows only what it has taken out itself.
+    pub fn would_be_last(&self, proxy: &Target, backend: &Target) -> bool {
+        let proxy = self.component(proxy);
+        proxy.backends.iter().all(|b| b == backend || proxy.without.contains(b))
     }
 
     pub fn revision(&self, target: &Target) -> &Digest {
@@ -123,8 +148,18 @@ impl World {
                 self.component_mut(target).running = false;
                 self.load(target);
             }
-            Action::Drain => self.component_mut(target).drained = true,
-            Action::Resume => self.component_mut(target).drained = false,
+            Action::Drain => match asked.backend {
+                Some(backend) => _ = self.component_mut(target).without.insert(backend.clone()),
+                None => self.component_mut(target).drained = true,
+            },
+            Action::Resume => match asked.backend {
+                Some(backend) => _ = self.component_mut(target).without.remove(backend),
+                None => {
+                    let proxy = self.component_mut(target);
+                    proxy.drained = false;
+                    proxy.without.clear();
+                }
+            },
             Action::Start => {
                 self.component_mut(target).running = true;
                 self.load(target);

@@ -78,6 +78,13 @@ impl Fleet for Api {
         traced!("record_release", request, self.record(request))
     }
 
+    async fn import_release(
+        &self,
+        request: Request<v1::ImportReleaseRequest>,
+    ) -> Result<Response<v1::ImportReleaseResponse>, Status> {
+        traced!("import_release", request, self.import(request))
+    }
+
     async fn list_releases(
         &self,
         _request: Request<v1::ListReleasesRequest>,

@@ -1,4 +1,4 @@
-//! Recording and reading releases.
+//! Recording and reading releases; importing is in the file beside this one.
 
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -26,6 +26,44 @@ const LISTED: usize = 8;
 /// The name that means "the newest stable release that is not what runs now".
 const PREVIOUS: &str = "previous";
 
+/// Which revision of a component is pinned for a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pin {
+    /// What is live now.
+    Live,
+    /// What goes by the release's name on its host.
+    Named,
+}
+
+/// Is this a name that a release may have, with words of a reasonable length?
+pub(super) fn check_new(name: &str, commit: &str, notes: &str) -> Result<(), Problem> {
+    check_name("release", name)?;
+    if name == PREVIOUS || name == "now" {
+        return Err(Problem::new(
+            Code::BadName,
+            format!("{name:?} has a meaning of its own; choose another name"),
+        ));
+    }
+    if commit.len() > 256 || notes.len() > 16 * 1024 {
+        return Err(Problem::new(
+            Code::BadRequest,
+            "commit is longer than 256 bytes, or notes than 16 KiB",
+        ));
+    }
+    Ok(())
+}
+
+fn traced<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    rollback_proto::telemetry::inject_current(request.metadata_mut());
+    request
+}
+
+/// An agent from before the call says "unimplemented"; a driver that cannot do something says so with a code of ours.
+fn is_unknown_call(status: &tonic::Status) -> bool {
+    status.code() == tonic::Code::Unimplemented && Problem::from_status(status).code == Code::Internal
+}
+
 impl Api {
     pub async fn record(
         &self,
@@ -33,19 +71,7 @@ impl Api {
     ) -> Result<v1::RecordReleaseResponse, Problem> {
         let recorded_by = caller(&request)?.identity.name;
         let v1::RecordReleaseRequest { name, commit, notes } = request.into_inner();
-        check_name("release", &name)?;
-        if name == PREVIOUS || name == "now" {
-            return Err(Problem::new(
-                Code::BadName,
-                format!("{name:?} has a meaning of its own; choose another name"),
-            ));
-        }
-        if commit.len() > 256 || notes.len() > 16 * 1024 {
-            return Err(Problem::new(
-                Code::BadRequest,
-                "commit is longer than 256 bytes, or notes than 16 KiB",
-            ));
-        }
+        check_new(&name, &commit, &notes)?;
         let agents = self.inventory.list();
         if agents.iter().all(|a| a.record.components.is_empty()) {
             return Err(
@@ -83,6 +109,7 @@ impl Api {
             recorded_by,
             entries,
             stable,
+            ranks_at: None,
         };
         if !super::agents::matches(&release, &survey) {
             let message = "the fleet changed while it was being recorded";
@@ -104,7 +131,7 @@ impl Api {
     }
 
     /// Recording the same thing twice is one recording; another thing under the same name is refused.
-    async fn same_as_recorded(&self, new: Release) -> Result<Release, Problem> {
+    pub(super) async fn same_as_recorded(&self, new: Release) -> Result<Release, Problem> {
         let known = self.release_called(new.name.as_str()).await?;
         let same = |a: &ReleaseEntry, b: &ReleaseEntry| a.target == b.target && a.revision == b.revision;
         if known.entries.len() == new.entries.len() && known.entries.iter().zip(&new.entries).all(|(a, b)| same(a, b)) {
@@ -121,7 +148,11 @@ impl Api {
         let mut jobs = Vec::new();
         for agent in agents {
             for component in &agent.record.components {
-                jobs.push(self.retain(agent.record.name.clone(), component.clone(), release));
+                let target = Target::new(agent.record.name.as_str(), component.name.as_str());
+                jobs.push(async move {
+                    let kept = self.pin(&target, component, release, Pin::Live).await;
+                    kept.map_err(|problem| format!("{target}: {} ({})", problem.message, problem.code))
+                });
             }
         }
         let results: Vec<_> = futures::stream::iter(jobs).buffered(survey::AT_ONCE).collect().await;
@@ -129,7 +160,7 @@ impl Api {
         for result in results {
             match result {
                 Ok(entry) => entries.push(entry),
-                Err(problem) => failures.push(format!("{} ({})", problem.message, problem.code)),
+                Err(failure) => failures.push(failure),
             }
         }
         if failures.is_empty() {
@@ -149,41 +180,60 @@ impl Api {
         ))
     }
 
-    async fn retain(&self, host: String, component: ComponentRecord, release: &str) -> Result<ReleaseEntry, Problem> {
-        let target = Target::new(host.as_str(), component.name.as_str());
+    /// Has a component's agent pin a revision for a release.
+    pub(super) async fn pin(
+        &self,
+        target: &Target,
+        component: &ComponentRecord,
+        release: &str,
+        pin: Pin,
+    ) -> Result<ReleaseEntry, Problem> {
+        let (component_name, release) = (component.name.clone(), release.to_owned());
         let ask = async {
-            let channel = self.inventory.channel(&host, Duration::from_secs(5)).await?;
-            let mut request = tonic::Request::new(v1::RetainRequest {
-                component: component.name.clone(),
-                release: release.to_owned(),
-            });
-            rollback_proto::telemetry::inject_current(request.metadata_mut());
-            AgentClient::new(channel).retain(request).await.map_err(|status| {
-                let problem = Problem::from_status(&status);
-                Problem {
-                    message: format!("{target}: {}", problem.message),
-                    ..problem
+            let channel = self
+                .inventory
+                .channel(target.host.as_str(), Duration::from_secs(5))
+                .await?;
+            let mut agent = AgentClient::new(channel);
+            let answer = match pin {
+                Pin::Live => {
+                    let request = traced(v1::RetainRequest {
+                        component: component_name,
+                        release,
+                    });
+                    let answer = agent.retain(request).await;
+                    answer.map(|r| r.into_inner()).map(|r| (r.revision, r.summary))
                 }
+                Pin::Named => {
+                    let request = traced(v1::ResolveRequest {
+                        component: component_name,
+                        release,
+                    });
+                    let answer = agent.resolve(request).await;
+                    answer.map(|r| r.into_inner()).map(|r| (r.revision, r.summary))
+                }
+            };
+            answer.map_err(|status| match pin {
+                Pin::Named if is_unknown_call(&status) => {
+                    let message = format!("the agent of {} cannot look for releases: it is too old", target.host);
+                    Problem::new(Code::UnsupportedAction, message)
+                        .remedy(format!("update rollback-agent on {}, then import again", target.host))
+                }
+                Pin::Live | Pin::Named => Problem::from_status(&status),
             })
         };
-        let response = tokio::time::timeout(RETAIN_DEADLINE, ask)
-            .await
-            .map_err(|_| {
-                Problem::new(
-                    Code::StepTimeout,
-                    format!("{target}: not retained within {RETAIN_DEADLINE:?}"),
-                )
-            })??
-            .into_inner();
-        let revision = response
-            .revision
+        let (revision, summary) = tokio::time::timeout(RETAIN_DEADLINE, ask).await.map_err(|_| {
+            let message = format!("no answer within {} minutes", RETAIN_DEADLINE.as_secs() / 60);
+            Problem::new(Code::StepTimeout, message)
+        })??;
+        let revision = revision
             .map(convert::revision_from_wire)
-            .ok_or_else(|| Problem::new(Code::Internal, format!("{target}: the agent named no revision")))?;
+            .ok_or_else(|| Problem::new(Code::Internal, "the agent named no revision"))?;
         Ok(ReleaseEntry {
             target: target.clone(),
             role: component.role,
             revision,
-            summary: response.summary,
+            summary,
         })
     }
 
@@ -228,10 +278,10 @@ impl Api {
         let now = releases
             .iter()
             .find(|r| super::agents::matches(r, survey))
-            .map(|r| r.recorded_at);
+            .map(Release::rank);
         let found = releases
             .into_iter()
-            .filter(|r| now.is_none_or(|now| r.recorded_at < now))
+            .filter(|r| now.is_none_or(|now| r.rank() < now))
             .find(|r| r.stable && !super::agents::matches(r, survey));
         found.ok_or_else(|| {
             Problem::new(

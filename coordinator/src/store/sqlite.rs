@@ -319,7 +319,7 @@ impl Store for SqliteStore {
         let written =
             sqlx::query("INSERT INTO releases (name, recorded_at, document) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
                 .bind(release.name.as_str())
-                .bind(release.recorded_at.to_string())
+                .bind(release.rank().to_string())
                 .bind(document)
                 .execute(&self.writer)
                 .await

@@ -8,7 +8,7 @@ use rollback_proto::v1::{RollbackEvent, RollbackState};
 
 use super::paint::{Paint, Tone};
 use super::problem::brief;
-use super::text::{NONE, clean, millis, or_none, revision, stamp_ms, target, timestamp};
+use super::text::{NONE, clean, millis, or_none, revision, stamp_ms, subject, timestamp};
 use super::words;
 
 /// Names one run of one step.
@@ -78,9 +78,9 @@ impl Lines {
             "{}  {:<9}  {:<16}  {what}  {took:>9}  {}",
             stamp_ms(at),
             or_none(&event.phase),
-            match target(&event.host, &event.component) {
+            match subject(&event.host, &event.component, &event.backend) {
                 empty if empty.is_empty() => NONE.to_owned(),
-                target => target,
+                subject => subject,
             },
             message(event),
         );
@@ -122,5 +122,16 @@ mod tests {
             .filter_map(|event| lines.line(event, Paint::PLAIN))
             .collect();
         golden!("events", text.join("\n"));
+    }
+
+    #[test]
+    fn a_backend_is_named_with_its_proxy() {
+        let mut lines = Lines::default();
+        let events = samples::rolling::events();
+        let text: Vec<String> = events
+            .iter()
+            .filter_map(|event| lines.line(event, Paint::PLAIN))
+            .collect();
+        golden!("events_backends", text.join("\n"));
     }
 }

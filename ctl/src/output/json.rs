@@ -108,6 +108,7 @@ pub fn plan(plan: &v1::Plan) -> Value {
             "to": revision(s.to.as_ref()),
             "undo": (s.undo != 0).then(|| words::action(s.undo)),
             "irreversible": s.irreversible,
+            "backend": text(&s.backend),
         })
     };
     let batch = |b: &v1::PlanBatch| {
@@ -224,6 +225,7 @@ pub fn rollback_in_full(details: &v1::GetRollbackResponse) -> Value {
             "host": s.host,
             "component": s.component,
             "action": words::action(s.action),
+            "backend": text(&s.backend),
             "started_at": time(s.started_at.as_ref()),
             "ended_at": time(s.ended_at.as_ref()),
             "ms": took(s.started_at.as_ref(), s.ended_at.as_ref()),
@@ -262,6 +264,18 @@ pub fn release(r: &v1::Release) -> Value {
     })
 }
 
+/// One component of a release that is imported.
+pub fn import_finding(f: &v1::ImportFinding) -> Value {
+    json!({
+        "host": f.host,
+        "component": f.component,
+        "kind": f.kind,
+        "revision": revision(f.revision.as_ref()),
+        "summary": text(&f.summary),
+        "problem": problem(f.problem.as_ref()),
+    })
+}
+
 pub fn difference(d: &Difference) -> Value {
     json!({
         "host": d.host,
@@ -279,6 +293,7 @@ pub fn agent(a: &v1::AgentInfo) -> Value {
             "role": words::role(c.role),
             "capabilities": c.capabilities.iter().map(|a| words::action(*a)).collect::<Vec<_>>(),
             "reads": c.reads,
+            "backends": c.backends,
         })
     };
     json!({

@@ -48,7 +48,12 @@ fn heading(plan: &Plan, paint: Paint) -> String {
     text.push_str(if plan.schema_changes {
         "The database schema changes: users get a maintenance answer while it does.\n"
     } else if changing(plan) > 0 {
-        "The database schema stays: hosts are switched in batches, without a maintenance window.\n"
+        if plan.phases.iter().flat_map(|p| &p.batches).flat_map(steps).any(|s| !s.backend.is_empty()) {
+            "The database schema stays: hosts are switched in batches, each application drained from its proxy while it \
+             restarts.\n"
+        } else {
+            "The database schema stays: hosts are switched in batches, without a maintenance window.\n"
+        }
     } else if restoring(plan) > 0 {
         "Every component is at the target already: what does not serve is brought up, and all is verified.\n"
     } else {
@@ -108,7 +113,7 @@ fn restores(plan: &Plan, paint: Paint) -> String {
     let mut table = Table::new(paint, &[]);
     for c in plan.changes.iter().filter(|c| c.restores) {
         let what = match Role::try_from(c.role) {
-            Ok(Role::Proxy) => "in maintenance: will be resumed",
+            Ok(Role::Proxy) => "drained, as a whole or some of its backends: will be resumed",
             Ok(Role::App | Role::Database | Role::Config | Role::Unspecified) | Err(_) => {
                 "not serving: will be started"
             }
@@ -145,7 +150,9 @@ fn phase_lines(phase: &PlanPhase) -> String {
             String::new()
         };
         let actions = actions(batch);
-        let hosts = name_some(steps(batch).map(|s| s.host.as_str()), NAMED_HOSTS);
+        // A proxy that is asked for one of its backends is no host of the batch: nothing changes on it.
+        let own = steps(batch).filter(|s| s.backend.is_empty());
+        let hosts = name_some(own.map(|s| s.host.as_str()), NAMED_HOSTS);
         text.push_str(format!("  {name:<10} {place:<5} {actions:<24} {hosts}").trim_end());
         if index == 0 && !phase.on_failure.is_empty() {
             text.push_str(&format!("   (on failure: {})", clean(&phase.on_failure)));
@@ -223,6 +230,11 @@ mod tests {
     #[test]
     fn plan_without_changes() {
         golden!("plan_no_change", render(&samples::plan_without_changes(), Paint::PLAIN));
+    }
+
+    #[test]
+    fn plan_with_backends() {
+        golden!("plan_backends", render(&samples::rolling::plan(), Paint::PLAIN));
     }
 
     #[test]

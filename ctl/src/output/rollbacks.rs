@@ -8,7 +8,7 @@ use super::paint::{Paint, Tone};
 use super::problem::brief;
 use super::summary;
 use super::table::{Table, cell, plain, right};
-use super::text::{NONE, clean, duration, millis, or_none, stamp, target, timestamp};
+use super::text::{NONE, clean, duration, millis, or_none, stamp, subject, timestamp};
 use super::words;
 
 pub fn list(rollbacks: &[RollbackSummary], paint: Paint) -> String {
@@ -76,7 +76,7 @@ fn steps(steps: &[StepReport], paint: Paint) -> String {
         };
         table.row([
             plain(or_none(&step.phase)),
-            plain(target(&step.host, &step.component)),
+            plain(subject(&step.host, &step.component, &step.backend)),
             plain(format!("{undo}{}{again}", words::action(step.action))),
             right(took),
             cell(tone, result),
@@ -113,5 +113,16 @@ mod tests {
         let summary = details.summary.clone().expect("has a summary");
         let text = format!("{}\n{}", list(&[summary], Paint::PLAIN), show(&details, Paint::PLAIN));
         golden!("rollbacks", text);
+    }
+
+    #[test]
+    fn a_backend_is_named_with_its_proxy() {
+        let report = samples::rolling::report();
+        golden!("rollback_backends", show(&report, Paint::PLAIN));
+        let json = crate::output::json::rollback_in_full(&report);
+        assert_eq!(json["steps"][0]["backend"], "app-1/api");
+        let planned = &json["plan"]["phases"][0]["batches"][0]["lanes"][0];
+        assert_eq!(planned[0]["backend"], "app-1/api");
+        assert_eq!(planned[1]["backend"], serde_json::Value::Null);
     }
 }

@@ -1,5 +1,7 @@
 //! Made-up messages for the golden tests: the fleet of the runbooks, with something wrong everywhere.
 
+pub mod rolling;
+
 use jiff::Timestamp;
 use rollback_proto::v1::rollback_event::Kind;
 use rollback_proto::v1::{
@@ -114,6 +116,7 @@ fn agent(name: &str, connected: bool) -> AgentInfo {
             role: i32::from(*role),
             capabilities: vec![i32::from(Action::Prepare), i32::from(Action::Switch)],
             reads: Vec::new(),
+            backends: Vec::new(),
         });
     AgentInfo {
         name: name.to_owned(),
@@ -481,6 +484,7 @@ pub fn details(state: RollbackState, blocked: bool) -> GetRollbackResponse {
         action: i32::from(action),
         started_at: Some(proto_at(ms)),
         ended_at: Some(proto_at(ms + took)),
+        backend: String::new(),
         outcome: Some(Outcome {
             status: i32::from(if problem.is_some() {
                 outcome::Status::Failed

@@ -171,6 +171,12 @@ mod tests {
     }
 
     #[test]
+    fn status_with_a_backend_down() {
+        let fleet = samples::rolling::fleet_with_a_backend_down();
+        golden!("status_backend_down", render(&fleet, Paint::PLAIN));
+    }
+
+    #[test]
     fn an_empty_fleet_says_what_to_do() {
         let text = render(&GetFleetResponse::default(), Paint::PLAIN);
         assert!(text.contains("rollbackctl agent token NAME"), "{text}");

@@ -120,6 +120,14 @@ pub fn target(host: &str, component: &str) -> String {
     }
 }
 
+/// "proxy-1/site (app-1/api)": one backend of a proxy; or the component as a whole.
+pub fn subject(host: &str, component: &str, backend: &str) -> String {
+    match backend {
+        "" => target(host, component),
+        backend => format!("{} ({})", target(host, component), clean(backend)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

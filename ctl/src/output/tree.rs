@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::paint::{Paint, Tone};
-use super::text::{clean, duration, millis, target};
+use super::text::{clean, duration, millis, subject};
 use super::words;
 use crate::board::{Board, PhaseRow, PhaseState, Running};
 
@@ -120,7 +120,7 @@ fn step_line(step: &Running, now: Timestamp, paint: Paint) -> String {
     };
     format!(
         "      {:<20} {:<9} {:>10}  {percent}{}",
-        target(&step.host, &step.component),
+        subject(&step.host, &step.component, &step.backend),
         words::action(step.action),
         elapsed(step.since, None, now),
         paint.tone(Tone::Dim, &clean(&step.says))
@@ -151,6 +151,14 @@ mod tests {
     fn a_running_phase_shows_its_hosts() {
         let (board, now) = board_after(samples::EVENTS_UNTIL_PROGRESS);
         golden!("tree_running", lines(&board, now, WIDE, Paint::PLAIN).join("\n"));
+    }
+
+    #[test]
+    fn a_drained_backend_is_named() {
+        let mut board = Board::new("r", Some(&samples::rolling::plan()));
+        samples::rolling::events().iter().take(2).for_each(|e| board.apply(e));
+        let drawn = lines(&board, samples::at(90), WIDE, Paint::PLAIN);
+        assert!(drawn[2].contains("proxy-1/proxy (app-1/api) drain"), "{drawn:?}");
     }
 
     #[test]

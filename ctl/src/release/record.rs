@@ -20,7 +20,8 @@ use crate::session::Session;
 ///
 /// Observes every component and keeps what it found on its host (a copy of the
 /// files, the migrations with their way down, …). Run it after every good
-/// deployment; a release that was not recorded cannot be rolled back to.
+/// deployment; a release that was not recorded can be rolled back to only if the
+/// hosts still have it: rollbackctl release import.
 ///
 /// Recording the same thing under the same name again is fine; a recorded release
 /// is never overwritten by another.

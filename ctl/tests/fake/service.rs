@@ -144,6 +144,27 @@ impl v1::fleet_server::Fleet for Service {
         }))
     }
 
+    /// app-1 has every release, app-2 none.
+    async fn import_release(
+        &self,
+        request: Request<v1::ImportReleaseRequest>,
+    ) -> Result<Response<v1::ImportReleaseResponse>, Status> {
+        let asked = request.get_ref().clone();
+        let left_out = asked.without.contains(&"app-2/api".to_owned());
+        let finding = |host: &str, problem: Option<Problem>| v1::ImportFinding {
+            host: host.to_owned(),
+            component: "api".to_owned(),
+            kind: "release-dir".to_owned(),
+            problem: problem.map(Into::into),
+            ..v1::ImportFinding::default()
+        };
+        let missing = (!left_out).then(|| Problem::new(Code::Unresolved, "looked at /opt/zekka/backups"));
+        Ok(self.answer(&request, |_| v1::ImportReleaseResponse {
+            release: (left_out && !asked.dry_run).then(|| release(&asked.name)),
+            findings: vec![finding("app-1", None), finding("app-2", missing)],
+        }))
+    }
+
     async fn list_releases(
         &self,
         request: Request<v1::ListReleasesRequest>,

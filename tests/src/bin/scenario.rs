@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use fleet_tests::scenario::{ALL, Options, Scenario};
+use fleet_tests::scenario::{Options, Scenario};
 use serde_json::json;
 
 #[derive(Parser)]
@@ -42,7 +42,7 @@ fn main() -> Result<ExitCode> {
     match cli.verb {
         Verb::List => {
             let mut out = std::io::stdout().lock();
-            for scenario in ALL {
+            for scenario in Scenario::all() {
                 writeln!(out, "{:<20} {}", scenario.name, scenario.about)?;
             }
             Ok(ExitCode::SUCCESS)

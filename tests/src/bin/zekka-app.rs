@@ -1,13 +1,15 @@
 //! The sample application that the fleet runs: a small web service over PostgreSQL, the same program in every version.
 //!
 //! `launch` starts `serve` as a daemon and writes its PID file, `stop` ends it and waits until it is gone: what a
-//! `command` process manager is given. What the version *is* comes from `release.json` beside `bin/`: the schema that
+//! `command` process manager is given. A container and systemd run `serve` itself; `check` is a container's healthcheck. What the version *is* comes from `release.json` beside `bin/`: the schema that
 //! it needs, and whether it has the bug for which v3.0.0 is rolled back.
 //!
 //! Every start and stop adds one line to `log/effects.log` of the installation: a recorder that none of the programs
 //! under test writes to. `faults.json` there makes a version slow to start or never healthy, from outside, so that the
 //! content of a release stays what was recorded.
 
+#[path = "zekka-app/check.rs"]
+mod check;
 #[path = "zekka-app/daemon.rs"]
 mod daemon;
 #[path = "zekka-app/installation.rs"]
@@ -25,6 +27,7 @@ fn main() -> Result<()> {
         Some("launch") => daemon::launch(&installation),
         Some("stop") => daemon::stop(&installation),
         Some("serve") => service::serve(installation),
-        Some(_) | None => bail!("usage: zekka-app launch|stop|serve"),
+        Some("check") => check::healthy(),
+        Some(_) | None => bail!("usage: zekka-app launch|stop|serve|check"),
     }
 }

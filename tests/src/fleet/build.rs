@@ -1,22 +1,16 @@
 //! Starting a fleet.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use super::{Fleet, HOSTS, Mount};
-use crate::agent::{Agent, AgentSpec};
-use crate::binaries::Binaries;
-use crate::coordinator::Coordinator;
-use crate::ctl::Ctl;
+use crate::control::{Control, ControlOptions};
 use crate::nginx::Nginx;
 use crate::postgres::{DATABASE, Postgres, ROLE};
 use crate::process::run;
-use crate::wait;
 use crate::zekka::{AppHost, Version, Zekka};
 
 /// Files and directories that a small disk has room for.
@@ -118,28 +112,24 @@ impl FleetBuilder {
 
     /// Starts everything but the application, enrolls the agents and waits until the coordinator is in touch with all.
     pub async fn start(self) -> Result<Fleet> {
-        let binaries = Binaries::ready()?;
-        let temp = tempfile::Builder::new()
-            .prefix("rollback-fleet-")
-            .tempdir()
-            .context("make the fleet's directory")?;
-        // PostgreSQL's and nginx's accounts have to get through.
-        std::fs::set_permissions(temp.path(), std::fs::Permissions::from_mode(0o755)).context("open the directory")?;
-        let dir = temp.path().to_owned();
-        let host = |name: &str| dir.join("hosts").join(name);
-        let log = |name: &str| dir.join("log").join(format!("{name}.log"));
+        let options = ControlOptions {
+            keep: self.keep,
+            otlp: self.otlp.clone(),
+        };
+        let control = Control::start(options).await?;
+        let host = |name: &str| control.host_dir(name);
         for name in HOSTS {
             std::fs::create_dir_all(host(name)).with_context(|| format!("make {name}"))?;
         }
 
         let postgres = Postgres::start(
             &host("db-1").join("postgres"),
-            &log("postgres"),
+            &control.log("postgres"),
             self.durable,
             self.keep,
         )
         .await?;
-        let nginx = Nginx::lay_out(&host("proxy-1").join("nginx"), &log("nginx"), self.keep)?;
+        let nginx = Nginx::lay_out(&host("proxy-1").join("nginx"), &control.log("nginx"), self.keep)?;
         let mut mounts = Vec::new();
         let mut hosts = Vec::new();
         for name in ["app-1", "app-2"] {
@@ -157,20 +147,7 @@ impl FleetBuilder {
             }
             hosts.push(app);
         }
-        let otlp = self.otlp.as_deref();
-        let coordinator = Coordinator::start(
-            &binaries,
-            &dir.join("coordinator"),
-            &log("coordinator"),
-            otlp,
-            self.keep,
-        )
-        .await?;
-        let ctl = Ctl::new(&binaries, &coordinator.context());
         let mut fleet = Fleet {
-            binaries,
-            coordinator,
-            agents: BTreeMap::new(),
             zekka: Zekka {
                 hosts,
                 migrations: host("db-1").join("migrations"),
@@ -183,9 +160,8 @@ impl FleetBuilder {
             },
             nginx,
             postgres,
-            ctl,
             _mounts: mounts,
-            dir: temp,
+            control,
         };
         if let Err(error) = self.join(&mut fleet).await {
             anyhow::bail!("start the fleet: {error:#}\nthe logs end so:\n{}", fleet.tails());
@@ -197,21 +173,10 @@ impl FleetBuilder {
         for name in HOSTS {
             let (components, tier) = match name {
                 "db-1" => (self.database_component(fleet)?, "db"),
-                "proxy-1" => (proxy_component(fleet), "proxy"),
+                "proxy-1" => (fleet.nginx.component(&BTreeMap::new()), "proxy"),
                 app => (app_components(fleet.app(app)?), "app"),
             };
-            let spec = AgentSpec {
-                name: name.to_owned(),
-                host_dir: fleet.host_dir(name),
-                coordinator: fleet.coordinator.endpoint().to_owned(),
-                otlp: self.otlp.clone(),
-                components,
-                tier,
-            };
-            let log = fleet.dir().join("log").join(format!("agent-{name}.log"));
-            let mut agent = Agent::enroll(&fleet.binaries, spec, &fleet.ctl, &log, self.keep).await?;
-            agent.run().await?;
-            fleet.agents.insert(name.to_owned(), agent);
+            fleet.start_agent(name, tier, &components).await?;
         }
         fleet.wait_connected(&HOSTS).await
     }
@@ -236,48 +201,14 @@ impl FleetBuilder {
 }
 
 fn app_components(host: &AppHost) -> String {
-    let program = host.current().join("bin/zekka-app").display().to_string();
-    let log = host.root.join("log/app.log");
     format!(
         "[[component]]\nname = \"env\"\nkind = \"env-file\"\npath = \"{env}\"\n\
          [[component]]\nname = \"api\"\nkind = \"release-dir\"\nroot = \"{root}\"\nreads = [\"env\"]\n\
-         process = {{ start = [\"{program}\", \"launch\"], stop = [\"{program}\", \"stop\"], \
-         pid_file = \"{pid}\", env_file = \"{env}\", log = \"{log}\" }}\n\
+         {process}\
          health = {{ http = \"{health}\", version = \"/api/version\", within = \"8s\" }}\n",
         env = host.env_file().display(),
         root = host.root.display(),
-        pid = host.pid_file().display(),
-        log = log.display(),
+        process = host.process_key(),
         health = host.url("/api/health"),
     )
-}
-
-fn proxy_component(fleet: &Fleet) -> String {
-    format!(
-        "[[component]]\nname = \"proxy\"\nkind = \"nginx\"\nprefix = \"{}\"\nconfig = \"{}\"\nroot = \"{}\"\n\
-         pid_file = \"{}\"\nerror_log = \"{}\"\nfiles = [\"sites-enabled/zekka.conf\"]\nmanaged_include = \"rollbackctl/zekka.inc\"\nmarker_url = \"{}\"\n",
-        fleet.nginx.prefix().display(),
-        fleet.nginx.config().display(),
-        fleet.nginx.root().display(),
-        fleet.nginx.pid_file().display(),
-        fleet.nginx.error_log().display(),
-        fleet.nginx.url("/-/rollbackctl"),
-    )
-}
-
-impl Fleet {
-    /// Waits until the coordinator says of every one of these hosts that it is connected.
-    pub async fn wait_connected(&self, hosts: &[&str]) -> Result<()> {
-        let what = format!("the coordinator is in touch with {}", hosts.join(", "));
-        wait::until_true(&what, Duration::from_secs(30), async || {
-            let Ok(answer) = self.ctl.run(&["agent", "list", "-o", "json"]).await else {
-                return false;
-            };
-            let Ok(json) = answer.json() else { return false };
-            let agents = json["agents"].as_array().cloned().unwrap_or_default();
-            let connected = |name: &&str| agents.iter().any(|a| a["name"] == **name && a["connected"] == true);
-            hosts.iter().all(connected)
-        })
-        .await
-    }
 }

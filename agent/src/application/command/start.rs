@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use rollback_proto::problem::{Code, Problem};
 
 use super::Command;
+use crate::application::evidence::{expect_environment, expect_release, log_tail, runs_in, variables};
 use crate::driver::Failure;
-use crate::driver::env_file::variables::listed;
 use crate::processes::{self, Identity};
 use crate::program::Program;
 use crate::step::StepContext;
@@ -45,7 +45,7 @@ impl Command {
     /// A process that an earlier, killed attempt started in the right release is not started twice.
     async fn needs_start(&self, release: &Path, version: &str) -> Result<bool, Problem> {
         match self.running()? {
-            Some(process) if self.runs_in(process, release) => Ok(false),
+            Some(process) if runs_in(process, release) => Ok(false),
             Some(process) if self.config.verify_cwd => Err(Problem::new(
                 Code::StillRunning,
                 format!(
@@ -71,7 +71,7 @@ impl Command {
         for (name, value) in &self.config.env {
             program = program.env(name, value);
         }
-        for (name, value) in self.variables()?.iter() {
+        for (name, value) in variables(self.config.env_file.as_deref())?.iter() {
             program = program.env(name, value);
         }
         let limit = deadline.saturating_duration_since(Instant::now());
@@ -182,39 +182,15 @@ impl Command {
                 format!("process {} ended after it was healthy", process.pid),
             ));
         }
-        if self.config.verify_cwd && !self.runs_in(process, release) {
-            let cwd = processes::cwd(process.pid).map_or("an unknown directory".into(), |d| d.display().to_string());
-            return Err(Problem::new(
-                Code::WrongRevision,
-                format!("process {} runs in {cwd}, not in {}", process.pid, release.display()),
-            ));
+        if self.config.verify_cwd {
+            expect_release(process, release)?;
         }
-        if self.config.verify_env && self.config.env_file.is_some() {
-            self.expect_environment(process)?;
+        if self.config.verify_env
+            && let Some(path) = &self.config.env_file
+        {
+            expect_environment(process, &variables(Some(path))?)?;
         }
         Ok(())
-    }
-
-    fn expect_environment(&self, process: Identity) -> Result<(), Problem> {
-        let Some(environment) = processes::environment(process.pid) else {
-            return Err(Problem::new(
-                Code::Unhealthy,
-                format!("the environment of process {} cannot be read", process.pid),
-            )
-            .remedy("let the agent run as root or as the application's user, or set verify_env = false"));
-        };
-        let missing = self.variables()?.names_missing_in(&environment);
-        if missing.is_empty() {
-            return Ok(());
-        }
-        Err(Problem::new(
-            Code::WrongRevision,
-            format!(
-                "process {} runs without the env file's present value of: {}",
-                process.pid,
-                listed(&missing)
-            ),
-        ))
     }
 
     /// Is the application as it should be, now? For `verify` and `probe`: nothing is started or stopped.
@@ -228,7 +204,7 @@ impl Command {
 
     /// Leaves nothing half-started behind, and says why it had to.
     async fn clean_up(&self, step: &StepContext, mut problem: Problem) -> Failure {
-        if let Some(tail) = self.log_tail() {
+        if let Some(tail) = self.config.log.as_deref().and_then(log_tail) {
             problem.message = format!("{}; its log ends: {tail}", problem.message);
         }
         match self.stop(step, step.deadline).await {

@@ -6,16 +6,12 @@ use rollback_proto::problem::{Code, Problem};
 use rustix::process::Signal;
 
 use super::Command;
+use crate::application::ending::{AFTER_SIGNAL, SILENCE_POLL, family};
+use crate::application::evidence::belongs;
 use crate::driver::Failure;
 use crate::processes::{self, Identity};
 use crate::program::Program;
 use crate::step::StepContext;
-
-/// How long a process may take to react to a signal before the next stronger one.
-const AFTER_SIGNAL: Duration = Duration::from_secs(2);
-
-/// How often the health check is asked whether nobody answers any more.
-const SILENCE_POLL: Duration = Duration::from_millis(20);
 
 impl Command {
     /// Stops the application; succeeds when it is stopped already. Ends before `deadline`.
@@ -25,7 +21,7 @@ impl Command {
         };
         // Whoever it started goes with it: a worker that lives on keeps the port, or writes to the database.
         let family = family(main);
-        let ours = self.is_ours(main);
+        let ours = belongs(main, &self.root);
         let begun = Instant::now();
         let patience = deadline.min(begun + self.config.kill_after);
         let asked = self.ask_to_stop(step, main, ours, patience).await;
@@ -175,28 +171,6 @@ impl Command {
             )))
         }
     }
-}
-
-/// Everybody who descends from a process or is in the group that it leads.
-fn family(main: Identity) -> Vec<Identity> {
-    let mut family: Vec<Identity> = Vec::new();
-    let mut pending = vec![main.pid];
-    while let Some(pid) = pending.pop() {
-        for child in processes::children(pid) {
-            if !family.contains(&child) {
-                family.push(child);
-                pending.push(child.pid);
-            }
-        }
-    }
-    if main.group == main.pid {
-        for member in processes::group_members(main.group) {
-            if member.pid != main.pid && !family.contains(&member) {
-                family.push(member);
-            }
-        }
-    }
-    family
 }
 
 /// The whole group when the process leads one; a group that somebody else leads is not ours to kill.

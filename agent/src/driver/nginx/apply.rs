@@ -8,23 +8,35 @@ use rollback_proto::problem::{Code, Problem};
 
 use super::NginxDriver;
 use super::include::Include;
-use super::site::Files;
+use super::site::{Files, Seen};
 use crate::driver::Failure;
 use crate::files::blocking;
-use crate::processes::{self, Identity};
+use crate::processes::Identity;
 use crate::step::StepContext;
 
-/// One state of the site: what it is, and whether users get the maintenance answer.
+/// One state of the site: what it is, whether users get the maintenance answer, and who gets their requests.
 #[derive(Clone, Debug)]
 pub struct Served {
     pub files: Files,
     pub drained: bool,
+    /// The includes of the upstreams, in their order. `None` is left alone.
+    pub upstreams: Vec<Option<Vec<u8>>>,
+}
+
+impl Served {
+    pub fn of(seen: &Seen) -> Self {
+        Self {
+            files: seen.files.clone(),
+            drained: seen.drained(),
+            upstreams: seen.upstreams.clone(),
+        }
+    }
 }
 
 impl NginxDriver {
-    /// Goes to `new`. When it returns an error that is not `Indeterminate`, `old` is served. Returns the old workers that
-    /// were still finishing requests.
-    pub async fn apply(&self, step: &StepContext, old: &Served, new: &Served) -> Result<Vec<Identity>, Failure> {
+    /// Goes to `new`. When it returns an error that is not `Indeterminate`, `old` is served. Old workers may still be
+    /// finishing requests when it returns.
+    pub async fn apply(&self, step: &StepContext, old: &Served, new: &Served) -> Result<(), Failure> {
         // Nothing is written for an nginx that could not take it, nor over somebody else's include.
         let master = self.master.process()?;
         let workers = self.master.workers(master).active;
@@ -40,21 +52,23 @@ impl NginxDriver {
             .operation("nginx_reload", self.master.reload(&nonce, until, &[]))
             .await
         {
-            Ok(leaving) => Ok(leaving),
+            Ok(()) => Ok(()),
             Err(problem) => Err(self.put_back(step, old, &workers, problem).await),
         }
     }
 
     async fn write_and_test(&self, step: &StepContext, served: &Served, nonce: &str) -> Result<(), Problem> {
-        let (site, files, id) = (self.site.clone(), served.files.clone(), step.rollback_id.clone());
+        let (site, id) = (self.site.clone(), step.rollback_id.clone());
+        let (files, upstreams) = (served.files.clone(), served.upstreams.clone());
         let unsettled = self.template.render(nonce, served.drained, false);
         let settled = self.template.render(nonce, served.drained, true);
         let write = blocking(move || {
             // A kill between the files, or between them and the reload, must not look like the end: the nonce changes
             // first, and the include says so until every file is in place.
-            if site.live()? != files {
+            if site.live()? != files || site.upstream_contents()? != upstreams {
                 site.write_include(&unsettled, &id)?;
                 site.write(&files, &id)?;
+                site.write_upstreams(&upstreams, &id)?;
             }
             site.write_include(&settled, &id)
         });
@@ -70,9 +84,11 @@ impl NginxDriver {
         include: Option<Vec<u8>>,
         mut problem: Problem,
     ) -> Failure {
-        let (site, files, id) = (self.site.clone(), old.files.clone(), step.rollback_id.clone());
+        let (site, id) = (self.site.clone(), step.rollback_id.clone());
+        let (files, upstreams) = (old.files.clone(), old.upstreams.clone());
         let restore = blocking(move || {
             site.write(&files, &id)?;
+            site.write_upstreams(&upstreams, &id)?;
             site.restore_include(include.as_deref(), &id)
         });
         match step.operation("restore_config", restore).await {
@@ -103,7 +119,7 @@ impl NginxDriver {
                 .await
         };
         match back.await {
-            Ok(_) => {
+            Ok(()) => {
                 problem.message = format!(
                     "{}. The configuration from before is in place and served",
                     problem.message
@@ -120,28 +136,21 @@ impl NginxDriver {
         }
     }
 
-    /// Is this what is on disk and served? A settled include is written after the files, so its nonce being served proves
-    /// that they were loaded.
-    pub async fn is_served(&self, files: &Files, drained: bool, live: &Files, include: Option<&Include>) -> bool {
-        let same = super::site::digest(files) == super::site::digest(live);
-        match include {
+    /// Is this what is on disk and served? A settled include is written after the files and the includes of
+    /// upstreams, so its nonce being served proves that they were loaded.
+    pub async fn is_served(&self, wanted: &Served, seen: &Seen) -> bool {
+        let same = super::site::digest(&wanted.files) == super::site::digest(&seen.files)
+            && wanted.upstreams == seen.upstreams;
+        match &seen.include {
             Some(Include::Written {
                 nonce,
                 drained: now,
                 settled: true,
-            }) if same && *now == drained => self.master.process().is_ok() && self.master.serves(nonce).await.is_ok(),
+            }) if same && *now == wanted.drained => {
+                self.master.process().is_ok() && self.master.serves(nonce).await.is_ok()
+            }
             Some(Include::Written { .. } | Include::Unwritten | Include::Foreign) | None => false,
         }
-    }
-
-    /// Gives requests that old workers still answer time to end. Returns how many workers were still busy afterwards.
-    pub async fn let_finish(&self, step: &StepContext, leaving: Vec<Identity>) -> usize {
-        let until = (Instant::now() + self.drain_grace).min(step.deadline);
-        for worker in &leaving {
-            step.operation("old_workers", processes::wait_gone(*worker, until))
-                .await;
-        }
-        leaving.iter().filter(|worker| processes::alive(**worker)).count()
     }
 
     /// The maintenance answer, as a user gets it.

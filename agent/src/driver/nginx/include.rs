@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-/// First line of every include that the driver wrote.
-const HEADER: &str = "# Written by rollback-agent. Changes are lost.";
+/// First line of every file that the driver wrote.
+pub const HEADER: &str = "# Written by rollback-agent. Changes are lost.";
 
 /// What the include says. `Unwritten` is an empty file, as `touch` makes it. While managed files are being written, the
 /// include is not `settled`: what is served with its nonce may be a mixture, if somebody reloads just then.

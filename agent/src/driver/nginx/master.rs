@@ -114,9 +114,9 @@ impl Master {
     }
 
     /// Reloads, and returns once new workers alone serve the configuration with this nonce. The old ones may still be
-    /// finishing requests: they are returned. Workers in `harmless` that do not leave are put up with when the time is over:
+    /// finishing requests. Workers in `harmless` that do not leave are put up with when the time is over:
     /// they are older than a change that is being taken back, and have the configuration that is wanted.
-    pub async fn reload(&self, nonce: &str, until: Instant, harmless: &[Identity]) -> Result<Vec<Identity>, Problem> {
+    pub async fn reload(&self, nonce: &str, until: Instant, harmless: &[Identity]) -> Result<(), Problem> {
         let master = self.process()?;
         let before = self.workers(master);
         let log = LogEnd::of(&self.error_log);
@@ -128,7 +128,7 @@ impl Master {
             let late = Instant::now() >= until;
             let put_up_with = if late { harmless } else { &[] };
             let missing = match self.reloaded(master, &before, put_up_with, nonce).await {
-                Ok(leaving) => return Ok(leaving),
+                Ok(()) => return Ok(()),
                 Err(missing) => missing,
             };
             if !processes::alive(master) {
@@ -156,7 +156,7 @@ impl Master {
         before: &Workers,
         harmless: &[Identity],
         nonce: &str,
-    ) -> Result<Vec<Identity>, String> {
+    ) -> Result<(), String> {
         let now = self.workers(master);
         let (kept, new): (Vec<_>, Vec<_>) = now.active.iter().partition(|worker| before.active.contains(worker));
         if new.is_empty() {
@@ -168,8 +168,7 @@ impl Master {
                 "{stuck} workers with the old configuration still take connections"
             ));
         }
-        self.serves(nonce).await?;
-        Ok(now.leaving)
+        self.serves(nonce).await
     }
 }
 

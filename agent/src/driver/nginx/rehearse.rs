@@ -105,17 +105,24 @@ impl Copy {
         spellings.dedup();
         let copier = Copier {
             live: site.conf_dir.clone(),
-            real,
+            real: real.clone(),
             top: top.clone(),
             spellings,
         };
         copier.copy_all()?;
         let managed = site.root.strip_prefix(&site.conf_dir).unwrap_or(Path::new(""));
         for (name, content) in wanted {
-            let at = top.join(managed).join(name);
-            files::remove(&at)?;
-            if let Some(content) = content {
-                copier.write(&at, &content.bytes)?;
+            let mut places = vec![top.join(managed).join(name)];
+            // Both ends of a link: the configuration may include either. What stays behind an absent name stays.
+            if content.is_some() {
+                let target = site.path_of(name)?;
+                places.extend(target.strip_prefix(&real).map(|inside| top.join(inside)));
+            }
+            for at in places {
+                files::remove(&at)?;
+                if let Some(content) = content {
+                    copier.write(&at, &content.bytes)?;
+                }
             }
         }
         Ok(Self { top, _dir: dir })

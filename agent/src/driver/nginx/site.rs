@@ -1,7 +1,10 @@
 //! The managed files: reading and writing them, and keeping their contents in the vault.
 //!
 //! A revision is the set of managed files with their contents; a file that is absent is part of it, too. The managed
-//! include is not: it says how the site is served, not what it is.
+//! include is not: it says how the site is served, not what it is. Nor are the includes of upstreams.
+//!
+//! Where a managed name is a link (Debian's sites-enabled), the file that it leads to is read and replaced, and the link
+//! stays. A revision that has no such file takes away the link alone: what it leads to is available, not enabled.
 //!
 //! Everything here blocks.
 
@@ -14,9 +17,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::include::{Include, is_included};
+use super::link;
+use super::upstream::Upstream;
 use crate::driver::Revision;
 use crate::driver::env_file::short;
-use crate::files::{self, Attributes, FileState, vault_problem};
+use crate::files::{self, Attributes, vault_problem};
 use crate::vault::Vault;
 
 /// Content of one managed file, and the mode for making it anew.
@@ -24,6 +29,8 @@ use crate::vault::Vault;
 pub struct Content {
     pub bytes: Vec<u8>,
     pub mode: u32,
+    /// What the link says, where the managed name is one.
+    pub link: Option<PathBuf>,
 }
 
 /// Managed files by their path relative to the root. `None`: there is no such file.
@@ -40,6 +47,8 @@ struct Pin {
 struct PinnedFile {
     object: String,
     mode: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    link: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,7 +59,23 @@ pub struct Site {
     pub root: PathBuf,
     pub names: Vec<String>,
     pub include: PathBuf,
+    pub upstreams: Vec<Upstream>,
     pub vault: Arc<Vault>,
+}
+
+/// What is on disk.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub files: Files,
+    pub include: Option<Include>,
+    /// The includes of the upstreams, in their order.
+    pub upstreams: Vec<Option<Vec<u8>>>,
+}
+
+impl Seen {
+    pub fn drained(&self) -> bool {
+        self.include.as_ref().is_some_and(Include::drained)
+    }
 }
 
 pub fn digest(all: &Files) -> String {
@@ -68,8 +93,8 @@ pub fn digest(all: &Files) -> String {
 }
 
 impl Site {
-    /// The path of a managed file, whose directory must not lead out of the root.
-    fn path_of(&self, name: &str) -> Result<PathBuf, Problem> {
+    /// The path of a managed name, whose directory must not lead out of the root.
+    fn name_path(&self, name: &str) -> Result<PathBuf, Problem> {
         let relative = Path::new(name);
         if !files::stays_beneath(relative) {
             return Err(Problem::new(
@@ -83,19 +108,43 @@ impl Site {
         Ok(self.root.join(relative))
     }
 
-    fn state_of(&self, name: &str) -> Result<Option<FileState>, Problem> {
-        files::read(&self.path_of(name)?)
+    /// The path of the file behind a managed name: that name itself, or where its link leads.
+    pub fn path_of(&self, name: &str) -> Result<PathBuf, Problem> {
+        let path = self.name_path(name)?;
+        Ok(link::followed(&self.root, &path)?.unwrap_or(path))
+    }
+
+    fn state_of(&self, name: &str) -> Result<Option<Content>, Problem> {
+        let path = self.name_path(name)?;
+        let (path, link) = match link::followed(&self.root, &path)? {
+            Some(target) => (target, Some(link::read(&path)?)),
+            None => (path, None),
+        };
+        Ok(files::read(&path)?.map(|state| Content {
+            bytes: state.content,
+            mode: state.attributes.mode,
+            link,
+        }))
     }
 
     pub fn live(&self) -> Result<Files, Problem> {
-        let content = |state: FileState| Content {
-            bytes: state.content,
-            mode: state.attributes.mode,
-        };
         self.names
             .iter()
-            .map(|name| Ok((name.clone(), self.state_of(name)?.map(content))))
+            .map(|name| Ok((name.clone(), self.state_of(name)?)))
             .collect()
+    }
+
+    pub fn look(&self) -> Result<Seen, Problem> {
+        Ok(Seen {
+            files: self.live()?,
+            include: self.include_state()?,
+            upstreams: self.upstream_contents()?,
+        })
+    }
+
+    pub fn upstream_contents(&self) -> Result<Vec<Option<Vec<u8>>>, Problem> {
+        let read = |upstream: &Upstream| Ok(files::read(&upstream.file)?.map(|state| state.content));
+        self.upstreams.iter().map(read).collect()
     }
 
     fn pin_of(&self, digest: &str) -> Result<Option<Pin>, Problem> {
@@ -123,9 +172,10 @@ impl Site {
             let mut pinned = BTreeMap::new();
             for (name, content) in all {
                 let file = match content {
-                    Some(Content { bytes, mode }) => {
+                    Some(Content { bytes, mode, link }) => {
                         let object = self.vault.put_bytes(bytes).map_err(|e| vault_problem(&e))?;
-                        Some(PinnedFile { object, mode: *mode })
+                        let (mode, link) = (*mode, link.clone());
+                        Some(PinnedFile { object, mode, link })
                     }
                     None => None,
                 };
@@ -161,9 +211,10 @@ impl Site {
         for (name, file) in pin.files {
             let content = match file {
                 Some(PinnedFile { object, .. }) if !self.vault.has(&object) => return Err(missing()),
-                Some(PinnedFile { object, mode }) => Some(Content {
+                Some(PinnedFile { object, mode, link }) => Some(Content {
                     bytes: self.vault.get(&object).map_err(|e| vault_problem(&e))?,
                     mode,
+                    link,
                 }),
                 None => None,
             };
@@ -210,15 +261,28 @@ impl Site {
     /// Makes the managed files what they should be. Each is replaced whole; those that are right are not touched.
     pub fn write(&self, all: &Files, id: &str) -> Result<(), Problem> {
         for (name, content) in all {
-            let path = self.path_of(name)?;
-            let live = files::read(&path)?;
-            match content {
-                Some(content) if live.as_ref().is_some_and(|state| state.content == content.bytes) => {}
-                Some(Content { bytes, mode }) => {
-                    let attributes = live.map_or_else(|| files::own_attributes(*mode), |state| state.attributes);
-                    replace(&path, bytes, attributes, id)?;
-                }
-                None => files::remove(&path)?,
+            let path = self.name_path(name)?;
+            let Some(Content { bytes, mode, link }) = content else {
+                files::remove(&path)?;
+                continue;
+            };
+            if let Some(link) = link.as_ref().filter(|_| !link::is_there(&path)) {
+                // A link that leads nowhere makes nginx refuse everything: first the file, then the link.
+                let target = link::target(&self.root, &path, link)?;
+                write_file(&target, bytes, *mode, id)?;
+                link::make(&path, link, id)?;
+            } else {
+                write_file(&self.path_of(name)?, bytes, *mode, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the includes of upstreams what they should be. One that should be absent was so from the beginning.
+    pub fn write_upstreams(&self, contents: &[Option<Vec<u8>>], id: &str) -> Result<(), Problem> {
+        for (upstream, content) in self.upstreams.iter().zip(contents) {
+            if let Some(content) = content {
+                write_file(&upstream.file, content, 0o644, id)?;
             }
         }
         Ok(())
@@ -287,9 +351,22 @@ impl Site {
     pub fn remove_leftovers(&self, id: &str) -> Result<(), Problem> {
         for name in &self.names {
             files::remove(&files::beside(&self.path_of(name)?, id))?;
+            files::remove(&files::beside(&self.name_path(name)?, id))?;
+        }
+        for upstream in &self.upstreams {
+            files::remove(&files::beside(&upstream.file, id))?;
         }
         files::remove(&files::beside(&self.include, id))
     }
+}
+
+fn write_file(path: &Path, bytes: &[u8], mode: u32, id: &str) -> Result<(), Problem> {
+    let live = files::read(path)?;
+    if live.as_ref().is_some_and(|state| state.content == bytes) {
+        return Ok(());
+    }
+    let attributes = live.map_or_else(|| files::own_attributes(mode), |state| state.attributes);
+    replace(path, bytes, attributes, id)
 }
 
 fn replace(path: &Path, content: &[u8], attributes: Attributes, id: &str) -> Result<(), Problem> {

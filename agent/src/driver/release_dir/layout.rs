@@ -6,7 +6,6 @@
 //! Everything here blocks.
 
 use std::collections::HashMap;
-use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,23 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 
+use super::archive::Limits;
 use super::manifest::{Entry, Exclude, Manifest, Owner, Pin};
 use super::walk::{self, Memory};
 use crate::driver::Revision;
+use crate::driver::link::{Current, CurrentLink, is_real_directory};
 use crate::files::{self, io_problem, vault_problem};
 use crate::vault::Vault;
-
-/// What is found at `current`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Current {
-    /// A link to a directory of this name in the releases directory; the directory may be gone.
-    Release(String),
-    /// A real directory: never touched unless the configuration says `adopt`.
-    Directory,
-    Missing,
-    /// A link out of the releases directory, or something that is neither link nor directory.
-    Elsewhere(PathBuf),
-}
 
 /// The configured paths of one component.
 #[derive(Debug)]
@@ -42,6 +31,10 @@ pub struct Layout {
     pub adopt: bool,
     pub exclude: Exclude,
     pub vault: Arc<Vault>,
+    /// Where releases that were never recorded are looked for.
+    pub sources: Vec<PathBuf>,
+    /// What an archive of such a release may contain.
+    pub limits: Limits,
     memories: Mutex<HashMap<String, Memory>>,
 }
 
@@ -62,6 +55,8 @@ impl Layout {
             adopt: false,
             exclude,
             vault,
+            sources: Vec::new(),
+            limits: Limits::default(),
             memories: Mutex::new(HashMap::new()),
         }
     }
@@ -71,34 +66,16 @@ impl Layout {
         self.root.join(".rollbackctl")
     }
 
-    pub fn current(&self) -> Result<Current, Problem> {
-        let metadata = match std::fs::symlink_metadata(&self.current) {
-            Ok(metadata) => metadata,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Current::Missing),
-            Err(e) => return Err(io_problem("look at", &self.current, &e)),
-        };
-        if metadata.is_dir() {
-            return Ok(Current::Directory);
-        }
-        if !metadata.is_symlink() {
-            return Ok(Current::Elsewhere(self.current.clone()));
-        }
-        let target = std::fs::read_link(&self.current).map_err(|e| io_problem("read link", &self.current, &e))?;
-        let target = self.current.parent().unwrap_or(&self.root).join(target);
-        // The release may have been deleted under the link: then its name is all there is.
-        let real = std::fs::canonicalize(&target).unwrap_or_else(|_| target.clone());
-        let releases = self.real_releases()?;
-        let in_releases = real.parent().is_some_and(|dir| dir == releases || dir == self.releases);
-        match real.file_name().and_then(|name| name.to_str()) {
-            Some(name) if in_releases && check_name("release directory", name).is_ok() => {
-                Ok(Current::Release(name.to_owned()))
-            }
-            Some(_) | None => Ok(Current::Elsewhere(real)),
+    pub fn link(&self) -> CurrentLink<'_> {
+        CurrentLink {
+            root: &self.root,
+            releases: &self.releases,
+            at: &self.current,
         }
     }
 
-    fn real_releases(&self) -> Result<PathBuf, Problem> {
-        std::fs::canonicalize(&self.releases).map_err(|e| io_problem("open", &self.releases, &e))
+    pub fn current(&self) -> Result<Current, Problem> {
+        self.link().read()
     }
 
     /// The manifest of a directory, using and renewing what is remembered of it.
@@ -210,8 +187,14 @@ impl Layout {
     /// Copies the live tree into the vault and pins it.
     pub fn keep_live(&self) -> Result<(Revision, Manifest), Problem> {
         let (revision, dir, manifest) = self.live()?;
-        if self.kept(&revision)?.is_some() {
-            return Ok((revision, manifest));
+        let manifest = self.keep_tree(&revision, &dir, manifest)?;
+        Ok((revision, manifest))
+    }
+
+    /// Copies a tree into the vault and pins it. Nothing is copied when the vault has it already.
+    pub fn keep_tree(&self, revision: &Revision, dir: &Path, manifest: Manifest) -> Result<Manifest, Problem> {
+        if self.kept(revision)?.is_some() {
+            return Ok(manifest);
         }
         for (path, entry) in &manifest.entries {
             let Entry::File { sha256, .. } = entry else { continue };
@@ -230,12 +213,17 @@ impl Layout {
                 .remedy("exclude files that the application writes, or stop writing into the release directory"));
             }
         }
-        let top = std::fs::metadata(&dir).map_err(|e| io_problem("look at", &dir, &e))?;
+        let top = std::fs::metadata(dir).map_err(|e| io_problem("look at", dir, &e))?;
         let top = Owner {
             mode: top.mode() & 0o7777,
             uid: top.uid(),
             gid: top.gid(),
         };
+        self.pin_tree(revision, top, manifest)
+    }
+
+    /// Pins a tree whose files are all in the vault.
+    pub fn pin_tree(&self, revision: &Revision, top: Owner, manifest: Manifest) -> Result<Manifest, Problem> {
         let pin = Pin {
             version: revision.version.clone(),
             top,
@@ -244,15 +232,7 @@ impl Layout {
         self.vault
             .pin(&self.component, &revision.digest, &pin)
             .map_err(|e| vault_problem(&e))?;
-        Ok((revision, pin.manifest))
-    }
-
-    /// Points `current` to a directory of the releases directory, in one step that everybody sees either before or
-    /// after. Durable when it returns. `current` must not be a real directory.
-    pub fn link_to(&self, dir: &Path, id: &str) -> Result<(), Problem> {
-        let temp = self.make_link(dir, id)?;
-        // Replaces a link; refuses to replace a directory. (`ln -sfn` would put the link inside it.)
-        files::publish(&temp, &self.current)
+        Ok(pin.manifest)
     }
 
     /// Exchanges the real directory at `current` for a link, and moves the directory into the releases directory. Goes
@@ -261,7 +241,7 @@ impl Layout {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         let temp = files::beside(&self.current, id);
         if self.current()? == Current::Directory {
-            self.make_link(dir, id)?;
+            self.link().make_beside(dir, id)?;
             renameat_with(CWD, &temp, CWD, &self.current, RenameFlags::EXCHANGE)
                 .map_err(|e| io_problem("exchange for a link", &self.current, &e.into()))?;
             files::sync_parent(&self.current)?;
@@ -273,21 +253,6 @@ impl Layout {
             files::sync_parent(&name)?;
         }
         Ok(())
-    }
-
-    fn make_link(&self, dir: &Path, id: &str) -> Result<PathBuf, Problem> {
-        let temp = files::beside(&self.current, id);
-        files::remove(&temp)?;
-        // A relative link survives the root being mounted or copied elsewhere.
-        let target = match (
-            self.current.parent() == Some(self.root.as_path()),
-            dir.strip_prefix(&self.root),
-        ) {
-            (true, Ok(relative)) => relative.to_owned(),
-            (true | false, Ok(_) | Err(_)) => dir.to_owned(),
-        };
-        std::os::unix::fs::symlink(&target, &temp).map_err(|e| io_problem("make link", &temp, &e))?;
-        Ok(temp)
     }
 }
 
@@ -319,14 +284,5 @@ fn version_of(name: &str, digest: &str) -> String {
     match name.rsplit_once('+') {
         Some((version, suffix)) if suffix == short_digest(digest) => version.to_owned(),
         Some(_) | None => name.to_owned(),
-    }
-}
-
-/// A directory and not a link to one. `false` when there is nothing.
-pub fn is_real_directory(path: &Path) -> Result<bool, Problem> {
-    match std::fs::symlink_metadata(path) {
-        Ok(metadata) => Ok(metadata.is_dir()),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(io_problem("look at", path, &e)),
     }
 }

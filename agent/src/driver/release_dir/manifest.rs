@@ -93,6 +93,10 @@ impl Manifest {
             || matches!(self.entries.get(path), Some(Entry::Link { .. }))
     }
 
+    pub fn has(&self, path: &str) -> bool {
+        self.entries.contains_key(path)
+    }
+
     /// "214 files, 3.1 MB".
     pub fn summary(&self) -> String {
         format!("{} files, {:.1} MB", self.files(), self.bytes() as f64 / 1e6)

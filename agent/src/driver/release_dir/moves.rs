@@ -1,16 +1,14 @@
 //! The cutover, and what a killed move left behind.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Instant;
 
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 
-use super::layout::{Current, Layout, candidate_names};
+use super::layout::{Layout, candidate_names};
 use super::{ReleaseDirDriver, neither};
+use crate::driver::link::Current;
 use crate::driver::{Action, Done, Probe, Revision};
-use crate::files::io_problem;
 use crate::step::StepContext;
 
 impl Layout {
@@ -33,16 +31,16 @@ impl Layout {
         let dir = staged.dir();
         match &before {
             Some(name) if self.releases.join(name) == dir => {}
-            Some(_) => self.link_to(dir, id)?,
+            Some(_) => self.link().point_to(dir, id)?,
             None => {}
         }
         if self.adopt {
             let [name, _] = candidate_names(from)?;
             self.adopt_directory(dir, &name, id)?;
         }
-        if let Err(problem) = self.expect_linked(dir) {
+        if let Err(problem) = self.link().expect_leads_to(dir) {
             if let Some(name) = before {
-                self.link_to(&self.releases.join(name), id)?;
+                self.link().point_to(&self.releases.join(name), id)?;
             }
             return Err(problem);
         }
@@ -71,24 +69,6 @@ impl Layout {
                 neither(from, to)
             ),
         ))
-    }
-
-    /// Does following the link lead to this very directory?
-    fn expect_linked(&self, dir: &Path) -> Result<(), Problem> {
-        let look = |path: &Path| std::fs::metadata(path).map_err(|e| io_problem("look at", path, &e));
-        let (through, direct) = (look(&self.current)?, look(dir)?);
-        if (through.dev(), through.ino()) == (direct.dev(), direct.ino()) {
-            Ok(())
-        } else {
-            Err(Problem::new(
-                Code::WrongRevision,
-                format!(
-                    "{} does not lead to {} after the switch",
-                    self.current.display(),
-                    dir.display()
-                ),
-            ))
-        }
     }
 }
 

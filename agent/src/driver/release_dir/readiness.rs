@@ -2,9 +2,10 @@
 
 use rollback_proto::problem::{Code, Problem};
 
-use super::layout::{Current, Layout, candidate_names};
+use super::layout::{Layout, candidate_names};
 use super::neither;
 use crate::application::Application;
+use crate::driver::link::Current;
 use crate::driver::{Finding, Revision};
 use crate::files;
 
@@ -107,5 +108,18 @@ fn target_findings(layout: &Layout, application: &Application, to: &Revision) ->
         (None, None) => false,
     };
     findings.extend(application.check_programs(executable).into_iter().map(Finding::blocker));
+    for file in application.files_in_release() {
+        let there = match (&dir, &kept) {
+            (Some(dir), _) => dir.join(&file).is_file(),
+            (None, Some(manifest)) => manifest.has(&file.to_string_lossy()),
+            (None, None) => false,
+        };
+        if !there {
+            findings.push(Finding::blocker(Problem::new(
+                Code::ManagerFailed,
+                format!("{} has no {}, which the process manager starts it from", to.version, file.display()),
+            )));
+        }
+    }
     Ok(findings)
 }

@@ -17,10 +17,11 @@ use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Current, Layout, candidate_names, is_real_directory};
+use super::layout::{Layout, candidate_names};
 use super::manifest::{Entry, Exclude, Owner, Pin};
 use super::walk::{Memory, read_tree};
 use crate::driver::Revision;
+use crate::driver::link::{Current, is_real_directory};
 use crate::files::{self, io_problem, vault_problem};
 
 /// What `stage` made (or was about to make when it was killed).

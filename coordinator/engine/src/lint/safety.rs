@@ -1,7 +1,8 @@
 //! Does it keep the promises? The plan is walked once with a model of every component in scope beside it.
 //!
 //! Lanes of a batch run side by side, and the walk takes them one after the other. That is sound because a component
-//! stands in one lane of a batch only, which the shape's check has seen to.
+//! stands in one lane of a batch only, which the shape's check has seen to. Backends that are drained one by one are left
+//! to a check of their own.
 
 use std::collections::HashMap;
 
@@ -52,7 +53,8 @@ pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
         .last();
     let mut irreversible = false;
     for (position, step) in body.steps().enumerate() {
-        if !undo_fits(step, models.get(&step.target)) {
+        // What concerns one backend has rules of its own: the proxy as a whole serves all the time.
+        if step.backend.is_none() && !undo_fits(step, models.get(&step.target)) {
             errors.push(LintError::WrongUndo {
                 step: step.id,
                 action: step.action,
@@ -130,6 +132,16 @@ fn walk<'a>(step: &'a Step, model: &mut Model<'a>, errors: &mut Vec<LintError>) 
             step: id,
             target: target(),
         });
+    }
+    if step.backend.is_some() {
+        if model.drained {
+            errors.push(LintError::NotPaused {
+                step: id,
+                action: step.action,
+                target: target(),
+            });
+        }
+        return;
     }
     let in_state = match step.action {
         // Pausing what was found down makes sure of it, once.

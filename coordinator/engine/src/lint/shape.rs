@@ -95,7 +95,7 @@ fn check_batch(
     if batch.lanes.is_empty() || batch.lanes.iter().any(|lane| lane.steps.is_empty()) {
         errors.push(LintError::EmptyPart { phase });
     }
-    let mut lane_of: HashMap<&Target, usize> = HashMap::new();
+    let mut lane_of: HashMap<(&Target, Option<&Target>), usize> = HashMap::new();
     for (lane, step) in batch
         .lanes
         .iter()
@@ -115,7 +115,7 @@ fn check_batch(
                 target: step.target.clone(),
             });
         }
-        if !belongs(phase).contains(&step.action) {
+        if !belongs(phase, step.backend.is_some()).contains(&step.action) {
             errors.push(LintError::WrongPhase {
                 step: step.id,
                 action: step.action,
@@ -125,8 +125,9 @@ fn check_batch(
         if step.timeout_ms == 0 {
             errors.push(LintError::NoTime { step: step.id });
         }
-        // Lanes run side by side, and two moves of one component at a time would race.
-        if *lane_of.entry(&step.target).or_insert(lane) != lane {
+        // Lanes run side by side, and two moves of one component at a time would race. Moves that concern one backend of a
+        // proxy each do not: its agent does them one after the other, in any order.
+        if *lane_of.entry((&step.target, step.backend.as_ref())).or_insert(lane) != lane {
             errors.push(LintError::TwoLanes {
                 step: step.id,
                 target: step.target.clone(),
@@ -135,8 +136,21 @@ fn check_batch(
     }
 }
 
-fn belongs(phase: PhaseName) -> &'static [Action] {
+fn belongs(phase: PhaseName, of_one_backend: bool) -> &'static [Action] {
     match phase {
+        PhaseName::App if of_one_backend => &[Action::Drain, Action::Resume],
+        PhaseName::Preflight
+        | PhaseName::Stage
+        | PhaseName::Protect
+        | PhaseName::Quiesce
+        | PhaseName::Database
+        | PhaseName::Proxy
+        | PhaseName::Verify
+        | PhaseName::Finish
+            if of_one_backend =>
+        {
+            &[]
+        }
         PhaseName::Preflight => &[Action::Prepare],
         PhaseName::Stage => &[Action::Stage],
         PhaseName::Protect => &[Action::Snapshot],

@@ -270,8 +270,7 @@ fn consequence(run: &mut Run, step: &Step, on_failure: OnFailure, judgement: Jud
         problem,
         count,
     };
-    let host = &step.target.host;
-    run.note_failed(host);
+    step.hosts().for_each(|host| run.note_failed(host));
     if unknown {
         return Some(Stop {
             then: Then::HoldUnknown,
@@ -279,7 +278,7 @@ fn consequence(run: &mut Run, step: &Step, on_failure: OnFailure, judgement: Jud
         });
     }
     // Where the runbook went on without a host, its verification cannot pass and must not condemn the others.
-    let known_bad = step.action == Action::Verify && run.is_tolerated(host);
+    let known_bad = step.action == Action::Verify && run.is_tolerated(&step.target.host);
     match on_failure {
         OnFailure::Undo if !known_bad => Some(Stop {
             then: Then::Undo,
@@ -290,7 +289,7 @@ fn consequence(run: &mut Run, step: &Step, on_failure: OnFailure, judgement: Jud
             failure,
         }),
         OnFailure::Undo | OnFailure::Hold | OnFailure::Continue => {
-            run.tolerate(host.clone(), failure);
+            run.tolerate(failure);
             None
         }
     }

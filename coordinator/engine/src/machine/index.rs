@@ -60,4 +60,13 @@ impl Index {
         let batch = plan.body.phases.get(place.phase)?.batches.get(place.batch)?;
         batch.lanes.get(place.lane)?.steps.get(place.position)
     }
+
+    /// The step and those that follow it in its lane; empty for a step that is not in the plan.
+    pub fn rest_of_lane<'p>(&self, plan: &'p Plan, step: StepId) -> &'p [Step] {
+        let lane = self.place(step).and_then(|place| {
+            let batch = plan.body.phases.get(place.phase)?.batches.get(place.batch)?;
+            batch.lanes.get(place.lane)?.steps.get(place.position..)
+        });
+        lane.unwrap_or_default()
+    }
 }

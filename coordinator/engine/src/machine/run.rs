@@ -320,8 +320,11 @@ impl Run {
         }
     }
 
-    pub(super) fn tolerate(&mut self, host: HostName, failure: Failure) {
-        self.tolerated.insert(host);
+    /// The rollback goes on without what the rest of the failed step's lane would have reached: also a proxy to which the
+    /// lane would have given a backend back.
+    pub(super) fn tolerate(&mut self, failure: Failure) {
+        let rest = self.index.rest_of_lane(&self.plan, failure.step);
+        self.tolerated.extend(rest.iter().flat_map(Step::hosts).cloned());
         match &mut self.first_tolerated {
             Some(first) => first.merge(failure),
             none @ None => *none = Some(failure),

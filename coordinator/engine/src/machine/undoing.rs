@@ -147,7 +147,7 @@ impl Undoing {
         };
         part.wave.end(place.lane, failure.is_none());
         if let Some(failure) = failure {
-            run.note_failed(&step.target.host);
+            step.hosts().for_each(|host| run.note_failed(host));
             match &mut self.stuck {
                 Some(first) => first.merge(failure),
                 none @ None => *none = Some(failure),

@@ -1,6 +1,6 @@
 //! Sealing: a plan's digest is the SHA-256 of its body's JSON, so that consent binds to exactly what was shown.
 //!
-//! The JSON is canonical because the body holds only structs, lists, strings and numbers: `serde_json` writes fields
+//! The JSON is canonical because the body holds only structs, lists, sorted sets, strings and numbers: `serde_json` writes fields
 //! in their declared order and there is no map whose order could vary. Whoever adds a map to the body breaks that.
 
 use sha2::{Digest as _, Sha256};

@@ -17,6 +17,7 @@ use crate::release::{Action, Role};
 use crate::runbook::Runbook;
 
 use super::batches::cut;
+use super::rotation::{HostLane, Rotation, Spared};
 use super::scope::{Member, Scope};
 
 pub(super) struct Drafter<'a> {
@@ -88,18 +89,48 @@ impl<'a> Drafter<'a> {
 
     fn app(&self) -> Option<Phase> {
         let quiesced = self.scope.schema_changes;
-        let lanes: Vec<Lane> = self.scope.hosts().map(|host| self.app_lane(host, quiesced)).collect();
+        let lanes = self.scope.hosts().map(|host| HostLane {
+            host,
+            steps: self.app_steps(host, quiesced),
+        });
+        let lanes: Vec<HostLane<'_>> = lanes.filter(|lane| !lane.steps.is_empty()).collect();
         let sizes = if quiesced {
             &self.runbook.batches_when_quiesced
         } else {
             &self.runbook.batches
         };
-        let batches = cut(without_empty(lanes), sizes).into_iter().map(|b| b.lanes).collect();
+        let batches = cut(lanes, sizes);
+        let batches = if quiesced || self.runbook.all_at_once() {
+            let plain = |batch: Vec<HostLane<'_>>| batch.into_iter().map(|l| lane(l.steps)).collect();
+            batches.into_iter().map(plain).collect()
+        } else {
+            self.in_rotation(batches)
+        };
         self.phase(PhaseName::App, batches)
     }
 
+    /// Each host's lane between the drains and the resumes of its applications, in batches that leave somebody serving.
+    fn in_rotation(&self, batches: Vec<Vec<HostLane<'a>>>) -> Vec<Vec<Lane>> {
+        let mut rotation = Rotation::of(self.scope);
+        let mut cut = Vec::new();
+        for mut waiting in batches {
+            while !waiting.is_empty() {
+                let batch = rotation.next_batch(&mut waiting);
+                let spare = |l: &HostLane<'a>| {
+                    let spared = rotation.spared(l.host);
+                    let drains = spared.iter().map(|s| self.backend_step(s, Action::Drain));
+                    let resumes = spared.iter().map(|s| self.backend_step(s, Action::Resume));
+                    lane(drains.chain(l.steps.iter().cloned()).chain(resumes).collect())
+                };
+                cut.push(batch.iter().map(spare).collect());
+                rotation.batch_done(&batch);
+            }
+        }
+        cut
+    }
+
     /// "config + app" of one host; see the planner's module documentation for why it has this shape.
-    fn app_lane(&self, host: &[Member<'_>], quiesced: bool) -> Lane {
+    fn app_steps(&self, host: &[Member<'_>], quiesced: bool) -> Vec<Step> {
         let of = |role: Role| host.iter().filter(move |m| m.role() == role);
         let to_start = |m: &&Member<'_>| self.pauses(m) || m.restored();
         let mut steps = Vec::new();
@@ -111,7 +142,7 @@ impl<'a> Drafter<'a> {
             steps.extend(of(role).filter(|m| m.changes).map(|m| self.step(m, Action::Switch)));
         }
         steps.extend(of(Role::App).filter(to_start).map(|m| self.step(m, Action::Start)));
-        lane(steps)
+        steps
     }
 
     fn proxy(&self) -> Vec<Lane> {
@@ -132,7 +163,7 @@ impl<'a> Drafter<'a> {
             .collect()
     }
 
-    /// Everything that the rollback left something beside: staged, backed up, or changed.
+    /// Everything that the rollback left something beside: staged, backed up, or changed. Draining a backend leaves nothing.
     fn finish(&self, phases: &[Phase]) -> Vec<Lane> {
         let steps = phases
             .iter()
@@ -140,6 +171,7 @@ impl<'a> Drafter<'a> {
             .flat_map(|b| &b.lanes)
             .flat_map(|l| &l.steps);
         let touched: BTreeSet<&Target> = steps
+            .filter(|s| s.backend.is_none())
             .filter(|s| s.action.changes_service() || matches!(s.action, Action::Stage | Action::Snapshot))
             .map(|s| &s.target)
             .collect();
@@ -192,6 +224,30 @@ impl<'a> Drafter<'a> {
             to: to.clone(),
             timeout_ms,
             undo,
+            backend: None,
+        }
+    }
+
+    /// Takes one backend out of a proxy, or gives it back. The proxy itself is switched later, if at all, so what is live
+    /// now stays live; and it serves, so its way back is that of any move, whatever becomes of the proxy as a whole.
+    fn backend_step(&self, spared: &Spared<'_>, action: Action) -> Step {
+        let undo = if action == Action::Drain {
+            Action::Resume
+        } else {
+            Action::Drain
+        };
+        let change = &spared.proxy.change;
+        let one = self.runbook.timeout_ms(action).max(self.runbook.timeout_ms(undo));
+        let turns = u64::try_from(spared.at_once).unwrap_or(u64::MAX);
+        Step {
+            id: StepId(0),
+            target: change.target.clone(),
+            action,
+            from: change.from.clone(),
+            to: change.from.clone(),
+            timeout_ms: one.saturating_mul(turns),
+            undo: Undo::By(undo),
+            backend: Some(spared.backend.clone()),
         }
     }
 

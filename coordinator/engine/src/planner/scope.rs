@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::ids::{ComponentName, HostName};
+use crate::ids::{ComponentName, HostName, Target};
 use crate::plan::{Change, Excused};
 use crate::release::{Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role, Serving};
 use crate::runbook::{Runbook, Unreachable};
@@ -22,6 +22,7 @@ pub(super) struct Member<'a> {
     config_changes: bool,
     capabilities: &'a BTreeSet<Action>,
     reads: &'a BTreeSet<ComponentName>,
+    backends: &'a BTreeSet<Target>,
 }
 
 impl Member<'_> {
@@ -124,6 +125,7 @@ impl<'a> Scope<'a> {
         if !refusals.is_empty() {
             return Err(PlanRefused { reasons: refusals });
         }
+        count_backends(&mut members, observed);
         let schema_changes = members.iter().any(|m| m.changes && m.role() == Role::Database);
         Ok(Self {
             members,
@@ -170,6 +172,8 @@ fn member<'a>(entry: &ReleaseEntry, observed: Option<&'a ObservedComponent>) -> 
         from,
         to: entry.revision.clone(),
         restore: is_down(component),
+        // Counted when every member is known.
+        backends: BTreeSet::new(),
     };
     let changes = change.is_needed();
     Ok(Member {
@@ -179,6 +183,7 @@ fn member<'a>(entry: &ReleaseEntry, observed: Option<&'a ObservedComponent>) -> 
         config_changes: false,
         capabilities: &component.capabilities,
         reads: &component.reads,
+        backends: &component.backends,
     })
 }
 
@@ -192,6 +197,26 @@ fn is_down(component: &ObservedComponent) -> bool {
         | (Role::Proxy, Serving::Yes | Serving::Stopped) => return false,
     };
     component.capabilities.contains(&up)
+}
+
+/// For the proxies that can take backends out: on which of them users can count. One that was found drained has lost
+/// some already, nobody knows which, and is resumed as a whole.
+fn count_backends(members: &mut [Member<'_>], observed: &ObservedFleet) {
+    let restored: BTreeSet<Target> = members
+        .iter()
+        .filter(|m| m.restored())
+        .map(|m| m.change.target.clone())
+        .collect();
+    let serves = |backend: &Target| match observed.get(&backend.host) {
+        Some(ObservedHost::Reachable(components)) => components
+            .get(&backend.component)
+            .is_some_and(|c| c.role == Role::App && (c.serving == Serving::Yes || restored.contains(backend))),
+        Some(ObservedHost::Unreachable { .. }) | None => false,
+    };
+    let proxies = members.iter_mut().filter(|m| m.role() == Role::Proxy);
+    for proxy in proxies.filter(|m| m.can_pause() && !m.restored()) {
+        proxy.change.backends = proxy.backends.iter().filter(|b| serves(b)).cloned().collect();
+    }
 }
 
 /// Of one host: which apps have to start anew.

@@ -4,6 +4,9 @@
 //! <root>/releases/<version>/bin/zekka-app, release.json
 //! <root>/run/app.pid   <root>/log/{app,effects}.log   <root>/faults.json
 //! ```
+//!
+//! A release that is not in a directory `releases` (in a container image, say) is its own root. Without a directory for
+//! logs, what would be noted goes to stderr.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -55,10 +58,10 @@ impl Installation {
             .ancestors()
             .nth(2)
             .context("the executable is not in <release>/bin")?;
-        let root = release_dir
-            .ancestors()
-            .nth(2)
-            .context("the release is not in <root>/releases")?;
+        let root = match release_dir.parent() {
+            Some(releases) if releases.ends_with("releases") => releases.parent().unwrap_or(releases),
+            Some(_) | None => release_dir,
+        };
         let text = std::fs::read_to_string(release_dir.join("release.json"))
             .with_context(|| format!("read release.json of {}", release_dir.display()))?;
         let release = serde_json::from_str(&text).context("parse release.json")?;
@@ -99,7 +102,12 @@ impl Installation {
             "version": self.release.version,
             "pid": std::process::id(),
         });
-        let path = self.root.join("log/effects.log");
+        let logs = self.root.join("log");
+        if !logs.is_dir() {
+            eprintln!("{line}");
+            return Ok(());
+        }
+        let path = logs.join("effects.log");
         let mut file = std::fs::File::options()
             .create(true)
             .append(true)

@@ -1,4 +1,7 @@
 //! The web service: health, version, deals.
+//!
+//! Its environment: PORT and GREETING; HOST, where 127.0.0.1 will not do; DATABASE_URL. Without that there are no deals,
+//! and health says nothing of a schema: the same program then serves from a container image or an archive alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,13 +23,12 @@ type Answer = (StatusCode, Json<Value>);
 struct Service {
     installation: Installation,
     greeting: String,
-    pool: PgPool,
+    pool: Option<PgPool>,
     queries: AtomicU64,
 }
 
 /// Serves until SIGTERM; requests under way are answered first.
 pub fn serve(installation: Installation) -> Result<()> {
-    installation.note("start")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -37,18 +39,26 @@ pub fn serve(installation: Installation) -> Result<()> {
 }
 
 async fn run(installation: Installation) -> Result<()> {
+    // First of all: in a container we are PID 1, for which a signal without a handler is lost.
     let mut term = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
+    installation.note("start")?;
     tokio::select! {
         _ = term.recv() => return Ok(()),
         () = tokio::time::sleep(installation.fault().start_delay()) => {}
     }
     let var = |name: &str| std::env::var(name).with_context(|| format!("the environment lacks {name}"));
-    let pool = PgPoolOptions::new()
-        .max_connections(4)
-        .acquire_timeout(Duration::from_secs(2))
-        .connect_lazy(&var("DATABASE_URL")?)
-        .context("read DATABASE_URL")?;
-    let address = format!("127.0.0.1:{}", var("PORT")?);
+    let pool = match std::env::var("DATABASE_URL") {
+        Err(_) => None,
+        Ok(url) => Some(
+            PgPoolOptions::new()
+                .max_connections(4)
+                .acquire_timeout(Duration::from_secs(2))
+                .connect_lazy(&url)
+                .context("read DATABASE_URL")?,
+        ),
+    };
+    let host = std::env::var("HOST").unwrap_or_else(|_| "127.0.0.1".to_owned());
+    let address = format!("{host}:{}", var("PORT")?);
     let service = Service {
         installation,
         greeting: var("GREETING")?,
@@ -57,6 +67,7 @@ async fn run(installation: Installation) -> Result<()> {
     };
     let router = Router::new()
         .route("/api/health", get(health))
+        .route("/health", get(health))
         .route("/api/version", get(version))
         .route("/api/deals", get(deals))
         .with_state(Arc::new(service));
@@ -79,7 +90,7 @@ fn failed(error: impl std::fmt::Display) -> Answer {
     )
 }
 
-/// 200 only if the database answers and its schema is the one that this version was written for.
+/// 200 only if the database, where there is one, answers and its schema is the one that this version was written for.
 async fn health(State(service): State<Arc<Service>>) -> Answer {
     let release = &service.installation.release;
     if service.installation.fault().unhealthy {
@@ -88,12 +99,16 @@ async fn health(State(service): State<Arc<Service>>) -> Answer {
             Json(json!({ "status": "unhealthy", "version": release.version })),
         );
     }
-    let schema = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version)::bigint FROM schema_migrations");
-    match schema.fetch_one(&service.pool).await {
-        Ok(Some(schema)) if schema == release.schema => (
+    let healthy = || {
+        (
             StatusCode::OK,
             Json(json!({ "status": "ok", "version": release.version })),
-        ),
+        )
+    };
+    let Some(pool) = &service.pool else { return healthy() };
+    let schema = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version)::bigint FROM schema_migrations");
+    match schema.fetch_one(pool).await {
+        Ok(Some(schema)) if schema == release.schema => healthy(),
         Ok(found) => (
             StatusCode::SERVICE_UNAVAILABLE,
             Json(json!({ "status": "schema", "wanted": release.schema, "found": found })),
@@ -104,10 +119,14 @@ async fn health(State(service): State<Arc<Service>>) -> Answer {
 
 async fn version(State(service): State<Arc<Service>>) -> Answer {
     let version = &service.installation.release.version;
-    (
-        StatusCode::OK,
-        Json(json!({ "version": version, "greeting": service.greeting })),
-    )
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let answer = json!({
+        "version": version,
+        "greeting": service.greeting,
+        "pid": std::process::id(),
+        "host": host.trim(),
+    });
+    (StatusCode::OK, Json(answer))
 }
 
 /// The newest deals. The bug of a faulty version fails every second query.
@@ -115,12 +134,15 @@ async fn deals(State(service): State<Arc<Service>>) -> Answer {
     if service.installation.release.faulty && service.queries.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
         return failed("deal stage is not a number");
     }
+    let Some(pool) = &service.pool else {
+        return failed("there is no database");
+    };
     let query = match service.installation.release.schema {
         1 => "SELECT id, title, amount, NULL AS stage FROM deals ORDER BY id DESC LIMIT 20",
         _ => "SELECT id, title, amount, stage FROM deals ORDER BY id DESC LIMIT 20",
     };
     match sqlx::query_as::<_, (i64, String, i64, Option<String>)>(query)
-        .fetch_all(&service.pool)
+        .fetch_all(pool)
         .await
     {
         Ok(rows) => {

@@ -1,193 +1,14 @@
-//! The nginx driver on a real nginx: its own prefix, a free port, stopped at the end.
+//! Switches, drains and refusals of a whole site.
 
-mod host;
-
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use host::{Host, eventually, failed, free_port, names, read, write};
-use rollback_agent::driver::nginx::{NginxConfig, NginxDriver};
-use rollback_agent::driver::{Action, Driver, Failure, Health, Probe, Revision, Severity};
+use rollback_agent::driver::{Action, Driver, Health, Probe};
 use rollback_agent::processes;
 use rollback_proto::problem::Code;
 
-const NGINX: &str = "/usr/sbin/nginx";
-
-struct Proxy {
-    host: Host,
-    conf: PathBuf,
-    port: u16,
-    driver: NginxDriver,
-    old: Revision,
-    new: Revision,
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        // The master may have been ended by the test itself.
-        if let Ok(Some(master)) = processes::from_pid_file(&self.host.path().join("nginx.pid")) {
-            host::end(master, rustix::process::Signal::TERM);
-        }
-    }
-}
-
-impl Proxy {
-    fn site(&self) -> PathBuf {
-        self.conf.join("sites/zekka")
-    }
-
-    fn set_site(&self, version: &str, extra: &str) {
-        write(&self.site(), &site(&self.conf, self.port, version, extra));
-    }
-
-    fn master(&self) -> processes::Identity {
-        processes::from_pid_file(&self.host.path().join("nginx.pid"))
-            .expect("read")
-            .expect("nginx runs")
-    }
-
-    async fn get(&self, path: &str) -> reqwest::Response {
-        let url = format!("http://127.0.0.1:{}{path}", self.port);
-        reqwest::Client::builder()
-            .no_proxy()
-            .pool_max_idle_per_host(0)
-            .build()
-            .expect("client")
-            .get(url)
-            .send()
-            .await
-            .expect("an answer")
-    }
-
-    async fn version(&self) -> String {
-        self.get("/version").await.text().await.expect("body")
-    }
-
-    async fn switch(&self) -> Result<rollback_agent::driver::Done, Failure> {
-        self.driver
-            .switch(&self.host.step(Action::Switch, &self.new, &self.old))
-            .await
-    }
-
-    async fn undo(&self) -> Result<rollback_agent::driver::Done, Failure> {
-        self.driver
-            .switch(&self.host.step(Action::Switch, &self.old, &self.new))
-            .await
-    }
-
-    /// Makes the site what a release with this text was, as recorded, and v3.0.0 live again.
-    async fn recorded(&self, extra: &str) -> Revision {
-        let live = read(&self.site());
-        self.set_site("other", extra);
-        self.driver
-            .snapshot(&self.host.step(Action::Snapshot, &self.new, &self.new))
-            .await
-            .expect("pin");
-        let revision = self.driver.observe().await.expect("observe").revision;
-        write(&self.site(), &live);
-        revision
-    }
-
-    async fn blockers(&self, to: &Revision) -> Vec<Code> {
-        let found = self
-            .driver
-            .prepare(&self.host.step(Action::Prepare, &self.new, to))
-            .await;
-        found
-            .iter()
-            .filter(|f| f.severity == Severity::Blocker)
-            .map(|f| f.problem.code)
-            .collect()
-    }
-}
-
-fn site(conf: &std::path::Path, port: u16, version: &str, extra: &str) -> String {
-    format!(
-        "server {{\n    listen 127.0.0.1:{port};\n    include {}/rb/zekka.inc;\n    location = /version {{ return 200 \
-         \"{version}\"; }}\n    location /proxied {{ proxy_pass http://127.0.0.1:{port}/version; }}\n}}\n{extra}",
-        conf.display()
-    )
-}
-
-/// v2.9.0 was recorded, v3.0.0 is live and served.
-async fn proxy_with(extra: &str) -> Proxy {
-    let host = Host::new();
-    let dir = host.path().to_owned();
-    let conf = dir.join("conf");
-    let port = free_port();
-    let user = if rustix::process::geteuid().is_root() {
-        "user root;\n"
-    } else {
-        ""
-    };
-    write(
-        &conf.join("nginx.conf"),
-        &format!(
-            "{user}worker_processes 2;\npid {0}/nginx.pid;\nerror_log {0}/error.log notice;\nevents {{ \
-             worker_connections 256; }}\nhttp {{\n  access_log off;\n  client_body_temp_path {0}/t1;\n  proxy_temp_path \
-             {0}/t2;\n  fastcgi_temp_path {0}/t3;\n  uwsgi_temp_path {0}/t4;\n  scgi_temp_path {0}/t5;\n  include \
-             sites/*;\n}}\n",
-            dir.display()
-        ),
-    );
-    write(&conf.join("rb/zekka.inc"), "");
-    write(&conf.join("sites/zekka"), &site(&conf, port, "v2.9.0", ""));
-    let nginx = |args: &[&str]| {
-        let status = Command::new(NGINX)
-            .args([
-                "-p",
-                &dir.to_string_lossy(),
-                "-c",
-                &conf.join("nginx.conf").to_string_lossy(),
-            ])
-            .args(args)
-            .stderr(Stdio::null())
-            .status()
-            .expect("nginx is installed");
-        assert!(status.success());
-    };
-    nginx(&[]);
-    let text = format!(
-        "config = '{0}/conf/nginx.conf'\nprefix = '{0}'\npid_file = '{0}/nginx.pid'\nerror_log = '{0}/error.log'\nfiles = \
-         ['sites/zekka']\nmanaged_include = 'rb/zekka.inc'\nmarker_url = 'http://127.0.0.1:{port}/-/rollbackctl'\n\
-         retry_after = '17s'\n{extra}",
-        dir.display()
-    );
-    let config: NginxConfig = toml::from_str(&text).expect("config");
-    let driver = NginxDriver::new("part", config, Arc::clone(&host.vault)).expect("driver");
-    // The workers are started last: a reload that the master got before would be left lying until its next signal.
-    let pid_file = dir.join("nginx.pid");
-    let workers = || match processes::from_pid_file(&pid_file) {
-        Ok(Some(master)) => processes::children(master.pid),
-        Ok(None) | Err(_) => Vec::new(),
-    };
-    eventually("nginx has workers", || workers().len() == 2).await;
-    let first = workers();
-    let old = driver.retain("v2.9.0").await.expect("retain").revision;
-    write(&conf.join("sites/zekka"), &site(&conf, port, "v3.0.0", ""));
-    let new = driver.observe().await.expect("observe").revision;
-    let proxy = Proxy {
-        host,
-        conf: conf.clone(),
-        port,
-        driver,
-        old,
-        new,
-    };
-    nginx(&["-s", "reload"]);
-    eventually("the first workers are gone", || {
-        workers().len() == 2 && first.iter().all(|w| !processes::alive(*w))
-    })
-    .await;
-    assert_eq!(proxy.version().await, "v3.0.0");
-    proxy
-}
-
-async fn proxy() -> Proxy {
-    proxy_with("").await
-}
+use crate::host::{eventually, failed, names, read, write};
+use crate::proxy::{proxy, proxy_with_keys};
 
 #[tokio::test]
 async fn switches_with_new_workers_and_undoes_it() {
@@ -261,7 +82,7 @@ async fn trap_a_reload_that_nginx_does_not_take() {
 /// A worker that does not react goes on with the old configuration, beside new ones.
 #[tokio::test]
 async fn trap_a_stuck_old_worker() {
-    let p = proxy_with("worker_timeout = '700ms'").await;
+    let p = proxy_with_keys("worker_timeout = '700ms'").await;
     let stuck = processes::children(p.master().pid)[0];
     processes::signal(stuck, rustix::process::Signal::STOP).expect("signal");
     let result = p.switch().await;

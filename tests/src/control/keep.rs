@@ -4,37 +4,35 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::Fleet;
+use super::Control;
 
-impl Fleet {
-    /// Lets every process go and says how to use the fleet and how to end it. The builder must have been told.
-    pub fn leave_running(mut self) -> Result<String> {
-        let dir = self.dir().display();
-        let script = stop_script(self.dir());
+impl Control {
+    /// Lets every process and the directory go, and says how to use the fleet and how to end it. The options must have
+    /// said `keep`. `hints` are further commands to try.
+    pub fn leave_running(&mut self, hints: &[String]) -> Result<String> {
         let stop = self.dir().join("stop");
-        std::fs::write(&stop, script).context("write the script that ends the fleet")?;
+        let ends: String = self.held.iter_mut().map(|held| held.let_go()).collect();
+        std::fs::write(&stop, stop_script(self.dir(), &ends)).context("write the script that ends the fleet")?;
 
         let ctl = self.ctl.program().display().to_string();
+        let hints: String = hints.iter().map(|hint| format!("  {hint}\n")).collect();
         let text = format!(
-            "The fleet stays up in {dir}. Try:\n\
+            "The fleet stays up in {}. Try:\n\
              \x20 export ROLLBACKCTL_CONTEXT={}\n\
              \x20 {ctl} fleet status\n\
              \x20 {ctl} rollback show latest\n\
              \x20 {ctl} release list\n\
              \x20 {ctl} fleet plan --to v3.0.0\n\
-             \x20 curl -i {}\n\
+             {hints}\
              End it with: sh {}\n",
+            self.dir().display(),
             self.ctl.context().display(),
-            self.nginx.url("/api/version"),
             stop.display(),
         );
         for agent in self.agents.values_mut() {
             agent.let_go();
         }
         self.coordinator.let_go();
-        self.nginx.let_go();
-        self.postgres.let_go();
-        self.zekka.let_go = true;
         self.dir.disable_cleanup(true);
         Ok(text)
     }
@@ -42,8 +40,9 @@ impl Fleet {
 
 /// Ends what belongs to the fleet *then*, whoever started it: a PID that is remembered may be a stranger's by that time,
 /// and a daemon that was restarted by hand has another one. Belonging is: one of our programs, and the fleet's
-/// directory in its command line, or as its program or its working directory.
-fn stop_script(dir: &Path) -> String {
+/// directory in its command line, or as its program or its working directory. `ends` ends what is found otherwise, after
+/// the programs under test.
+fn stop_script(dir: &Path, ends: &str) -> String {
     format!(
         r#"#!/bin/sh
 # Ends this fleet and removes its directory.
@@ -80,7 +79,7 @@ while [ -n "$(all)" ]; do
     fi
     sleep 0.1
 done
-rm -rf "$dir"
+{ends}rm -rf "$dir"
 "#,
         dir.display()
     )

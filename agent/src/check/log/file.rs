@@ -1,0 +1,255 @@
+//! Reading a log file from where it stood on, across rotations.
+//!
+//! A place in a file is its inode, an offset, and a hash of what stood just before the offset: inodes are given out again,
+//! and a file that was emptied grows back beyond the offset.
+//!
+//! | what happened | what is read |
+//! |---|---|
+//! | nothing | the file, from the offset |
+//! | renamed (`app.log.1`), once or several times | that file from the offset, those that came after it, the new one |
+//! | copied and emptied (logrotate's `copytruncate`) | the copy from the offset, the file from its beginning |
+//! | emptied, without a copy (an application that starts its log anew) | the file from its beginning |
+//! | renamed and compressed, or gone | not all of it can be read |
+//!
+//! Links in the last place of the path are not followed: who may write the directory could have any file quoted.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::MOST;
+use crate::files::sha256_hex;
+
+/// Bytes before the offset that are hashed.
+const TAIL: u64 = 256;
+
+/// Lines that are longer are judged in pieces.
+const PIECE: u64 = 64 * 1024;
+
+/// File systems keep times coarser than the clock shows them.
+const CLOCK_TICK: Duration = Duration::from_millis(100);
+
+/// Names that rotation programs give to what they compressed.
+const COMPRESSED: [&str; 5] = [".gz", ".zst", ".xz", ".bz2", ".Z"];
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    device: u64,
+    inode: u64,
+    offset: u64,
+    tail: String,
+}
+
+/// Where a file ends now. `None`: there is none.
+pub(super) fn place(path: &Path) -> Result<Option<Place>, String> {
+    let Some(mut file) = open(path)? else { return Ok(None) };
+    let metadata = file.metadata().map_err(|e| e.to_string())?;
+    let offset = metadata.size();
+    Ok(Some(Place {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        offset,
+        tail: tail_before(&mut file, offset).map_err(|e| e.to_string())?,
+    }))
+}
+
+fn tail_before(file: &mut File, offset: u64) -> std::io::Result<String> {
+    let from = offset.saturating_sub(TAIL);
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(offset - from).read_to_end(&mut bytes)?;
+    Ok(sha256_hex(&bytes))
+}
+
+fn open(path: &Path) -> Result<Option<File>, String> {
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err("it is a symbolic link; name the file that it points to".into());
+        }
+        Err(e) => return Err(e.to_string()),
+    };
+    let metadata = file.metadata().map_err(|e| e.to_string())?;
+    if metadata.is_file() {
+        Ok(Some(file))
+    } else {
+        Err("it is not a regular file".into())
+    }
+}
+
+impl Place {
+    fn is_of(&self, metadata: &std::fs::Metadata) -> bool {
+        (metadata.dev(), metadata.ino()) == (self.device, self.inode)
+    }
+
+    /// Does the file still hold what stood before the offset?
+    fn still_in(&self, file: &mut File) -> std::io::Result<bool> {
+        Ok(file.metadata()?.size() >= self.offset && tail_before(file, self.offset)? == self.tail)
+    }
+}
+
+/// Passes on each line that was written since the place was taken. The answer says what is remarkable, or why there are
+/// lines that were not read.
+pub(super) fn lines_since(
+    path: &Path,
+    place: Option<&Place>,
+    since: SystemTime,
+    line: &mut dyn FnMut(&str),
+) -> Result<String, String> {
+    let Parts { files, note, missing } = parts(path, place, since)?;
+    let mut left = MOST;
+    for (file, offset) in files {
+        left = read_lines(file, offset, left, line)?;
+    }
+    match missing {
+        Some(why) => Err(why),
+        None => Ok(note),
+    }
+}
+
+struct Parts {
+    /// In the order in which they were written.
+    files: Vec<(File, u64)>,
+    note: String,
+    /// Why these are not all.
+    missing: Option<String>,
+}
+
+fn parts(path: &Path, place: Option<&Place>, since: SystemTime) -> Result<Parts, String> {
+    let mut current = open(path)?.ok_or("it does not exist")?;
+    let metadata = current.metadata().map_err(|e| e.to_string())?;
+    let same = place.is_some_and(|p| p.is_of(&metadata));
+    if let Some(place) = place
+        && same
+        && place.still_in(&mut current).map_err(|e| e.to_string())?
+    {
+        return Ok(Parts {
+            files: vec![(current, place.offset)],
+            note: String::new(),
+            missing: None,
+        });
+    }
+    let mut files = Vec::new();
+    let mut missing = None;
+    // Without a place, all that was written since is new, rotated or not.
+    let mut found = place.is_none();
+    for rotated in rotated_since(path, &metadata, place, since)? {
+        if COMPRESSED.iter().any(|end| rotated.to_string_lossy().ends_with(end)) {
+            missing = Some(format!("{} was compressed since the switch", rotated.display()));
+            continue;
+        }
+        let Some(mut file) = open(&rotated).map_err(|why| format!("{}: {why}", rotated.display()))? else {
+            missing = Some(format!("{} is gone", rotated.display()));
+            continue;
+        };
+        let held = match place {
+            Some(place) if !found => place.still_in(&mut file).map_err(|e| e.to_string())?,
+            Some(_) | None => false,
+        };
+        match place {
+            Some(place) if held => {
+                // What comes before it was written before the mark.
+                found = true;
+                missing = None;
+                files = vec![(file, place.offset)];
+            }
+            Some(_) | None => files.push((file, 0)),
+        }
+    }
+    if same && !found {
+        // Emptied in its place: what was rotated before has nothing to do with it.
+        files.clear();
+    }
+    files.push((current, 0));
+    let note = match (found, same) {
+        (true, _) => "rotated since",
+        // The same file without what it held: emptied. Who empties a log writes nothing that matters before.
+        (false, true) => "emptied since",
+        (false, false) => {
+            missing
+                .get_or_insert_with(|| "it was rotated since the switch, and the older part is not to be found".into());
+            ""
+        }
+    };
+    let note = if place.is_none() { "" } else { note };
+    Ok(Parts {
+        files,
+        note: note.into(),
+        missing,
+    })
+}
+
+/// Files beside the log that carry its name and more and were written since, or are the place's own, the oldest first.
+fn rotated_since(
+    path: &Path,
+    current: &std::fs::Metadata,
+    place: Option<&Place>,
+    since: SystemTime,
+) -> Result<Vec<PathBuf>, String> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(Vec::new());
+    };
+    let name = name.to_string_lossy();
+    // `app.log` becomes `app.log.1`, `app.log-20260101` or `app-20260101.log`.
+    let (stem, end) = name.rsplit_once('.').unwrap_or((&name, ""));
+    let belongs = |other: &str| {
+        let longer = other
+            .strip_prefix(&*name)
+            .is_some_and(|rest| rest.starts_with(['.', '-']));
+        let between = other.strip_prefix(stem).is_some_and(|rest| {
+            rest.starts_with(['.', '-']) && !end.is_empty() && rest.len() > end.len() + 2 && rest.ends_with(end)
+        });
+        longer || between
+    };
+    let since = since.checked_sub(CLOCK_TICK).unwrap_or(since);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| e.to_string())?.flatten() {
+        let (other, Ok(metadata)) = (entry.file_name(), entry.metadata()) else {
+            continue;
+        };
+        let is_current = (metadata.dev(), metadata.ino()) == (current.dev(), current.ino());
+        let Ok(modified) = metadata.modified() else { continue };
+        if metadata.is_file() && !is_current && belongs(&other.to_string_lossy()) {
+            // Renaming changes no modification time: files that were only renamed once more have nothing new in them.
+            if modified >= since || place.is_some_and(|place| place.is_of(&metadata)) {
+                found.push((modified, entry.path()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Reads to the end of what is there now. Returns how much may still be read of other files.
+fn read_lines(mut file: File, offset: u64, left: u64, line: &mut dyn FnMut(&str)) -> Result<u64, String> {
+    // What is written while this reads is another check's.
+    let end = file.metadata().map_err(|e| e.to_string())?.size();
+    file.seek(SeekFrom::Start(offset)).map_err(|e| e.to_string())?;
+    let wanted = end.saturating_sub(offset);
+    let mut reader = BufReader::new(file.take(wanted.min(left)));
+    let mut piece = Vec::new();
+    loop {
+        piece.clear();
+        let n = (&mut reader)
+            .take(PIECE)
+            .read_until(b'\n', &mut piece)
+            .map_err(|e| e.to_string())?;
+        if n == 0 {
+            break;
+        }
+        line(&String::from_utf8_lossy(&piece));
+    }
+    if wanted > left {
+        return Err(format!(
+            "more than {} were written since the switch",
+            crate::size::shown(MOST)
+        ));
+    }
+    Ok(left - wanted)
+}

@@ -1,0 +1,150 @@
+//! Backends that are drained one by one: each is given back, nothing happens to its application outside of that, and
+//! somebody always serves.
+//!
+//! Lanes of a batch run side by side, so the worst case counts: all that any lane of the batch takes down is down at once.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::LintError;
+use crate::ids::Target;
+use crate::plan::{Batch, Change, Lane, PlanBody, Step, Undo};
+use crate::release::{Action, Role};
+
+pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
+    let changes: HashMap<&Target, &Change> = body.changes.iter().map(|c| (&c.target, c)).collect();
+    for change in body.changes.iter().filter(|c| !c.backends.is_empty()) {
+        // A proxy that was found drained has lost backends that nobody knows of.
+        if change.role != Role::Proxy || change.restore {
+            errors.push(LintError::NoBackends {
+                target: change.target.clone(),
+            });
+        }
+    }
+    let mut down: HashSet<&Target> = body.changes.iter().filter(|c| c.restore).map(|c| &c.target).collect();
+    for batch in body.phases.iter().flat_map(|p| &p.batches) {
+        for lane in &batch.lanes {
+            check_lane(lane, &changes, errors);
+        }
+        somebody_serves(batch, &changes, &down, errors);
+        for step in steps(batch) {
+            if step.action == Action::Stop {
+                down.insert(&step.target);
+            } else if step.action == Action::Start {
+                down.remove(&step.target);
+            }
+        }
+    }
+}
+
+fn steps(batch: &Batch) -> impl Iterator<Item = &Step> {
+    batch.lanes.iter().flat_map(|lane| &lane.steps)
+}
+
+fn check_lane(lane: &Lane, changes: &HashMap<&Target, &Change>, errors: &mut Vec<LintError>) {
+    // Drained in this lane and not given back yet, and whether its application was touched since.
+    let mut drained: BTreeMap<(&Target, &Target), (&Step, bool)> = BTreeMap::new();
+    let mut given_back: HashSet<&Target> = HashSet::new();
+    let mut touched: HashSet<&Target> = HashSet::new();
+    for step in &lane.steps {
+        let Some(backend) = &step.backend else {
+            if step.action.changes_service() {
+                touched.insert(&step.target);
+                for ((_, backend), (_, since)) in &mut drained {
+                    *since |= **backend == step.target;
+                }
+                if given_back.contains(&step.target) {
+                    errors.push(LintError::NotSpared {
+                        step: step.id,
+                        backend: step.target.clone(),
+                    });
+                }
+            }
+            continue;
+        };
+        let declared = changes.get(&step.target).is_some_and(|c| c.backends.contains(backend));
+        if !declared || !changes.contains_key(backend) {
+            errors.push(LintError::UnknownBackend {
+                step: step.id,
+                backend: backend.clone(),
+            });
+        }
+        let pair = (&step.target, backend);
+        let (fits, back) = match step.action {
+            // Drained twice, or too late.
+            Action::Drain => {
+                let late = touched.contains(backend);
+                (drained.insert(pair, (step, false)).is_none() && !late, Action::Resume)
+            }
+            Action::Resume => {
+                given_back.insert(backend);
+                // Never drained, or for nothing.
+                (drained.remove(&pair).is_some_and(|(_, since)| since), Action::Drain)
+            }
+            Action::Prepare
+            | Action::Stage
+            | Action::Discard
+            | Action::Snapshot
+            | Action::Stop
+            | Action::Start
+            | Action::Switch
+            | Action::Verify
+            | Action::Finish => {
+                errors.push(LintError::NotOfOneBackend {
+                    step: step.id,
+                    action: step.action,
+                });
+                continue;
+            }
+        };
+        if !fits {
+            errors.push(LintError::NotSpared {
+                step: step.id,
+                backend: backend.clone(),
+            });
+        }
+        if step.undo != Undo::By(back) {
+            errors.push(LintError::WrongUndo {
+                step: step.id,
+                action: step.action,
+            });
+        }
+    }
+    errors.extend(
+        drained
+            .into_iter()
+            .map(|((_, backend), (step, _))| LintError::NotGivenBack {
+                step: step.id,
+                backend: backend.clone(),
+            }),
+    );
+}
+
+/// Of every proxy that loses a backend in this batch, one stays that the batch leaves alone and that is up.
+fn somebody_serves(
+    batch: &Batch,
+    changes: &HashMap<&Target, &Change>,
+    down: &HashSet<&Target>,
+    errors: &mut Vec<LintError>,
+) {
+    let mut firsts: BTreeMap<&Target, &Step> = BTreeMap::new();
+    let mut away: HashSet<&Target> = HashSet::new();
+    for step in steps(batch).filter(|s| s.action.changes_service()) {
+        match &step.backend {
+            Some(backend) => {
+                firsts.entry(&step.target).or_insert(step);
+                away.insert(backend);
+            }
+            None => _ = away.insert(&step.target),
+        }
+    }
+    for (proxy, step) in firsts {
+        let backends = changes.get(proxy).map(|c| &c.backends).into_iter().flatten();
+        let mut staying = backends.filter(|b| !away.contains(b) && !down.contains(b));
+        if staying.next().is_none() {
+            errors.push(LintError::NobodyServes {
+                step: step.id,
+                target: proxy.clone(),
+            });
+        }
+    }
+}

@@ -1,0 +1,1 @@
+// A development dependency: it has no place on a production host.
