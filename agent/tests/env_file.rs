@@ -183,3 +183,32 @@ async fn what_a_rollback_that_was_held_left_is_removed_by_the_next() {
     f.driver.discard(&step(Action::Discard)).await.expect("discard");
     assert_eq!(names(dir), [".other.env.rollbackctl-rb-0", "app.env"]);
 }
+
+/// The application that reads the file: what it was given is in its environment, and in no message, even when it writes
+/// it into its own log and does not start.
+#[tokio::test]
+async fn what_an_application_writes_of_its_secrets_is_not_passed_on() {
+    use rollback_agent::driver::release_dir::{ReleaseDirConfig, ReleaseDirDriver};
+
+    let host = Host::new();
+    let root = host.path().join("app");
+    write(&root.join("releases/v2.9.0/app"), "x");
+    std::os::unix::fs::symlink("releases/v2.9.0", root.join("current")).expect("link");
+    write(&root.join("env"), "PASSWORD=hunter2-secret\n");
+    let log = root.join("log");
+    let text = format!("echo \"cannot log in with $PASSWORD\" > {}; exit 3", log.display());
+    host::script(&root.join("start"), &text);
+    let config: ReleaseDirConfig = toml::from_str(&format!(
+        "root = '{0}'\n[process]\nstart = ['{0}/start']\npid_file = '{0}/pid'\nlog = '{0}/log'\nenv_file = '{0}/env'\n",
+        root.display()
+    ))
+    .expect("config");
+    let driver = ReleaseDirDriver::new("part", config, Arc::clone(&host.vault)).expect("driver");
+    let live = driver.observe().await.expect("observe").revision;
+    let problem = failed(driver.start(&host.step(Action::Start, &live, &live)).await);
+    assert!(
+        read(&log).contains("hunter2-secret"),
+        "the application was given the value"
+    );
+    assert!(problem.message.contains("cannot log in with [PASSWORD]"), "{problem}");
+}

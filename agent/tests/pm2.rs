@@ -18,8 +18,7 @@ use rollback_proto::problem::Code;
 const SERVER: &str = "const version = require('path').basename(__dirname);\n\
     require('http').createServer((q, r) => r.end(version)).listen(PORT, '127.0.0.1');\n";
 
-const ECOSYSTEM: &str =
-    "module.exports = { apps: [{ name: 'zekka-app', script: 'server.js', restart_delay: 20 }] };\n";
+const ECOSYSTEM: &str = "module.exports = { apps: [{ name: 'zekka-app', script: 'server.js', restart_delay: 20 }] };\n";
 
 const CLUSTER: &str = "module.exports = { apps: [{ name: 'zekka-app', script: 'server.js', instances: 2, exec_mode: \
     'cluster' }] };\n";
@@ -209,7 +208,10 @@ async fn stops_switches_and_starts_and_every_move_may_be_repeated() {
     a.verify(&a.old).await.expect("verify");
     let environment = processes::environment(process.pid).expect("environment");
     assert_eq!(environment.get(&b"MODE"[..]).map(Vec::as_slice), Some(&b"old"[..]));
-    assert!(!environment.contains_key(&b"CARGO_MANIFEST_DIR"[..]), "ours must not leak");
+    assert!(
+        !environment.contains_key(&b"CARGO_MANIFEST_DIR"[..]),
+        "ours must not leak"
+    );
     // A daemon that lived in a release would keep it busy, and fail when it is removed.
     assert_eq!(processes::cwd(a.daemon().pid), std::fs::canonicalize(&a.home).ok());
     assert!(!a.home.join("dump.pm2").exists(), "nobody asked for pm2 save");
@@ -242,7 +244,10 @@ async fn trap_pm2_keeps_the_old_cwd() {
     ] {
         let before = a.process();
         a.by_hand(by_hand);
-        eventually("pm2 started another process", || a.pid_files().first().is_some_and(|p| *p != before)).await;
+        eventually("pm2 started another process", || {
+            a.pid_files().first().is_some_and(|p| *p != before)
+        })
+        .await;
         assert!(works_in(a.process(), "v2.9.0"), "if this fails, pm2 has become better");
         let problem = failed(a.verify(&a.new).await);
         assert_eq!(problem.code, Code::WrongRevision);
@@ -313,7 +318,11 @@ async fn trap_pm2_starts_nothing_and_exits_0() {
     a.look().await;
     let problem = failed(a.start().await);
     assert_eq!(problem.code, Code::ManagerFailed);
-    assert!(problem.message.contains("no application zekka-app"), "{}", problem.message);
+    assert!(
+        problem.message.contains("no application zekka-app"),
+        "{}",
+        problem.message
+    );
 }
 
 /// pm2 restarts whatever ends, so there is always a process to be seen.
@@ -331,7 +340,10 @@ async fn trap_a_crash_loop_looks_like_a_start() {
         a.look().await;
         let problem = failed(a.start().await);
         assert!(problem.message.contains("boom"), "{how}: {}", problem.message);
-        assert!(!a.answers() && a.pid_files().is_empty(), "{how}: nothing is left running");
+        assert!(
+            !a.answers() && a.pid_files().is_empty(),
+            "{how}: nothing is left running"
+        );
     }
 }
 
@@ -415,7 +427,13 @@ async fn what_would_fail_is_found_before_anything_is_stopped() {
         "no ecosystem file; no daemon: {findings:?}"
     );
     assert!(!a.home.join("rpc.sock").exists(), "looking must not start pm2's daemon");
-    for bad in ["name = 'all'", "name = '0'", "name = '--force'", "ecosystem = '../x.cjs'", "home = 'pm2'"] {
+    for bad in [
+        "name = 'all'",
+        "name = '0'",
+        "name = '--force'",
+        "ecosystem = '../x.cjs'",
+        "home = 'pm2'",
+    ] {
         let (key, _) = bad.split_once(" =").expect("key");
         let mut keys: toml::Table = toml::from_str("manager = 'pm2'\nname = 'x'\nhome = '/x'").expect("keys");
         keys.remove(key);
@@ -466,6 +484,9 @@ async fn runs_under_the_account_that_pm2_belongs_to() {
     a.stop().await.expect("stop");
     eventually("it does not answer", || !a.answers()).await;
     let limit = Duration::from_secs(5);
-    let done = a.driver.stop(&a.host.step_within(Action::Stop, &a.new, &a.old, limit)).await;
+    let done = a
+        .driver
+        .stop(&a.host.step_within(Action::Stop, &a.new, &a.old, limit))
+        .await;
     assert_eq!(done.expect("again").summary, "not running");
 }

@@ -69,7 +69,11 @@ fn property(name: &str) -> String {
 }
 
 fn main_process() -> Option<Identity> {
-    property("MainPID").parse().ok().filter(|pid| *pid > 1).and_then(processes::identity)
+    property("MainPID")
+        .parse()
+        .ok()
+        .filter(|pid| *pid > 1)
+        .and_then(processes::identity)
 }
 
 impl App {
@@ -133,8 +137,8 @@ impl App {
 }
 
 /// Works in the live release, and is brought back whatever happens to it.
-const SERVICE: &str = "[Service]\nWorkingDirectory=ROOT/current\nExecStart=ROOT/bin/v2.9.0\nEnvironmentFile=ROOT/env\n\
-                       Restart=always\nRestartSec=50ms\nStartLimitIntervalSec=0\n";
+const SERVICE: &str = "[Unit]\nStartLimitIntervalSec=0\n[Install]\nWantedBy=multi-user.target\n[Service]\nWorkingDirectory=ROOT/current\nExecStart=ROOT/bin/v2.9.0\nEnvironmentFile=ROOT/env\n\
+                       Restart=always\nRestartSec=50ms\n";
 
 /// Both releases are there, `current` points to v2.9.0, the unit is loaded and not started.
 async fn app_with(process: &str, health: bool) -> App {
@@ -215,7 +219,11 @@ fn stops_switches_and_starts_and_every_move_may_be_repeated() {
         assert_eq!(done.observed, Some(a.old.clone()));
         let process = main_process().expect("runs");
         a.start().await.expect("again");
-        assert_eq!(main_process(), Some(process), "a second start must not make a second process");
+        assert_eq!(
+            main_process(),
+            Some(process),
+            "a second start must not make a second process"
+        );
         assert!(matches!(a.driver.probe(&start).await, Probe::Applied(_)));
         assert!(matches!(a.driver.probe(&stop).await, Probe::Repeatable(_)));
         let seen = a.driver.observe().await.expect("observe");
@@ -251,7 +259,10 @@ fn trap_type_simple_start_success_proves_nothing() {
             ("ends a little later", "echo boom; exec sleep 0.3"),
         ] {
             a.run_with(program);
-            let control = Command::new("systemctl").args(["start", UNIT]).status().expect("systemctl");
+            let control = Command::new("systemctl")
+                .args(["start", UNIT])
+                .status()
+                .expect("systemctl");
             assert!(control.success(), "{how}: if this fails, systemd has become better");
             eventually("it has ended", || main_process().is_none()).await;
             let problem = failed(a.start().await);
@@ -278,7 +289,10 @@ fn trap_a_crash_loop_looks_like_a_start() {
             a.unit_with(&SERVICE.replace("RestartSec=50ms", &format!("RestartSec={rest}")));
             let begun = Instant::now();
             let problem = failed(a.start().await);
-            assert!(begun.elapsed() < Duration::from_secs(5), "{how}: noticed late: {problem}");
+            assert!(
+                begun.elapsed() < Duration::from_secs(5),
+                "{how}: noticed late: {problem}"
+            );
             assert!(problem.message.contains("boom"), "{how}: {problem}");
             assert_eq!(property("ActiveState"), "inactive", "{how}: it would come back");
         }
@@ -302,9 +316,15 @@ fn trap_a_unit_that_restarts_always_stays_stopped() {
         eventually("it waits for its restart", || property("SubState") == "auto-restart").await;
         assert!(main_process().is_none());
         let stop = a.host.step(Action::Stop, &a.new, &a.old);
-        assert!(matches!(a.driver.probe(&stop).await, Probe::Repeatable(_)), "it will come back");
+        assert!(
+            matches!(a.driver.probe(&stop).await, Probe::Repeatable(_)),
+            "it will come back"
+        );
         a.stop().await.expect("stop");
-        assert_eq!((property("ActiveState").as_str(), property("Job").as_str()), ("inactive", ""));
+        assert_eq!(
+            (property("ActiveState").as_str(), property("Job").as_str()),
+            ("inactive", "")
+        );
     });
 }
 
@@ -337,14 +357,17 @@ fn trap_start_limit_hit() {
     inside("trap_start_limit_hit", async {
         let a = app().await;
         a.run_with("exit 1");
-        let limited = SERVICE
-            .replace("[Service]", "[Unit]\nStartLimitIntervalSec=600\nStartLimitBurst=2\n[Service]")
-            .replace("StartLimitIntervalSec=0\n", "");
-        a.unit_with(&limited);
+        a.unit_with(&SERVICE.replace(
+            "StartLimitIntervalSec=0",
+            "StartLimitIntervalSec=600\nStartLimitBurst=2",
+        ));
         systemctl(&["start", UNIT]);
         eventually("systemd gives up", || property("ActiveState") == "failed").await;
         a.run_with("exec sleep 600");
-        let control = Command::new("systemctl").args(["start", UNIT]).status().expect("systemctl");
+        let control = Command::new("systemctl")
+            .args(["start", UNIT])
+            .status()
+            .expect("systemctl");
         assert!(!control.success(), "if this fails, the trap is gone");
         assert!(matches!(
             a.driver.probe(&a.host.step(Action::Stop, &a.new, &a.old)).await,
@@ -404,12 +427,18 @@ fn the_running_process_has_the_present_environment() {
 fn trap_a_unit_that_changed_on_disk() {
     inside("trap_a_unit_that_changed_on_disk", async {
         let a = app().await;
+        // One that nobody wants is dropped from memory when it is stopped, and read anew.
+        systemctl(&["enable", UNIT]);
         a.start().await.expect("start");
         a.stop().await.expect("stop");
         a.write_unit(&format!("{SERVICE}Environment=COLOUR=green\n"));
         eventually("systemd notices", || property("NeedDaemonReload") == "yes").await;
         let findings = a.prepare().await;
-        assert_eq!((findings.len(), findings[0].severity), (1, Severity::Warning), "{findings:?}");
+        assert_eq!(
+            (findings.len(), findings[0].severity),
+            (1, Severity::Warning),
+            "{findings:?}"
+        );
         assert!(findings[0].problem.message.contains("changed on disk"), "{findings:?}");
         a.start().await.expect("start");
         let environment = processes::environment(main_process().expect("runs").pid).expect("environment");

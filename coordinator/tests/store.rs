@@ -261,6 +261,27 @@ async fn a_token_is_redeemed_once_and_in_time() {
     );
 }
 
+/// It was recorded last, and is what the fleet goes back to from the one that ran then.
+#[tokio::test]
+async fn an_imported_release_stands_where_it_ranks() {
+    let store = open().await.store;
+    let recorded = |name: &str, second, ranks_at: Option<i64>| Release {
+        recorded_at: at(second),
+        ranks_at: ranks_at.map(at),
+        ..release(name, true)
+    };
+    for release in [
+        recorded("v2.8.0", 10, None),
+        recorded("v3.0.0", 30, None),
+        recorded("v2.9.0", 40, Some(29)),
+    ] {
+        assert!(store.add_release(&release).await.expect("stored"));
+    }
+    let releases = store.releases().await.expect("read");
+    let names: Vec<&str> = releases.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["v3.0.0", "v2.9.0", "v2.8.0"]);
+}
+
 #[tokio::test]
 async fn a_release_is_never_overwritten() {
     let Opened { dir: _dir, store } = open().await;

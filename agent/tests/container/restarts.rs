@@ -17,11 +17,12 @@ fn app(daemon: &Daemon) -> App {
 async fn a_stopped_always_container_does_not_come_back_with_the_daemon() {
     let mut daemon = Daemon::start().await;
     let app = app(&daemon);
-    // The trap itself: a container that is only stopped comes back, and one that was never started is started.
+    // The trap itself: a container with `always` that is only stopped comes back with the daemon.
     let image = format!("{}:v2.9.0", app.docker.repository());
     let control = app.docker.name("control");
-    app.docker.run(&[
-        "create",
+    let run = [
+        "run",
+        "-d",
         "--network",
         "none",
         "--restart",
@@ -29,12 +30,18 @@ async fn a_stopped_always_container_does_not_come_back_with_the_daemon() {
         "--name",
         &control,
         &image,
-    ]);
+    ];
+    app.docker.run(&run);
+    app.docker.run(&["stop", &control]);
+    assert!(!app.docker.running(&control));
     app.forward(Action::Stage).await.expect("stage");
     app.forward(Action::Stop).await.expect("stop");
     daemon.kill();
     daemon.run().await;
-    eventually("the daemon starts what has a policy", || app.docker.running(&control)).await;
+    eventually("the daemon starts what still has the policy", || {
+        app.docker.running(&control)
+    })
+    .await;
     assert!(!app.docker.running(&app.name()), "stopped stays stopped");
     assert!(!app.docker.running(&app.staged()), "staged is not started");
     app.forward(Action::Switch).await.expect("switch");

@@ -247,6 +247,8 @@ impl Daemon {
         }
         // A killed daemon leaves both behind, and the next one refuses to start while the PID is in use by anybody.
         let _ = std::fs::remove_file(self.at("pid"));
+        // Its containerd dies with it. Where nobody reaps orphans, it stays a zombie that the next daemon takes for alive.
+        let _ = std::fs::remove_file(Path::new(&self.at("exec")).join("containerd/containerd.pid"));
         let _ = std::fs::remove_file(self.socket());
     }
 }

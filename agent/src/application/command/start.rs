@@ -204,7 +204,11 @@ impl Command {
 
     /// Leaves nothing half-started behind, and says why it had to.
     async fn clean_up(&self, step: &StepContext, mut problem: Problem) -> Failure {
-        if let Some(tail) = self.config.log.as_deref().and_then(log_tail) {
+        // The application may have written down what it was given, and the message leaves this host.
+        if let Some(tail) = self.config.log.as_deref().and_then(log_tail)
+            && let Ok(given) = variables(self.config.env_file.as_deref())
+        {
+            let tail = crate::check::redact::hide(tail, given.iter());
             problem.message = format!("{}; its log ends: {tail}", problem.message);
         }
         match self.stop(step, step.deadline).await {

@@ -177,7 +177,10 @@ mod tests {
         ] {
             let entries = parse(&format!("{notice}[{entry}]\nbye [PM2]\n")).expect(notice);
             assert_eq!((entries.len(), entries[0].pm_id), (1, 3), "{notice}");
-            assert!(parse(&format!("{notice}[]")).is_some_and(|list| list.is_empty()), "{notice}");
+            assert!(
+                parse(&format!("{notice}[]")).is_some_and(|list| list.is_empty()),
+                "{notice}"
+            );
         }
         assert!(parse("[PM2] Spawning").is_none());
         assert!(parse("").is_none());

@@ -23,7 +23,10 @@ impl Pm2 {
             return vec![Finding::warning(
                 Problem::new(
                     Code::ManagerFailed,
-                    format!("no pm2 daemon runs in {}: the start brings one up", self.config.home.display()),
+                    format!(
+                        "no pm2 daemon runs in {}: the start brings one up",
+                        self.config.home.display()
+                    ),
                 )
                 .remedy(UNIT),
             )];
@@ -45,14 +48,19 @@ impl Pm2 {
     /// (as root, for one), and leave files there that the owner's pm2 cannot read any more.
     fn expect_own_home(&self, account: Option<&Account>) -> Result<(), Problem> {
         let home = &self.config.home;
-        let owner = std::fs::metadata(home).map_err(|e| io_problem("look at", home, &e))?.uid();
+        let owner = std::fs::metadata(home)
+            .map_err(|e| io_problem("look at", home, &e))?
+            .uid();
         let uid = account.map_or_else(|| rustix::process::geteuid().as_raw(), |account| account.uid);
         if owner == uid {
             return Ok(());
         }
         Err(Problem::new(
             Code::ManagerFailed,
-            format!("{} belongs to uid {owner}, and pm2 would run as uid {uid}", home.display()),
+            format!(
+                "{} belongs to uid {owner}, and pm2 would run as uid {uid}",
+                home.display()
+            ),
         )
         .remedy("set process.user to the account that pm2 runs under"))
     }

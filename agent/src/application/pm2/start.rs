@@ -79,7 +79,8 @@ impl Pm2 {
         if !self.daemon_answers().await {
             // Brings the daemon up, in its home and not in the release.
             let ping = self.program(account.as_ref(), &["ping"]);
-            step.operation("pm2_ping", self.run(ping, "wake up for", deadline)).await?;
+            step.operation("pm2_ping", self.run(ping, "wake up for", deadline))
+                .await?;
         }
         let ecosystem = release.join(&self.config.ecosystem);
         let ecosystem = ecosystem.to_string_lossy();
@@ -200,6 +201,9 @@ fn restarts(instances: &[Instance]) -> Vec<(u64, u64)> {
 }
 
 fn missing_ecosystem(path: &Path) -> Problem {
-    Problem::new(Code::ManagerFailed, format!("there is no ecosystem file {}", path.display()))
-        .remedy("name the file that the release has in process.ecosystem")
+    Problem::new(
+        Code::ManagerFailed,
+        format!("there is no ecosystem file {}", path.display()),
+    )
+    .remedy("name the file that the release has in process.ecosystem")
 }

@@ -76,7 +76,9 @@ impl Pm2 {
         let mut args = vec![verb];
         args.extend(ids.iter().map(String::as_str));
         let program = self.program(account.as_ref(), &args);
-        step.operation("process_stop", self.run(program, verb, until)).await.map(drop)
+        step.operation("process_stop", self.run(program, verb, until))
+            .await
+            .map(drop)
     }
 }
 

@@ -78,7 +78,10 @@ impl Systemd {
             None => Some(Finding::warning(
                 failed(
                     state,
-                    &format!("neither WorkingDirectory nor ExecStart goes through {}", self.current.display()),
+                    &format!(
+                        "neither WorkingDirectory nor ExecStart goes through {}",
+                        self.current.display()
+                    ),
                 )
                 .remedy(remedy),
             )),

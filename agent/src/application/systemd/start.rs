@@ -28,7 +28,11 @@ impl Systemd {
         } else {
             if !state.at_rest() {
                 // An enabled unit that came up with the host, for one. `start` would leave it as it is.
-                step.progress(format!("{} is {}, and not right: it is stopped first", state.name, state.phrase()));
+                step.progress(format!(
+                    "{} is {}, and not right: it is stopped first",
+                    state.name,
+                    state.phrase()
+                ));
                 self.stop(step, deadline).await?;
             }
             if let Err(problem) = step.operation("process_start", self.bring_up(step)).await {
@@ -47,8 +51,9 @@ impl Systemd {
             step.progress("unit files changed on disk: systemd reads them again");
             self.unit.reload_files().await?;
         }
-        // A unit that crashed a few times is refused ("start request repeated too quickly") until it is forgiven.
-        self.unit.reset().await?;
+        // A unit that crashed a few times is refused ("start request repeated too quickly") until it is forgiven. That
+        // fails for one which systemd has dropped from memory, failures included; if it had to succeed, the start says so.
+        let _ = self.unit.reset().await;
         self.unit.start().await
     }
 
@@ -62,9 +67,7 @@ impl Systemd {
     ) -> Result<String, Problem> {
         let within = self.health.as_ref().map_or(WITHOUT_HEALTH, HealthCheck::within);
         let until = deadline.min(Instant::now() + within.max(WITHOUT_HEALTH));
-        let process = step
-            .operation("process_appears", self.appears(restarts, until))
-            .await?;
+        let process = step.operation("process_appears", self.appears(restarts, until)).await?;
         // What was not started right will not become right: said before anybody waits for its health.
         step.operation(
             "look_at_process",
@@ -72,13 +75,7 @@ impl Systemd {
         )
         .await?;
         let family = [process];
-        let proof = healthy_and_stable(
-            &family,
-            self.health.as_ref(),
-            version,
-            self.config.stable_for,
-            deadline,
-        );
+        let proof = healthy_and_stable(&family, self.health.as_ref(), version, self.config.stable_for, deadline);
         let detail = step.operation("health_check", proof).await?;
         let state = self.unit.state().await?;
         self.expect_no_restart(&state, restarts)?;
@@ -86,7 +83,10 @@ impl Systemd {
         if seen != process {
             return Err(Problem::new(
                 Code::Unhealthy,
-                format!("process {} took the place of {} while it came up", seen.pid, process.pid),
+                format!(
+                    "process {} took the place of {} while it came up",
+                    seen.pid, process.pid
+                ),
             ));
         }
         Ok(format!("{}, pid {}, {detail}", state.name, process.pid))
@@ -123,7 +123,10 @@ impl Systemd {
             Some(0) | None => Ok(()),
             Some(times) => Err(Problem::new(
                 Code::Unhealthy,
-                format!("{}: systemd had to restart it {times} times while it came up", state.name),
+                format!(
+                    "{}: systemd had to restart it {times} times while it came up",
+                    state.name
+                ),
             )),
         }
     }

@@ -29,11 +29,13 @@ impl Systemd {
         let killed = end_all(step, &left).await?;
         let after = self.unit.state().await?;
         if !after.at_rest() || !alive(&members(&after.control_group)).is_empty() {
-            return Err(Failure::Failed(Problem::new(
-                Code::StillRunning,
-                format!("{} is {} again after it was stopped", after.name, after.phrase()),
-            )
-            .remedy("find out what starts it: systemctl list-dependencies --reverse, timers, sockets")));
+            return Err(Failure::Failed(
+                Problem::new(
+                    Code::StillRunning,
+                    format!("{} is {} again after it was stopped", after.name, after.phrase()),
+                )
+                .remedy("find out what starts it: systemctl list-dependencies --reverse, timers, sockets"),
+            ));
         }
         expect_silence(step, self.health.as_ref(), "systemd").await?;
         Ok(match (at_rest, left.len()) {
@@ -57,7 +59,9 @@ impl Systemd {
         step.progress("the unit does not stop by itself: everything in it is killed");
         // It may end just now, and then there is nobody to kill: what counts is what is seen afterwards.
         let killed = self.unit.kill().await;
-        let until = deadline.max(Instant::now() + Duration::from_millis(200)).min(Instant::now() + AFTER_SIGNAL);
+        let until = deadline
+            .max(Instant::now() + Duration::from_millis(200))
+            .min(Instant::now() + AFTER_SIGNAL);
         if step.operation("process_exit", at_rest(until)).await?.is_some() {
             return Ok(());
         }

@@ -251,7 +251,14 @@ mod tests {
         for good in ["zekka.service", "zekka@1.service", "a-b_c:d\\x2d.service"] {
             assert!(Unit::new(good).is_ok(), "{good}");
         }
-        for bad in ["zekka", "--force.service", "zekka.timer", "zekka*.service", "a b.service", "../a.service"] {
+        for bad in [
+            "zekka",
+            "--force.service",
+            "zekka.timer",
+            "zekka*.service",
+            "a b.service",
+            "../a.service",
+        ] {
             assert!(Unit::new(bad).is_err(), "{bad}");
         }
     }

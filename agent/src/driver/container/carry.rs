@@ -7,8 +7,8 @@
 //! Invariants:
 //! - A volume without a name is carried over by the name that the engine gave it: its data stays with the component.
 //! - Labels by which compose recognises its work are carried over only where they stay true.
-//! - The successor has no restart policy until it is started: the engine starts containers with `always` by itself when
-//!   the daemon comes up, even such that were never started.
+//! - The successor has no restart policy until it is started: a policy lets the engine start a container by itself, and
+//!   here only `start` does.
 
 use std::collections::{BTreeSet, HashMap};
 

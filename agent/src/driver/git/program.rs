@@ -17,7 +17,7 @@ use crate::program::{Output, Program, ProgramError};
 
 /// Configuration that wins over the repository's.
 const SETTINGS: [&str; 9] = [
-    "core.abbrev=12",
+    "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     // A sparse clone would make incomplete releases.
     "core.sparseCheckout=false",
@@ -33,7 +33,7 @@ const ENVIRONMENT: [(&str, &str); 8] = [
     ("GIT_CONFIG_NOSYSTEM", "1"),
     ("GIT_CONFIG_GLOBAL", "/dev/null"),
     ("GIT_ATTR_NOSYSTEM", "1"),
-    ("GIT_X", "1"),
+    ("GIT_NO_REPLACE_OBJECTS", "1"),
     ("GIT_NO_LAZY_FETCH", "1"),
     ("GIT_TERMINAL_PROMPT", "0"),
     ("SSH_ASKPASS_REQUIRE", "never"),
@@ -130,7 +130,7 @@ impl Git {
         program = program.env("GIT_OPTIONAL_LOCKS", "0");
         // A plain directory within somebody else's checkout must not be taken for that checkout.
         if let Some(above) = at.parent() {
-            program = program.env("GIT_Y", above);
+            program = program.env("GIT_CEILING_DIRECTORIES", above);
         }
         program.output(limit).await.map_err(|e| match &e {
             ProgramError::Deadline { .. } => Problem::new(Code::StepTimeout, format!("{}: {e}", spoken(at, args))),

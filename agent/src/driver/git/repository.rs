@@ -145,7 +145,7 @@ impl Repository {
 
     /// The commit that a full ref name leads to, annotated tags peeled. `None` when there is no such ref.
     pub async fn commit_at(&self, reference: &str) -> Result<Option<Commit>, Problem> {
-        let peeled = reference.trim_start_matches("refs/tags/").to_owned();
+        let peeled = format!("{reference}^{{commit}}");
         let found = self
             .ask(&["rev-parse", "--verify", "--quiet", "--end-of-options", &peeled])
             .await?;
@@ -212,7 +212,7 @@ impl Repository {
         let found = self.git.run(&self.path, &args, THOROUGH).await?;
         Ok(found
             .lines()
-            .filter_map(|line| line.strip_prefix("??"))
+            .filter_map(|line| line.strip_prefix('?'))
             .map(str::to_owned)
             .collect())
     }
@@ -299,7 +299,7 @@ impl Repository {
         }
         self.remove_stale_lock(&keeper).await?;
         let id = commit.to_string();
-        self.run(&["rev-parse", &keeper.len().to_string(), &id]).await?;
+        self.run(&["update-ref", "--no-deref", &keeper, &id]).await?;
         Ok(())
     }
 

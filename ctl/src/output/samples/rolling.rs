@@ -1,9 +1,10 @@
 //! Two applications that are drained from their proxy one after the other, and a fleet in the middle of it.
 
+use rollback_proto::v1::outcome::Status;
 use rollback_proto::v1::rollback_event::Kind;
 use rollback_proto::v1::{
-    Action, ComponentState, GetFleetResponse, GetRollbackResponse, Health, HostState, Plan, PlanBatch, PlanLane,
-    PlanPhase, PlanStep, RollbackEvent, RollbackState,
+    Action, ComponentState, GetFleetResponse, GetRollbackResponse, Health, HostState, Outcome, Plan, PlanBatch,
+    PlanLane, PlanPhase, PlanStep, RollbackEvent, RollbackState,
 };
 
 use super::{agent, details, event, fleet, plan_response, rev};
@@ -84,6 +85,11 @@ pub fn report() -> GetRollbackResponse {
         step.component = "proxy".to_owned();
         step.backend = "app-1/api".to_owned();
         step.action = i32::from(action);
+        step.outcome = Some(Outcome {
+            status: i32::from(Status::Succeeded),
+            summary: "reloaded, 1 of 2 backends serves".to_owned(),
+            ..Outcome::default()
+        });
     }
     details
 }

@@ -131,8 +131,6 @@ fn tape(path: &Path, stream: impl Read, meter: &Rc<Meter>, visit: &mut Visit<'_>
         };
         visit(Item { name, mode, kind })?;
     }
-    drop(entries);
-    drop(archive);
     // The decompressor checks its own sum only at its end, and what stands behind the end of the archive is not ours to
     // pass over in silence.
     meter.headers.set(None);
