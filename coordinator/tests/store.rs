@@ -264,7 +264,7 @@ async fn a_token_is_redeemed_once_and_in_time() {
 /// It was recorded last, and is what the fleet goes back to from the one that ran then.
 #[tokio::test]
 async fn an_imported_release_stands_where_it_ranks() {
-    let store = open().await.store;
+    let Opened { dir: _dir, store } = open().await;
     let recorded = |name: &str, second, ranks_at: Option<i64>| Release {
         recorded_at: at(second),
         ranks_at: ranks_at.map(at),

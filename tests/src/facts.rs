@@ -51,6 +51,8 @@ pub struct Facts {
     pub databases: Vec<String>,
     pub site_sha256: String,
     pub nginx_files: Vec<String>,
+    /// Servers that nginx is told to leave alone.
+    pub drained: Vec<String>,
     pub workers: Vec<u32>,
     /// Body of `/api/version` through nginx, and the header that the site adds.
     pub served: String,
@@ -77,6 +79,7 @@ impl Facts {
             databases: fleet.postgres.databases()?,
             site_sha256: sha256_of(&fleet.nginx.site())?,
             nginx_files: tree(&fleet.nginx.root())?,
+            drained: fleet.nginx.drained()?,
             workers: fleet.nginx.workers(),
             served_site: answer.header("x-zekka-site"),
             served: answer.body,
@@ -127,6 +130,11 @@ impl Facts {
             &self.served_site,
         );
         expect(
+            "the list of servers that are taken out of nginx".to_owned(),
+            self.drained.is_empty(),
+            &self.drained,
+        );
+        expect(
             "the number of nginx's workers".to_owned(),
             !self.workers.is_empty(),
             &self.workers,
@@ -162,6 +170,7 @@ impl Facts {
         compare("the list of databases", &before.databases, &self.databases);
         compare("the site file", &before.site_sha256, &self.site_sha256);
         compare("nginx's files", &before.nginx_files, &self.nginx_files);
+        compare("the list of drained servers", &before.drained, &self.drained);
         compare("what nginx serves", &before.served_site, &self.served_site);
         compare("the version that is served", &before.served, &self.served);
         if same_processes {

@@ -160,6 +160,14 @@ impl Nginx {
         std::fs::write(self.upstream_include(), lines.collect::<String>()).context("write the managed upstream")
     }
 
+    /// Addresses of the servers that the managed upstream says get no requests.
+    pub fn drained(&self) -> Result<Vec<String>> {
+        let text = std::fs::read_to_string(self.upstream_include()).context("read the managed upstream")?;
+        let lines = text.lines().filter_map(|line| line.split_once(';')?.0.strip_prefix("server "));
+        let down = lines.filter(|line| line.split_ascii_whitespace().any(|word| word == "down"));
+        Ok(down.filter_map(|line| line.split_ascii_whitespace().next()).map(str::to_owned).collect())
+    }
+
     /// Writes a site that passes everything on to the servers in [`Nginx::upstream_include`] and answers with `version`
     /// in the header `X-Zekka-Site`. For stories without zekka's own sites.
     pub fn write_site(&self, version: &str) -> Result<()> {

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use crate::binaries::Binaries;
-use crate::nginx::Nginx;
+use crate::nginx::{MANAGED_INCLUDE, Nginx, UPSTREAM_INCLUDE};
 use crate::postgres::Postgres;
 use crate::process::{self, run};
 use crate::wait;
@@ -176,8 +176,13 @@ impl AppHost {
         self.root.join("run/app.pid")
     }
 
+    /// host:port, as nginx wants it.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     pub fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
+        format!("http://{}{path}", self.address())
     }
 
     pub fn pid(&self) -> Option<u32> {
@@ -272,8 +277,6 @@ pub struct Zekka {
     pub secret: String,
     /// More lines for the server block of a version's nginx site.
     pub site_extra: BTreeMap<Version, String>,
-    /// What follows the address of every server in nginx's upstream, with a space in front.
-    pub upstream_options: String,
     /// SQL in front of a version's own down migration.
     pub down_extra: BTreeMap<Version, String>,
     /// Deals in the database; users are a hundredth of that.
@@ -298,17 +301,11 @@ impl Zekka {
     }
 
     pub fn render_site(&self, nginx: &Nginx, version: Version) -> String {
-        let upstream: Vec<String> = self
-            .hosts
-            .iter()
-            .map(|h| format!("    server 127.0.0.1:{}{};", h.port, self.upstream_options))
-            .collect();
         let extra = self.site_extra.get(&version).map_or("", String::as_str);
         let text = version.content().site.replace("{port}", &nginx.port().to_string());
-        let text = text
-            .replace("{upstream}", &upstream.join("\n"))
-            .replace("{extra}", extra);
-        text.replace("{managed_include}", "rollbackctl/zekka.inc")
+        text.replace("{extra}", extra)
+            .replace("{managed_include}", MANAGED_INCLUDE)
+            .replace("{upstream_include}", UPSTREAM_INCLUDE)
     }
 
     /// Puts the migration's two files where the agent finds them, and applies it.

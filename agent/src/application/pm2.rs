@@ -11,7 +11,8 @@
 //! directory of the release, and `/proc` is asked about every one of its processes.
 //!
 //! Invariants:
-//! - pm2 is asked by number, never by name: to pm2, a name is also a namespace, and `all` is everybody.
+//! - pm2 is asked by number, never by name: it takes a name that no application has for a namespace, and `all` for
+//!   everybody.
 //! - Looking never starts pm2's daemon.
 //! - All processes of the application (`instances`, cluster mode) run in the release, or the start has failed.
 //! - pm2 prints environments; they are not read, kept or quoted.

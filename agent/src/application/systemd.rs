@@ -35,7 +35,7 @@ use std::time::Duration;
 use rollback_proto::problem::{Code, Problem};
 use serde::Deserialize;
 
-use self::unit::{Active, Unit, UnitState};
+use self::unit::{Activity, Unit, UnitState};
 use super::Running;
 use super::evidence::{executable, expect_environment, expect_release, variables};
 use crate::check::HealthCheck;
@@ -171,7 +171,7 @@ impl Systemd {
 /// The main process of an active unit.
 fn main_process(state: &UnitState) -> Option<Identity> {
     match state.active {
-        Active::Active => processes::identity(state.main?),
-        Active::Activating | Active::Deactivating | Active::Inactive | Active::Failed => None,
+        Activity::Active => processes::identity(state.main?),
+        Activity::Activating | Activity::Deactivating | Activity::Inactive | Activity::Failed => None,
     }
 }

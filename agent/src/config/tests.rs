@@ -1,6 +1,8 @@
 //! What the file may say, and how it is told what it may not.
 
-use super::component::Kind;
+use std::collections::BTreeSet;
+
+use super::component::{KINDS, Kind};
 use super::*;
 
 const TOP: &str = "name = \"app-1\"\ncoordinators = [\"127.0.0.1:7443\"]\n";
@@ -122,8 +124,8 @@ fn a_mistake_is_named_with_its_line_and_a_guess() {
         ),
         (
             component("kind = \"env-fiel\"\npath = \"/x\""),
-            ":5: component env: there is no kind \"env-fiel\"; there are release-dir, env-file, nginx, postgres; did \
-             you mean \"env-file\"?",
+            ":5: component env: there is no kind \"env-fiel\"; there are container, compose, release-dir, git, env-file, \
+             nginx, postgres; did you mean \"env-file\"?",
         ),
         (
             component("kind = 3"),
@@ -186,11 +188,22 @@ fn a_flood_is_not_echoed() {
 }
 
 #[test]
-fn the_commented_example_is_a_configuration() {
-    let settings = Settings::parse(include_str!("../../../deploy/examples/agent.toml")).expect("the example");
-    let place = tempfile::tempdir().expect("temporary directory");
-    let vault = Arc::new(Vault::open(place.path()).expect("vault"));
-    let drivers = settings.drivers(&vault).expect("its values");
-    assert_eq!(drivers.len(), 4, "one component of each kind");
-    assert_eq!(settings.checks.len(), 1);
+fn the_commented_examples_are_configurations() {
+    let examples = [
+        (include_str!("../../../deploy/examples/agent.toml"), 4, 6),
+        (include_str!("../../../deploy/examples/agent-docker.toml"), 2, 2),
+        (include_str!("../../../deploy/examples/agent-compose.toml"), 2, 0),
+        (include_str!("../../../deploy/examples/agent-git-pm2.toml"), 2, 0),
+        (include_str!("../../../deploy/examples/agent-artifact-systemd.toml"), 1, 2),
+    ];
+    let mut shown = BTreeSet::new();
+    for (text, components, checks) in examples {
+        let settings = Settings::parse(text).expect("an example");
+        let place = tempfile::tempdir().expect("temporary directory");
+        let vault = Arc::new(Vault::open(place.path()).expect("vault"));
+        let drivers = settings.drivers(&vault).expect("its values");
+        assert_eq!((drivers.len(), settings.checks.len()), (components, checks));
+        shown.extend(drivers.iter().map(|(_, driver)| driver.info().kind));
+    }
+    assert_eq!(shown, BTreeSet::from(KINDS), "every kind has its example");
 }

@@ -24,7 +24,6 @@ pub struct FleetBuilder {
     keep: bool,
     otlp: Option<String>,
     site_extra: BTreeMap<Version, String>,
-    upstream_options: String,
     down_extra: BTreeMap<Version, String>,
     pg_bin_dir: Option<PathBuf>,
     small_disk: Option<(&'static str, u32)>,
@@ -38,7 +37,6 @@ impl Default for FleetBuilder {
             keep: false,
             otlp: None,
             site_extra: BTreeMap::new(),
-            upstream_options: String::new(),
             down_extra: BTreeMap::new(),
             pg_bin_dir: None,
             small_disk: None,
@@ -79,13 +77,6 @@ impl FleetBuilder {
     #[must_use]
     pub fn site_extra(mut self, version: Version, lines: &str) -> Self {
         self.site_extra.insert(version, lines.to_owned());
-        self
-    }
-
-    /// Parameters of every server in nginx's upstream, like `max_fails=0`.
-    #[must_use]
-    pub fn upstream_options(mut self, options: &str) -> Self {
-        self.upstream_options = format!(" {options}");
         self
     }
 
@@ -147,13 +138,13 @@ impl FleetBuilder {
             }
             hosts.push(app);
         }
+        nginx.write_upstream(&hosts.iter().map(AppHost::address).collect::<Vec<_>>())?;
         let mut fleet = Fleet {
             zekka: Zekka {
                 hosts,
                 migrations: host("db-1").join("migrations"),
                 secret: format!("{:032x}", rand::random::<u128>()),
                 site_extra: self.site_extra.clone(),
-                upstream_options: self.upstream_options.clone(),
                 down_extra: self.down_extra.clone(),
                 rows: self.rows,
                 let_go: false,
@@ -170,10 +161,12 @@ impl FleetBuilder {
     }
 
     async fn join(&self, fleet: &mut Fleet) -> Result<()> {
+        let apps = fleet.zekka.hosts.iter();
+        let backends = apps.map(|h| (format!("{}/api", h.name), h.address())).collect();
         for name in HOSTS {
             let (components, tier) = match name {
                 "db-1" => (self.database_component(fleet)?, "db"),
-                "proxy-1" => (fleet.nginx.component(&BTreeMap::new()), "proxy"),
+                "proxy-1" => (fleet.nginx.component(&backends), "proxy"),
                 app => (app_components(fleet.app(app)?), "app"),
             };
             fleet.start_agent(name, tier, &components).await?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use rollback_proto::problem::{Code, Problem};
 
-use super::unit::{Active, UnitState};
+use super::unit::{Activity, UnitState};
 use super::{Systemd, main_process};
 use crate::application::staying::{CLEAN_UP, WITHOUT_HEALTH, healthy_and_stable, settles};
 use crate::check::HealthCheck;
@@ -148,9 +148,9 @@ impl Systemd {
 
 fn crashed(state: &UnitState) -> Problem {
     let why = match state.active {
-        Active::Failed => format!("it failed ({})", state.result),
-        Active::Inactive => "it ended at once".to_owned(),
-        Active::Active | Active::Activating | Active::Deactivating => format!("it ended ({})", state.result),
+        Activity::Failed => format!("it failed ({})", state.result),
+        Activity::Inactive => "it ended at once".to_owned(),
+        Activity::Active | Activity::Activating | Activity::Deactivating => format!("it ended ({})", state.result),
     };
     Problem::new(Code::Unhealthy, format!("{}: {why}", state.name))
 }

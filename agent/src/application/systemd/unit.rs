@@ -26,7 +26,7 @@ const PROPERTIES: &str = "Id,LoadState,ActiveState,SubState,Type,Result,MainPID,
                           Job,WorkingDirectory,ExecStart,EnvironmentFiles,TriggeredBy";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Active {
+pub enum Activity {
     /// Also while it is reloaded.
     Active,
     Activating,
@@ -41,7 +41,7 @@ pub struct UnitState {
     pub name: String,
     /// `loaded`, `not-found`, `masked`, `bad-setting`, `error`.
     pub load: String,
-    pub active: Active,
+    pub active: Activity,
     pub sub: String,
     /// `Type=`: `simple`, `notify`, `oneshot`, …
     pub kind: String,
@@ -73,11 +73,11 @@ impl UnitState {
         };
         let one = |key: &str| all(key).into_iter().next().unwrap_or_default();
         let active = match one("ActiveState").as_str() {
-            "active" | "reloading" | "refreshing" => Active::Active,
-            "activating" => Active::Activating,
-            "deactivating" => Active::Deactivating,
-            "inactive" => Active::Inactive,
-            "failed" => Active::Failed,
+            "active" | "reloading" | "refreshing" => Activity::Active,
+            "activating" => Activity::Activating,
+            "deactivating" => Activity::Deactivating,
+            "inactive" => Activity::Inactive,
+            "failed" => Activity::Failed,
             other => {
                 return Err(Problem::new(
                     Code::ManagerFailed,
@@ -113,17 +113,17 @@ impl UnitState {
 
     /// systemd has nothing to do for it: neither a job nor a restart that is due.
     pub fn at_rest(&self) -> bool {
-        !self.job && matches!(self.active, Active::Inactive | Active::Failed)
+        !self.job && matches!(self.active, Activity::Inactive | Activity::Failed)
     }
 
     /// "failed (exit-code)", "activating (auto-restart)".
     pub fn phrase(&self) -> String {
         let (state, detail) = match self.active {
-            Active::Active => ("active", &self.sub),
-            Active::Activating => ("activating", &self.sub),
-            Active::Deactivating => ("deactivating", &self.sub),
-            Active::Inactive => ("inactive", &self.sub),
-            Active::Failed => ("failed", &self.result),
+            Activity::Active => ("active", &self.sub),
+            Activity::Activating => ("activating", &self.sub),
+            Activity::Deactivating => ("deactivating", &self.sub),
+            Activity::Inactive => ("inactive", &self.sub),
+            Activity::Failed => ("failed", &self.result),
         };
         format!("{state} ({detail})")
     }

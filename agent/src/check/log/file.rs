@@ -11,6 +11,8 @@
 //! | emptied, without a copy (an application that starts its log anew) | the file from its beginning |
 //! | renamed and compressed, or gone | not all of it can be read |
 //!
+//! A file that was removed and whose inode was given to its successor cannot be told from one that was emptied.
+//!
 //! Links in the last place of the path are not followed: who may write the directory could have any file quoted.
 
 use std::fs::{File, OpenOptions};
