@@ -181,8 +181,12 @@ impl Program {
                     let _ = pipe.write_all(&bytes).await;
                 }
             };
-            let (status, stdout, stderr, ()) =
-                tokio::join!(child.wait(), read_bounded(stdout, limit_of_output), read_bounded(stderr, limit_of_output), feed);
+            let (status, stdout, stderr, ()) = tokio::join!(
+                child.wait(),
+                read_bounded(stdout, limit_of_output),
+                read_bounded(stderr, limit_of_output),
+                feed
+            );
             status.map(|status| Output {
                 code: status.code(),
                 stdout,

@@ -420,7 +420,8 @@ async fn trap_hostile_tape_archives() {
 async fn trap_hostile_zip_archives() {
     let p = place();
     let deep = "d/".repeat(80) + "f";
-    let cases: Vec<(&str, &str, Vec<(&str, u32, &[u8])>)> = vec![
+    type Entry<'a> = (&'a str, u32, &'a [u8]);
+    let cases: Vec<(&str, &str, Vec<Entry<'_>>)> = vec![
         (
             "/etc/cron.d/evil",
             "absolute",

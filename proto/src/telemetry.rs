@@ -22,6 +22,9 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+/// The engine's client logs whole answers when it debugs, and the environments of containers are in them.
+const NEVER_DEBUG: &str = "bollard=info";
+
 /// What to log and where spans go.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -60,6 +63,7 @@ pub enum TelemetryError {
 pub fn init(settings: &Settings) -> Result<Telemetry, TelemetryError> {
     let directives = std::env::var("ROLLBACK_LOG").unwrap_or_else(|_| settings.log.clone());
     let filter = EnvFilter::try_new(&directives).map_err(|_| TelemetryError::Directives(directives))?;
+    let filter = filter.add_directive(NEVER_DEBUG.parse().expect("a directive"));
     let provider = match &settings.otlp_endpoint {
         Some(endpoint) => Some(provider(settings, endpoint)?),
         None => None,

@@ -112,6 +112,11 @@ impl Agent {
         })
     }
 
+    /// It has this variable in its environment, from its next start on.
+    pub fn export(&mut self, name: &str, value: &str) {
+        self.launch.env.insert(name.to_owned(), value.to_owned());
+    }
+
     /// Starts the process; also after [`Agent::kill`] and [`Agent::stop`].
     pub async fn run(&mut self) -> Result<()> {
         match std::fs::remove_file(&self.ready_file) {

@@ -56,6 +56,8 @@ pub struct Control {
     pub binaries: Binaries,
     /// The first operator's.
     pub ctl: Ctl,
+    /// Exported to the agents that are started from here on.
+    pub agent_env: BTreeMap<String, String>,
     options: ControlOptions,
     held: Vec<Box<dyn Held>>,
     dir: TempDir,
@@ -91,6 +93,7 @@ impl Control {
             coordinator,
             binaries,
             ctl,
+            agent_env: BTreeMap::new(),
             options,
             held: Vec::new(),
             dir,
@@ -141,6 +144,9 @@ impl Control {
         };
         let log = self.log(&format!("agent-{host}"));
         let mut agent = Agent::enroll(&self.binaries, spec, &self.ctl, &log, self.options.keep).await?;
+        for (name, value) in &self.agent_env {
+            agent.export(name, value);
+        }
         agent.run().await?;
         self.agents.insert(host.to_owned(), agent);
         Ok(())

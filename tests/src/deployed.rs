@@ -8,11 +8,13 @@
 //! | [`rebuilt`] | `git checkout`, `docker-compose build`, `up -d` | Compose |
 //! | [`git`] | a worktree of a tag, `npm ci`, a link | pm2 |
 //! | [`release`] | an archive that is unpacked, a link | itself (`launch` and `stop`), or systemd |
+//! | [`database`] | migrations, by psql | PostgreSQL |
 //!
-//! All of them are [`Deployed`]: a story can have several kinds in one list.
+//! All but the database are [`Deployed`]: a story can have several kinds in one list.
 
 pub mod compose;
 pub mod container;
+pub mod database;
 pub mod git;
 pub mod rebuilt;
 pub mod release;
@@ -88,8 +90,19 @@ pub async fn wait_served(app: &dyn Deployed, version: Version) -> Result<()> {
 /// Puts an agent on every host and nginx, with an agent, in front of them on `proxy-1`: hosts are taken out of nginx before
 /// they are stopped. The instances serve already.
 pub async fn behind_nginx(control: &mut Control, apps: &[(&str, &dyn Deployed)], site: Version) -> Result<Nginx> {
+    let nginx = nginx_before(control, apps, site).await?;
+    agents_behind(control, &nginx, apps).await?;
+    Ok(nginx)
+}
+
+/// The first half of [`behind_nginx`]: nginx in front of the instances, and no agents yet.
+pub async fn nginx_before(control: &mut Control, apps: &[(&str, &dyn Deployed)], site: Version) -> Result<Nginx> {
     let addresses: Vec<String> = apps.iter().map(|(_, app)| app.address()).collect();
-    let nginx = Nginx::in_front_of(control, PROXY, &addresses, "", site.name()).await?;
+    Nginx::in_front_of(control, PROXY, &addresses, "", site.name()).await
+}
+
+/// The second half of [`behind_nginx`]: an agent on every host.
+pub async fn agents_behind(control: &mut Control, nginx: &Nginx, apps: &[(&str, &dyn Deployed)]) -> Result<()> {
     for (host, app) in apps {
         control.start_agent(host, "app", &app.component()).await?;
     }
@@ -98,8 +111,7 @@ pub async fn behind_nginx(control: &mut Control, apps: &[(&str, &dyn Deployed)],
         .start_agent(PROXY, "proxy", &nginx.component(&backends.collect()))
         .await?;
     let hosts: Vec<&str> = apps.iter().map(|(host, _)| *host).chain([PROXY]).collect();
-    control.wait_connected(&hosts).await?;
-    Ok(nginx)
+    control.wait_connected(&hosts).await
 }
 
 /// What `/api/version` answers.

@@ -94,6 +94,7 @@ impl Nginx {
             user: None,
             end: End::Term,
             outlives_us: self.keep,
+            ..Launch::default()
         };
         let args = ["-p", &prefix, "-c", &conf, "-g", "daemon off;"];
         self.daemon = Some(Daemon::start("nginx", &launch, Path::new(PROGRAM), &args, &self.log)?);
@@ -140,6 +141,21 @@ impl Nginx {
 
     pub fn site(&self) -> PathBuf {
         self.root().join("sites-enabled/zekka.conf")
+    }
+
+    /// Lays the site out as Debian and the runbook have it: the file is [`Nginx::available`], and what is enabled is a
+    /// link to it. Writing the site goes through the link from then on.
+    pub fn link_site(&self) -> Result<()> {
+        let available = self.available();
+        let dir = available.parent().context("a file is in a directory")?;
+        std::fs::create_dir_all(dir).context("make sites-available")?;
+        std::fs::rename(self.site(), &available).context("move the site")?;
+        std::os::unix::fs::symlink("../sites-available/zekka", self.site()).context("enable the site")
+    }
+
+    /// The file behind a [linked](Nginx::link_site) site.
+    pub fn available(&self) -> PathBuf {
+        self.root().join("sites-available/zekka")
     }
 
     pub fn managed_include(&self) -> PathBuf {

@@ -3,11 +3,13 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
+use crate::control::{Control, Held};
 use crate::process::{Daemon, End, Launch, free_port, run};
 use crate::wait;
 
@@ -66,6 +68,7 @@ impl Postgres {
             user,
             end: End::Quit,
             outlives_us: keep,
+            ..Launch::default()
         };
         let daemon = Daemon::start("postgres", &launch, &bin.join("postgres"), &args, log)?;
         let postgres = Self {
@@ -83,6 +86,31 @@ impl Postgres {
         )?;
         postgres.psql("postgres", &format!("CREATE DATABASE {DATABASE} OWNER {ROLE}"))?;
         Ok(postgres)
+    }
+
+    /// That of a host in a story, in the host's directory. It ends after the agents.
+    pub async fn of(control: &mut Control, host: &str) -> Result<Arc<Self>> {
+        let dir = control.host_dir(host).join("postgres");
+        let postgres = Self::start(&dir, &control.log("postgres"), false, control.is_kept()).await?;
+        let postgres = Arc::new(postgres);
+        control.hold(Arc::clone(&postgres));
+        Ok(postgres)
+    }
+
+    /// The `[[component]]` of its agent, which is called `db`. Passwords and backups go into the host's directory.
+    pub fn component(&self, host_dir: &Path, migrations: &Path, bin_dir: &Path) -> Result<String> {
+        let password = host_dir.join("db.password");
+        rollback_proto::tls::write_private(&password, self.password.as_bytes()).context("write the password's file")?;
+        Ok(format!(
+            "[[component]]\nname = \"db\"\nkind = \"postgres\"\ndatabase = \"{DATABASE}\"\nhost = \"{}\"\nport = {}\n\
+             user = \"{ROLE}\"\npassword_file = \"{}\"\nmigrations = \"{}\"\nbackups = \"{}\"\nbin_dir = \"{}\"\n",
+            self.socket.display(),
+            self.port,
+            password.display(),
+            migrations.display(),
+            host_dir.join("backups").display(),
+            bin_dir.display(),
+        ))
     }
 
     /// Ends the server in order, which ends the sessions of others.
@@ -167,6 +195,14 @@ impl Postgres {
             "SELECT datname FROM pg_database WHERE NOT datistemplate ORDER BY 1",
         )?;
         Ok(names.lines().map(str::to_owned).collect())
+    }
+}
+
+impl Held for Arc<Postgres> {
+    fn let_go(&mut self) -> String {
+        // One handle that is never dropped. The script that ends a kept fleet finds the server by itself.
+        std::mem::forget(Self::clone(self));
+        String::new()
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Launch {
     pub end: End,
     /// Lives on when the harness has ended: for a fleet that is kept.
     pub outlives_us: bool,
+    /// Exported, besides what the harness has in its own environment.
+    pub env: BTreeMap<String, String>,
 }
 
 /// A daemon that the harness started. Killed when dropped, unless it was let go.
@@ -90,6 +92,7 @@ impl Daemon {
             .arg("--")
             .arg(program)
             .args(args)
+            .envs(&launch.env)
             .stdin(Stdio::null())
             .stdout(open()?)
             .stderr(open()?);

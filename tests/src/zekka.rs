@@ -294,6 +294,20 @@ impl Drop for Zekka {
 }
 
 impl Zekka {
+    /// One whose applications are somebody else's affair: what is left is the database's part.
+    pub fn without_hosts(migrations: PathBuf) -> Self {
+        Self {
+            hosts: Vec::new(),
+            migrations,
+            secret: format!("{:032x}", rand::random::<u128>()),
+            site_extra: BTreeMap::new(),
+            upstream_options: String::new(),
+            down_extra: BTreeMap::new(),
+            rows: 2_000,
+            let_go: true,
+        }
+    }
+
     pub fn render_env(&self, postgres: &Postgres, host: &AppHost, version: Version) -> String {
         let text = version.content().env.replace("{database_url}", &postgres.url());
         text.replace("{port}", &host.port.to_string())
@@ -354,6 +368,18 @@ impl Zekka {
         self.migrations.join(format!("{}.down.sql", version.migration().1))
     }
 
+    /// The database's part of a deployment: the migration that the version brings, and data that it would have made.
+    pub fn deploy_database(&self, postgres: &Postgres, version: Version) -> Result<()> {
+        if version.migrates() {
+            self.migrate_up(postgres, version)?;
+        }
+        match version {
+            Version::V2_9_0 => self.seed(postgres),
+            Version::V2_9_1 => Ok(()),
+            Version::V3_0_0 => self.seed_stages(postgres),
+        }
+    }
+
     /// Brings a version live on every host and waits until every one of them serves it.
     pub async fn deploy(
         &self,
@@ -365,14 +391,7 @@ impl Zekka {
         for host in &self.hosts {
             version.unpack(binaries, &host.release_dir(version))?;
         }
-        if version.migrates() {
-            self.migrate_up(postgres, version)?;
-        }
-        match version {
-            Version::V2_9_0 => self.seed(postgres)?,
-            Version::V2_9_1 => {}
-            Version::V3_0_0 => self.seed_stages(postgres)?,
-        }
+        self.deploy_database(postgres, version)?;
         for host in &self.hosts {
             host.replace(version, || {
                 write_secret(&host.env_file(), &self.render_env(postgres, host, version))

@@ -47,6 +47,12 @@ macro_rules! scenarios {
 
 scenarios! {
     docker = "docker",
+    compose = "compose",
+    compose_rebuild = "compose-rebuild",
+    import_zekka = "import-zekka",
+    import_zakops = "import-zakops",
+    env = "env",
+    git_pm2 = "git-pm2",
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,6 +52,18 @@ pub fn variables(path: Option<&Path>) -> Result<Variables, Problem> {
     Ok(Variables::parse(&String::from_utf8_lossy(&content)))
 }
 
+/// Adds the end of a log to a problem. The application may have written down what it was given in its env file, and the
+/// message leaves this host: without knowing what must not leave, nothing is quoted.
+pub fn quoting(mut problem: Problem, what: &str, tail: Option<String>, env_file: Option<&Path>) -> Problem {
+    if let Some(tail) = tail
+        && let Ok(given) = variables(env_file)
+    {
+        let tail = crate::check::redact::hide(tail, given.iter());
+        problem.message = format!("{}; {what}: {tail}", problem.message);
+    }
+    problem
+}
+
 /// Was the process started with every one of these?
 pub fn expect_environment(process: Identity, wanted: &Variables) -> Result<(), Problem> {
     let Some(mut environment) = processes::environment(process.pid) else {

@@ -39,7 +39,15 @@ pub enum Kind {
 }
 
 /// What `kind` may be.
-pub const KINDS: [&str; 7] = ["container", "compose", "release-dir", "git", "env-file", "nginx", "postgres"];
+pub const KINDS: [&str; 7] = [
+    "container",
+    "compose",
+    "release-dir",
+    "git",
+    "env-file",
+    "nginx",
+    "postgres",
+];
 
 impl Kind {
     /// The keys besides `name` and `kind`. `None`: there is no such kind.

@@ -203,8 +203,7 @@ fn read_checks(text: &str, tables: Tables<'_>, components: &[Component]) -> Resu
             let message = format!("{within}: {component:?} is not a component of this host");
             return Err(Mistake::at(component_line, message).meant(&component, known));
         }
-        let check =
-            Check::deserialize(keys(table)).map_err(|error| Mistake::in_part(text, &within, line, &error))?;
+        let check = Check::deserialize(keys(table)).map_err(|error| Mistake::in_part(text, &within, line, &error))?;
         if checks.iter().any(|c| c.name == name) {
             return Err(Mistake::at(line, format!("{within} is declared twice")));
         }

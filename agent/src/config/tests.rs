@@ -194,7 +194,11 @@ fn the_commented_examples_are_configurations() {
         (include_str!("../../../deploy/examples/agent-docker.toml"), 2, 2),
         (include_str!("../../../deploy/examples/agent-compose.toml"), 2, 0),
         (include_str!("../../../deploy/examples/agent-git-pm2.toml"), 2, 0),
-        (include_str!("../../../deploy/examples/agent-artifact-systemd.toml"), 1, 2),
+        (
+            include_str!("../../../deploy/examples/agent-artifact-systemd.toml"),
+            1,
+            2,
+        ),
     ];
     let mut shown = BTreeSet::new();
     for (text, components, checks) in examples {

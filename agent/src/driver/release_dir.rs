@@ -117,7 +117,10 @@ impl ReleaseDirDriver {
         }
         for path in config.sources.iter().filter(|path| path.is_relative()) {
             if !stays_beneath(path) {
-                return Err(bad(format!("{} must be a path beneath root, or absolute", path.display())));
+                return Err(bad(format!(
+                    "{} must be a path beneath root, or absolute",
+                    path.display()
+                )));
             }
         }
         for name in &config.reads {

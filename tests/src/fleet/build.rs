@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::{Fleet, HOSTS, Mount};
 use crate::control::{Control, ControlOptions};
 use crate::nginx::Nginx;
-use crate::postgres::{DATABASE, Postgres, ROLE};
+use crate::postgres::Postgres;
 use crate::process::run;
 use crate::zekka::{AppHost, Version, Zekka};
 
@@ -175,21 +175,10 @@ impl FleetBuilder {
     }
 
     fn database_component(&self, fleet: &Fleet) -> Result<String> {
-        let dir = fleet.host_dir("db-1");
-        let password = dir.join("db.password");
-        rollback_proto::tls::write_private(&password, fleet.postgres.password().as_bytes())
-            .context("write the password's file")?;
         let bin_dir = self.pg_bin_dir.as_deref().unwrap_or(fleet.postgres.bin());
-        Ok(format!(
-            "[[component]]\nname = \"db\"\nkind = \"postgres\"\ndatabase = \"{DATABASE}\"\nhost = \"{}\"\nport = {}\n\
-             user = \"{ROLE}\"\npassword_file = \"{}\"\nmigrations = \"{}\"\nbackups = \"{}\"\nbin_dir = \"{}\"\n",
-            fleet.postgres.socket().display(),
-            fleet.postgres.port(),
-            password.display(),
-            fleet.zekka.migrations.display(),
-            dir.join("backups").display(),
-            bin_dir.display(),
-        ))
+        fleet
+            .postgres
+            .component(&fleet.host_dir("db-1"), &fleet.zekka.migrations, bin_dir)
     }
 }
 

@@ -1,6 +1,11 @@
 //! Stories of every way in which an application is deployed. Each one brings the servers that it wants, and its hosts.
 
+mod compose;
+mod compose_rebuild;
 mod docker;
+mod env;
+mod git_pm2;
+mod import;
 
 use anyhow::Result;
 use futures::FutureExt;
@@ -8,19 +13,60 @@ use futures::FutureExt;
 use super::{Found, Options, Scenario};
 use crate::control::{Control, ControlOptions};
 
-pub const ALL: &[Scenario] = &[Scenario {
-    name: "docker",
-    about: "containers on two hosts behind nginx go back to v2.9.0's image, with their volumes, networks and settings",
-    tell: |o| docker::tell(o).boxed_local(),
-}];
+pub const ALL: &[Scenario] = &[
+    Scenario {
+        name: "docker",
+        about: "containers on two hosts behind nginx go back to v2.9.0's image, with their volumes, networks and settings",
+        tell: |o| docker::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "git-pm2",
+        about: "git, npm and pm2 on two hosts: undone when v2.9.0 is never healthy, then back; what people left is untouched",
+        tell: |o| git_pm2::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "env",
+        about: "only the env files differ: staged first, effective in process and container, and no value leaves its host",
+        tell: |o| env::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "compose",
+        about: "IMAGE_TAG in .env goes back; redis beside it is not touched, and Compose finds nothing to do afterwards",
+        tell: |o| compose::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "compose-rebuild",
+        about: "v2.9.0's image is gone: it is rebuilt from the git tag while v3.0.0 serves, the checkout is not touched",
+        tell: |o| compose_rebuild::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "import-zekka",
+        about: "zekka's fleet never recorded anything: v2.9.0 is found by image, git tag, backups and .backup files",
+        tell: |o| import::zekka::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "import-zakops",
+        about: "zakops's fleet never recorded anything: v2.9.0 is found by git tag and image, the rest is left out",
+        tell: |o| import::zakops::tell(o).boxed_local(),
+    },
+];
 
 /// Starts a coordinator, tells the story on it and ends it: the story starts the servers that it wants, and adds agents for them. What it
 /// [holds](Control::hold) ends after the programs under test.
 async fn on_control(options: Options, story: impl AsyncFnOnce(&mut Control) -> Result<Found>) -> Result<Found> {
+    on_traced_control(options, None, story).await
+}
+
+/// As [`on_control`]; all programs export their spans to this receiver.
+async fn on_traced_control(
+    options: Options,
+    otlp: Option<&str>,
+    story: impl AsyncFnOnce(&mut Control) -> Result<Found>,
+) -> Result<Found> {
     options.say("Starting the coordinator …");
     let mut control = Control::start(ControlOptions {
         keep: options.keep,
-        otlp: None,
+        otlp: otlp.map(str::to_owned),
     })
     .await?;
     let told = story(&mut control).await;

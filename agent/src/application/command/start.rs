@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rollback_proto::problem::{Code, Problem};
 
 use super::Command;
-use crate::application::evidence::{expect_environment, expect_release, log_tail, runs_in, variables};
+use crate::application::evidence::{expect_environment, expect_release, log_tail, quoting, runs_in, variables};
 use crate::driver::Failure;
 use crate::processes::{self, Identity};
 use crate::program::Program;
@@ -203,14 +203,9 @@ impl Command {
     }
 
     /// Leaves nothing half-started behind, and says why it had to.
-    async fn clean_up(&self, step: &StepContext, mut problem: Problem) -> Failure {
-        // The application may have written down what it was given, and the message leaves this host.
-        if let Some(tail) = self.config.log.as_deref().and_then(log_tail)
-            && let Ok(given) = variables(self.config.env_file.as_deref())
-        {
-            let tail = crate::check::redact::hide(tail, given.iter());
-            problem.message = format!("{}; its log ends: {tail}", problem.message);
-        }
+    async fn clean_up(&self, step: &StepContext, problem: Problem) -> Failure {
+        let tail = self.config.log.as_deref().and_then(log_tail);
+        let mut problem = quoting(problem, "its log ends", tail, self.config.env_file.as_deref());
         match self.stop(step, step.deadline).await {
             Ok(_) => Failure::Failed(problem),
             Err(Failure::Failed(stop) | Failure::Indeterminate(stop)) => {

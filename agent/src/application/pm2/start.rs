@@ -8,7 +8,7 @@ use rollback_proto::problem::{Code, Problem};
 use super::Pm2;
 use super::cli::Account;
 use super::list::Instance;
-use crate::application::evidence::{log_tail, variables};
+use crate::application::evidence::{log_tail, quoting, variables};
 use crate::application::staying::{CLEAN_UP, healthy_and_stable, settles};
 use crate::driver::Failure;
 use crate::processes::Identity;
@@ -183,9 +183,8 @@ impl Pm2 {
             problem.message = format!("{}; pm2 restarted it {again} times", problem.message);
         }
         let log = instances.into_iter().find_map(|i| i.error_log);
-        if let Some(tail) = log.as_deref().and_then(log_tail) {
-            problem.message = format!("{}; its log ends: {tail}", problem.message);
-        }
+        let tail = log.as_deref().and_then(log_tail);
+        let mut problem = quoting(problem, "its log ends", tail, self.config.env_file.as_deref());
         match self.stop(step, step.deadline).await {
             Ok(_) => Failure::Failed(problem),
             Err(Failure::Failed(stop) | Failure::Indeterminate(stop)) => {

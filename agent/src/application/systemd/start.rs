@@ -7,6 +7,7 @@ use rollback_proto::problem::{Code, Problem};
 
 use super::unit::{Activity, UnitState};
 use super::{Systemd, main_process};
+use crate::application::evidence::quoting;
 use crate::application::staying::{CLEAN_UP, WITHOUT_HEALTH, healthy_and_stable, settles};
 use crate::check::HealthCheck;
 use crate::driver::Failure;
@@ -132,10 +133,9 @@ impl Systemd {
     }
 
     /// Leaves nothing half-started behind, and says why it had to.
-    async fn clean_up(&self, step: &StepContext, mut problem: Problem) -> Failure {
-        if let Some(tail) = self.unit.journal().await {
-            problem.message = format!("{}; its journal ends: {tail}", problem.message);
-        }
+    async fn clean_up(&self, step: &StepContext, problem: Problem) -> Failure {
+        let tail = self.unit.journal().await;
+        let mut problem = quoting(problem, "its journal ends", tail, self.config.env_file.as_deref());
         match self.stop(step, step.deadline).await {
             Ok(_) => Failure::Failed(problem),
             Err(Failure::Failed(stop) | Failure::Indeterminate(stop)) => {

@@ -10,6 +10,7 @@ use rollback_proto::problem::{Code, Problem};
 use super::ComposeDriver;
 use super::pin::{self, Image, Pin};
 use super::running::{self, Container, Presence};
+use crate::check::redact;
 use crate::driver::env_file::variables::{Variables, listed};
 use crate::driver::{Action, Done, Health, Probe};
 use crate::files::{self, blocking};
@@ -166,9 +167,18 @@ impl ComposeDriver {
         let Some(container) = container else {
             return String::new();
         };
+        // It may have written down what it was given, and the message leaves this host.
+        let mut given = Vec::new();
+        for file in self.env_files.iter().chain([&self.compose.variable.path]) {
+            match tokio::fs::read(file).await {
+                Ok(content) => given.push(Variables::parse(&String::from_utf8_lossy(&content))),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(_) => return String::new(),
+            }
+        }
         let log = self.engine.logs(&container.id, std::time::UNIX_EPOCH, LOG_BYTES).await;
-        match log.map(|text| text.trim().replace('\n', " | ")) {
-            Ok(text) if !text.is_empty() => format!("; it said: {text}"),
+        match log.map(|text| redact::hide(text, given.iter().flat_map(Variables::iter))) {
+            Ok(text) if !text.trim().is_empty() => format!("; it said: {}", text.trim().replace('\n', " | ")),
             Ok(_) | Err(_) => String::new(),
         }
     }

@@ -11,9 +11,6 @@ use super::seen::Seen;
 use crate::driver::Finding;
 use crate::step::StepContext;
 
-/// Engines from this API on take a MAC address per network.
-const MAC_PER_NETWORK: (usize, usize) = (1, 44);
-
 impl Managed {
     pub async fn findings(&self, step: &StepContext) -> Result<Vec<Finding>, Problem> {
         let mut findings = Vec::new();
@@ -101,13 +98,10 @@ impl Managed {
             ));
         }
         if let Some((network, mac)) = networks::chosen_mac(live) {
-            let version = self.engine.client().await?.client_version();
-            if (version.major_version, version.minor_version) < MAC_PER_NETWORK {
-                findings.push(unfit(
-                    &format!("has the chosen MAC address {mac} on {network}, which this engine does not let us set"),
-                    "replace it once by hand without --mac-address, or bring the engine to 25.0 or later",
-                ));
-            }
+            findings.push(unfit(
+                &format!("has the chosen MAC address {mac} on {network}, which is not carried over"),
+                "replace it once by hand without --mac-address",
+            ));
         }
         Ok(findings)
     }

@@ -117,7 +117,11 @@ fn target_findings(layout: &Layout, application: &Application, to: &Revision) ->
         if !there {
             findings.push(Finding::blocker(Problem::new(
                 Code::ManagerFailed,
-                format!("{} has no {}, which the process manager starts it from", to.version, file.display()),
+                format!(
+                    "{} has no {}, which the process manager starts it from",
+                    to.version,
+                    file.display()
+                ),
             )));
         }
     }
