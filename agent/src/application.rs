@@ -46,6 +46,17 @@ pub enum ProcessConfig {
     Pm2(Pm2Config),
 }
 
+impl ProcessConfig {
+    /// The file whose variables the application is started with.
+    pub fn env_file(&self) -> Option<PathBuf> {
+        match self {
+            Self::Command(config) => config.env_file.clone(),
+            Self::Systemd(config) => config.env_file.clone(),
+            Self::Pm2(config) => config.env_file.clone(),
+        }
+    }
+}
+
 /// What `process.manager` may be. The first one is the default.
 pub const MANAGERS: [&str; 3] = ["command", "systemd", "pm2"];
 

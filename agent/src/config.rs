@@ -10,7 +10,7 @@ pub mod component;
 mod document;
 mod mistake;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use rollback_proto::tls::CredentialFiles;
 
 use self::component::Component;
 pub use self::mistake::{ConfigError, Mistake};
+use crate::application::ProcessConfig;
 use crate::driver::Driver;
 use crate::driver::checked::{Checked, NamedCheck};
 use crate::vault::Vault;
@@ -107,18 +108,25 @@ impl Settings {
         Ok(drivers)
     }
 
-    /// The env files among the components: what is in them is quoted to nobody.
+    /// The env files among the components, and those that applications are started with: what is in them is quoted to
+    /// nobody.
     pub fn env_files(&self) -> Vec<PathBuf> {
-        let path = |c: &Component| match &c.kind {
-            component::Kind::EnvFile(config) => Some(config.path.clone()),
-            component::Kind::Container(_)
-            | component::Kind::Compose(_)
-            | component::Kind::ReleaseDir(_)
-            | component::Kind::Git(_)
-            | component::Kind::Nginx(_)
-            | component::Kind::Postgres(_) => None,
+        let given = |process: &Option<ProcessConfig>| process.as_ref().and_then(ProcessConfig::env_file);
+        let paths = |c: &Component| -> Vec<PathBuf> {
+            match &c.kind {
+                component::Kind::EnvFile(config) => vec![config.path.clone()],
+                component::Kind::Container(config) => config.env_file.iter().cloned().collect(),
+                component::Kind::Compose(config) => {
+                    let files = config.env_files.iter();
+                    files.map(|file| config.project_dir.join(file)).collect()
+                }
+                component::Kind::ReleaseDir(config) => given(&config.process).into_iter().collect(),
+                component::Kind::Git(config) => given(&config.process).into_iter().collect(),
+                component::Kind::Nginx(_) | component::Kind::Postgres(_) => Vec::new(),
+            }
         };
-        self.components.iter().filter_map(path).collect()
+        let all: BTreeSet<PathBuf> = self.components.iter().flat_map(paths).collect();
+        all.into_iter().collect()
     }
 
     /// Where the coordinator finds us, given where we listen. Without `advertise` it is that address; where that is no

@@ -1,6 +1,8 @@
 //! Between what drivers say and what goes over the wire. Nothing else in the agent builds wire messages out of a
 //! driver's types.
 
+use std::collections::BTreeSet;
+
 use rollback_proto::problem::Problem;
 use rollback_proto::v1;
 use rollback_proto::v1::outcome::Status;
@@ -81,7 +83,13 @@ pub fn component_info(name: &str, info: &DriverInfo) -> v1::ComponentInfo {
         role: info.role.into(),
         capabilities: info.capabilities.iter().map(|action| (*action).into()).collect(),
         reads: info.reads.iter().cloned().collect(),
-        backends: info.backends.iter().cloned().collect(),
+        upstreams: info.backends.iter().map(upstream).collect(),
+    }
+}
+
+fn upstream(backends: &BTreeSet<String>) -> v1::Upstream {
+    v1::Upstream {
+        backends: backends.iter().cloned().collect(),
     }
 }
 

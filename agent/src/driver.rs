@@ -57,8 +57,9 @@ pub struct DriverInfo {
     pub capabilities: Vec<Action>,
     /// Components of this host that this one reads when it starts.
     pub reads: BTreeSet<String>,
-    /// Proxies: the components (`host/component`) that `drain` and `resume` can be asked for one by one.
-    pub backends: BTreeSet<String>,
+    /// Proxies: the components (`host/component`) that `drain` and `resume` can be asked for one by one, upstream by
+    /// upstream. One that is alone in some upstream cannot be drained.
+    pub backends: BTreeSet<BTreeSet<String>>,
 }
 
 /// What `observe` saw.

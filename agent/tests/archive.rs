@@ -637,3 +637,24 @@ async fn what_is_excluded_is_neither_kept_nor_a_part_of_the_digest() {
     let dir = p.stage(&found).await;
     assert_eq!(host::names(&dir), ["app.js", "lib"]);
 }
+
+#[tokio::test]
+async fn trap_large_files_that_are_kept_already_or_left_out_count_as_headers_of_the_next_one() {
+    let p = place_with("exclude = ['cache.bin']");
+    // Larger than all headers of an entry may be, and hardly compressible.
+    let large: Vec<u8> = (0..2u32 << 20).map(|n| (n.wrapping_mul(n) >> 9) as u8).collect();
+    let archive = tar(&[
+        file("app.js", "// v2.9.0"),
+        file("cache.bin", &large),
+        file("large.bin", &large),
+        file("later.js", "// later"),
+    ]);
+    let bytes = compressed(&archive, "tar.gz");
+    let first = p.resolve("v2.9.0.tar.gz", &bytes).await.expect("resolve");
+    // Now the vault has it.
+    let again = p.resolve("v2.9.0.tar.gz", &bytes).await.expect("resolve again");
+    assert_eq!(first.revision, again.revision);
+    let dir = p.stage(&again).await;
+    assert_eq!(host::names(&dir), ["app.js", "large.bin", "later.js"]);
+    assert_eq!(std::fs::read(dir.join("large.bin")).expect("read"), large);
+}

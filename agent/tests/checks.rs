@@ -244,7 +244,8 @@ async fn trap_rotated_logs() {
     type Rotate = fn(&Logged);
     // Moved away rather than removed: its inode must not be given to the next file, which is another case.
     fn gone(path: &Path) {
-        std::fs::rename(path, path.with_file_name("elsewhere")).expect("rename");
+        let above = path.parent().and_then(Path::parent).expect("a directory");
+        std::fs::rename(path, above.join("elsewhere")).expect("rename");
     }
     let rename: Rotate = |l| std::fs::rename(&l.log, l.beside(".1")).expect("rename");
     let rename_twice: Rotate = |l| {
@@ -308,6 +309,67 @@ async fn trap_rotated_logs() {
             }
         }
     }
+}
+
+/// An application that writes several logs, of which one was rotated.
+#[tokio::test]
+async fn trap_another_log_beside_one_that_was_rotated() {
+    let l = Logged::new().await;
+    l.switch(&l.file("")).await;
+    for other in [
+        "app-error.log",
+        "app.audit.log",
+        "app-2.log",
+        "app.log.errors",
+        "app.log-old-errors",
+    ] {
+        write(&l.log.with_file_name(other), "ERROR of last year, in another log\n");
+    }
+    std::fs::rename(&l.log, l.beside(".1")).expect("rotate");
+    l.append("INFO fine\n");
+    l.verify(&l.file("")).await.expect("no error of this log");
+    std::fs::rename(l.beside(".1"), l.log.with_file_name("app.2026-01-01T00.log")).expect("another scheme");
+    l.verify(&l.file("")).await.expect("still to be found");
+}
+
+/// Just rotated when the switch came: nothing stands before the mark, by which the file could be known again.
+#[tokio::test]
+async fn trap_an_empty_log_that_is_copied_and_emptied() {
+    let l = Logged::new().await;
+    write(&l.log, "");
+    l.switch(&l.file("")).await;
+    l.append("ERROR before the rotation\n");
+    std::fs::copy(&l.log, l.beside(".1")).expect("copy");
+    std::fs::File::create(&l.log).expect("truncate");
+    l.append("INFO after it\n");
+    let problem = failed(l.verify(&l.file("")).await);
+    assert!(problem.message.contains("1 of 2 lines"), "{problem}");
+}
+
+/// Nobody knows what must not leave this host.
+#[tokio::test]
+async fn nothing_is_quoted_while_an_env_file_cannot_be_read() {
+    let l = Logged::new().await;
+    l.switch(&l.file("")).await;
+    l.append("ERROR cannot connect with hunter2-old\n");
+    let check = |env_file: &Path| {
+        let path = l.host.path().join("etc/app.env");
+        let inner = EnvFileDriver::new("part", EnvFileConfig { path }, Arc::clone(&l.host.vault)).expect("driver");
+        let check = toml::from_str(&format!("log = {{ file = '{}' }}", l.log.display())).expect("check");
+        let (name, component) = ("log".into(), "part".into());
+        Checked::new(Arc::new(inner), vec![NamedCheck { name, component, check }]).hiding(vec![env_file.to_owned()])
+    };
+    // An application may be started with a link to the file.
+    let link = l.host.path().join("etc/link.env");
+    std::os::unix::fs::symlink("app.env", &link).expect("link");
+    let problem = failed(l.verify(&check(&link)).await);
+    assert!(problem.message.contains("cannot connect with [PASSWORD]"), "{problem}");
+    // Even root cannot read a directory.
+    let problem = failed(l.verify(&check(l.host.path())).await);
+    assert!(
+        problem.message.contains("not quoted") && !problem.message.contains("hunter2"),
+        "{problem}"
+    );
 }
 
 /// Inodes are given out again: the new file of that number, already longer than the old one was.

@@ -116,11 +116,15 @@ pub fn component_from_wire(c: v1::ComponentInfo) -> Result<ComponentRecord, Code
         .ok_or_else(|| CodedProblem::new(Code::BadRequest, format!("component {} has no known role", c.name)))?;
     // One that is written wrongly is left out and not the whole agent: it is only not drained, as before it was declared.
     let mut backends = BTreeSet::new();
-    for backend in c.backends {
-        match target(&backend) {
-            Ok(backend) => _ = backends.insert(backend),
-            Err(problem) => tracing::warn!(component = c.name, %problem, "a backend of this component is ignored"),
+    for upstream in c.upstreams {
+        let mut of_upstream = BTreeSet::new();
+        for backend in upstream.backends {
+            match target(&backend) {
+                Ok(backend) => _ = of_upstream.insert(backend),
+                Err(problem) => tracing::warn!(component = c.name, %problem, "a backend of this component is ignored"),
+            }
         }
+        backends.insert(of_upstream);
     }
     Ok(ComponentRecord {
         name: c.name,
@@ -148,6 +152,12 @@ pub fn backend_to_wire(step: &Step) -> String {
     step.backend.as_ref().map(ToString::to_string).unwrap_or_default()
 }
 
+fn upstream_to_wire(backends: &BTreeSet<Target>) -> v1::Upstream {
+    v1::Upstream {
+        backends: backends.iter().map(ToString::to_string).collect(),
+    }
+}
+
 pub fn component_to_wire(c: &ComponentRecord) -> v1::ComponentInfo {
     v1::ComponentInfo {
         name: c.name.clone(),
@@ -155,7 +165,7 @@ pub fn component_to_wire(c: &ComponentRecord) -> v1::ComponentInfo {
         role: role_to_wire(c.role).into(),
         capabilities: c.capabilities.iter().map(|a| action_to_wire(*a).into()).collect(),
         reads: c.reads.iter().cloned().collect(),
-        backends: c.backends.iter().map(ToString::to_string).collect(),
+        upstreams: c.backends.iter().map(upstream_to_wire).collect(),
     }
 }
 

@@ -96,9 +96,9 @@ pub struct ComponentRecord {
     pub capabilities: std::collections::BTreeSet<rollback_engine::release::Action>,
     #[serde(default)]
     pub reads: std::collections::BTreeSet<String>,
-    /// Proxies: "host/component" of what they can take out and give back, one by one.
+    /// Proxies: "host/component" of what they can take out and give back, one by one; upstream by upstream.
     #[serde(default)]
-    pub backends: std::collections::BTreeSet<rollback_engine::ids::Target>,
+    pub backends: rollback_engine::release::Upstreams,
 }
 
 #[derive(Debug, thiserror::Error)]

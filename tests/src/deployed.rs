@@ -7,7 +7,8 @@
 //! | [`compose`] | IMAGE_TAG in `.env`, `docker-compose up -d` | Compose |
 //! | [`rebuilt`] | `git checkout`, `docker-compose build`, `up -d` | Compose |
 //! | [`git`] | a worktree of a tag, `npm ci`, a link | pm2 |
-//! | [`release`] | an archive that is unpacked, a link | itself (`launch` and `stop`), or systemd |
+//! | [`release`] | an archive that is unpacked, a link | itself (`launch` and `stop`) |
+//! | [`unit`] | the same | systemd |
 //! | [`database`] | migrations, by psql | PostgreSQL |
 //!
 //! All but the database are [`Deployed`]: a story can have several kinds in one list.
@@ -18,6 +19,7 @@ pub mod database;
 pub mod git;
 pub mod rebuilt;
 pub mod release;
+pub mod unit;
 
 use std::time::Duration;
 
@@ -62,11 +64,17 @@ pub trait Deployed: std::fmt::Debug + Send {
         served(&self.url("/api/version"))
     }
 
+    /// How long its agent shall wait for it.
+    fn healthy_within(&self) -> &'static str {
+        HEALTHY_WITHIN
+    }
+
     /// `health` of a component: the keys that all kinds share.
     fn health(&self) -> String {
         format!(
-            "health = {{ http = \"{}\", version = \"/api/version\", within = \"{HEALTHY_WITHIN}\" }}\n",
-            self.url("/api/health")
+            "health = {{ http = \"{}\", version = \"/api/version\", within = \"{}\" }}\n",
+            self.url("/api/health"),
+            self.healthy_within()
         )
     }
 }

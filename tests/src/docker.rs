@@ -141,6 +141,17 @@ impl Docker {
 
     /// `docker compose` where there is a plugin, `docker-compose` otherwise, in a project's directory.
     pub fn compose(&self, project_dir: &Path, files: &[&str], args: &[&str]) -> Result<String> {
+        self.compose_with(&[], project_dir, files, args)
+    }
+
+    /// As [`Docker::compose`], from a shell that has these variables.
+    pub fn compose_with(
+        &self,
+        exported: &[(&str, &str)],
+        project_dir: &Path,
+        files: &[&str],
+        args: &[&str],
+    ) -> Result<String> {
         let mut command = if self.0.client.run(&["compose", "version"]).is_ok() {
             let mut command = self.0.client.command();
             command.arg("compose");
@@ -155,6 +166,7 @@ impl Docker {
         }
         // What a person's shell may have must not decide what is deployed here.
         command.env_remove("IMAGE_TAG").env_remove("VERSION");
+        command.envs(exported.iter().copied());
         run(command.args(args).current_dir(project_dir))
     }
 

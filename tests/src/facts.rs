@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 pub use self::data::{Data, StageData, Table};
@@ -32,7 +33,7 @@ pub struct AppFacts {
     /// GREETING and SESSION_SECRET in the environment of the process.
     pub process_greeting: String,
     pub process_secret: String,
-    /// What the process itself answers.
+    /// What the process itself answers; who it is left out.
     pub served: String,
     pub healthy: bool,
 }
@@ -82,7 +83,7 @@ impl Facts {
             drained: fleet.nginx.drained()?,
             workers: fleet.nginx.workers(),
             served_site: answer.header("x-zekka-site"),
-            served: answer.body,
+            served: without_process(&answer.body),
         })
     }
 
@@ -196,7 +197,9 @@ impl AppFacts {
             pid,
             process_greeting: value("GREETING"),
             process_secret: value("SESSION_SECRET"),
-            served: curl(&host.url("/api/version")).map(|a| a.body).unwrap_or_default(),
+            served: curl(&host.url("/api/version"))
+                .map(|a| without_process(&a.body))
+                .unwrap_or_default(),
             healthy: curl(&host.url("/api/health")).is_ok_and(|a| a.status == 200),
         })
     }
@@ -219,6 +222,17 @@ impl HttpAnswer {
             .map(|(_, value)| value.trim());
         values.next().unwrap_or_default().to_owned()
     }
+}
+
+/// An answer without what differs from process to process of the same version.
+fn without_process(body: &str) -> String {
+    let Ok(mut answer) = serde_json::from_str::<Value>(body) else {
+        return body.to_owned();
+    };
+    if let Value::Object(fields) = &mut answer {
+        fields.retain(|name, _| !matches!(name.as_str(), "pid" | "host"));
+    }
+    answer.to_string()
 }
 
 /// Asks with curl.

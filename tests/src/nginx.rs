@@ -1,5 +1,7 @@
 //! An nginx of our own, in front of the application's hosts.
 
+mod requests;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use rustix::process::Signal;
 
+use self::requests::LOG_FORMAT;
+pub use self::requests::Request;
 use crate::control::Control;
 use crate::process::{self, Daemon, End, Launch, run};
 use crate::wait;
@@ -53,7 +57,7 @@ impl Nginx {
              error_log {d}/log/error.log notice;\n\
              events {{ worker_connections 512; }}\n\
              http {{\n\
-             \x20   access_log off;\n\
+             \x20   {LOG_FORMAT}\x20   access_log off;\n\
              \x20   client_body_temp_path {d}/tmp/body;\n\
              \x20   proxy_temp_path {d}/tmp/proxy;\n\
              \x20   fastcgi_temp_path {d}/tmp/fastcgi;\n\
@@ -179,9 +183,14 @@ impl Nginx {
     /// Addresses of the servers that the managed upstream says get no requests.
     pub fn drained(&self) -> Result<Vec<String>> {
         let text = std::fs::read_to_string(self.upstream_include()).context("read the managed upstream")?;
-        let lines = text.lines().filter_map(|line| line.split_once(';')?.0.strip_prefix("server "));
+        let lines = text
+            .lines()
+            .filter_map(|line| line.split_once(';')?.0.strip_prefix("server "));
         let down = lines.filter(|line| line.split_ascii_whitespace().any(|word| word == "down"));
-        Ok(down.filter_map(|line| line.split_ascii_whitespace().next()).map(str::to_owned).collect())
+        Ok(down
+            .filter_map(|line| line.split_ascii_whitespace().next())
+            .map(str::to_owned)
+            .collect())
     }
 
     /// Writes a site that passes everything on to the servers in [`Nginx::upstream_include`] and answers with `version`
@@ -195,6 +204,7 @@ impl Nginx {
              server {{\n\
              \x20   listen 127.0.0.1:{port};\n\
              \x20   server_name localhost;\n\
+             \x20   access_log {log} requests;\n\
              \x20   include {MANAGED_INCLUDE};\n\n\
              \x20   location / {{\n\
              \x20       proxy_pass http://zekka;\n\
@@ -204,6 +214,7 @@ impl Nginx {
              \x20   }}\n\
              }}\n",
             port = self.port,
+            log = self.requests_log().display(),
         );
         std::fs::write(self.site(), text).context("write the site")
     }
@@ -240,6 +251,10 @@ impl Nginx {
 
     pub fn error_log(&self) -> PathBuf {
         self.dir.join("log/error.log")
+    }
+
+    fn requests_log(&self) -> PathBuf {
+        self.dir.join("log/requests.log")
     }
 
     /// What users ask.

@@ -118,7 +118,7 @@ impl Postgres {
         self.daemon.stop(Signal::INT, Duration::from_secs(20)).await.map(drop)
     }
 
-    pub fn let_go(&mut self) {
+    pub fn let_go(&self) {
         self.daemon.let_go();
     }
 
@@ -200,8 +200,8 @@ impl Postgres {
 
 impl Held for Arc<Postgres> {
     fn let_go(&mut self) -> String {
-        // One handle that is never dropped. The script that ends a kept fleet finds the server by itself.
-        std::mem::forget(Self::clone(self));
+        Postgres::let_go(self);
+        // The script that ends a kept fleet finds the server by itself.
         String::new()
     }
 }

@@ -29,6 +29,8 @@ pub struct Sample {
     pub ended: Instant,
     /// HTTP status; `None` when there was no answer.
     pub status: Option<u16>,
+    /// It was sent a second time; see [`Prober::keep_alive`].
+    pub again: bool,
 }
 
 impl Sample {
@@ -59,11 +61,23 @@ impl Prober {
             .pool_max_idle_per_host(0)
             .timeout(DEADLINE)
             .build()?;
+        Ok(Self::ask(client, url, per_second, false))
+    }
+
+    /// Asks so many times in a second, over connections that are kept. A server may close one of those at the moment when
+    /// a request is sent on it; what is left without any answer by that is sent once again at once, as browsers do.
+    pub fn keep_alive(url: String, per_second: u32) -> anyhow::Result<Self> {
+        let client = reqwest::Client::builder().timeout(DEADLINE).build()?;
+        Ok(Self::ask(client, url, per_second, true))
+    }
+
+    fn ask(client: reqwest::Client, url: String, per_second: u32, again: bool) -> Self {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let every = Duration::from_secs(1) / per_second.max(1);
         let served = Arc::new(AtomicUsize::new(0));
-        let task = tokio::spawn(probe(client, url, every, Arc::clone(&served), stopped));
-        Ok(Self { served, stop, task })
+        let user = User { client, url, again };
+        let task = tokio::spawn(probe(user, every, Arc::clone(&served), stopped));
+        Self { served, stop, task }
     }
 
     /// Waits until users got so many more successful answers: begin with it, and end with it.
@@ -84,9 +98,33 @@ impl Prober {
     }
 }
 
-async fn probe(
+#[derive(Clone, Debug)]
+struct User {
     client: reqwest::Client,
     url: String,
+    /// Asks once again when a connection ends without an answer.
+    again: bool,
+}
+
+impl User {
+    async fn ask(self, sent: Instant) -> Sample {
+        let mut answer = self.client.get(&self.url).send().await;
+        let unanswered = answer.as_ref().is_err_and(|e| !e.is_timeout() && !e.is_connect());
+        let again = self.again && unanswered;
+        if again {
+            answer = self.client.get(&self.url).send().await;
+        }
+        Sample {
+            sent,
+            ended: Instant::now(),
+            status: answer.ok().map(|answer| answer.status().as_u16()),
+            again,
+        }
+    }
+}
+
+async fn probe(
+    user: User,
     every: Duration,
     served: Arc<AtomicUsize>,
     mut stopped: tokio::sync::oneshot::Receiver<()>,
@@ -108,14 +146,10 @@ async fn probe(
             _ = tick.tick() => {
                 let sent = Instant::now();
                 if requests.len() >= MOST_UNDER_WAY {
-                    samples.push(Sample { sent, ended: sent, status: None });
+                    samples.push(Sample { sent, ended: sent, status: None, again: false });
                     continue;
                 }
-                let request = client.get(&url).send();
-                requests.spawn(async move {
-                    let status = request.await.ok().map(|answer| answer.status().as_u16());
-                    Sample { sent, ended: Instant::now(), status }
-                });
+                requests.spawn(user.clone().ask(sent));
             }
         }
     }
@@ -166,6 +200,11 @@ impl Samples {
 
     pub fn failed(&self) -> usize {
         self.0.iter().filter(|s| !s.is_success()).count()
+    }
+
+    /// Requests that were sent a second time.
+    pub fn sent_again(&self) -> usize {
+        self.0.iter().filter(|s| s.again).count()
     }
 
     /// The time within which so many of a thousand requests had ended, answered or not: 990 is the 99th percentile.
@@ -220,6 +259,7 @@ mod tests {
                     sent: at(i),
                     ended: at(i),
                     status: *status,
+                    again: false,
                 })
                 .collect(),
         )
@@ -251,6 +291,7 @@ mod tests {
             sent: begin,
             ended: begin + Duration::from_millis(ms),
             status: Some(200),
+            again: false,
         };
         let hundred = Samples::new((1..=100).rev().map(took).collect());
         assert_eq!(hundred.within(990), Some(Duration::from_millis(99)));

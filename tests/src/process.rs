@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -64,7 +65,7 @@ pub struct Daemon {
     child: Child,
     log: PathBuf,
     end: End,
-    let_go: bool,
+    let_go: AtomicBool,
 }
 
 impl Daemon {
@@ -106,7 +107,7 @@ impl Daemon {
             child,
             log: log.to_owned(),
             end: launch.end,
-            let_go: false,
+            let_go: AtomicBool::new(false),
         })
     }
 
@@ -164,8 +165,8 @@ impl Daemon {
     }
 
     /// Drops the handle and leaves the process running.
-    pub fn let_go(&mut self) {
-        self.let_go = true;
+    pub fn let_go(&self) {
+        self.let_go.store(true, Ordering::Relaxed);
     }
 }
 
@@ -179,7 +180,7 @@ impl crate::control::Held for Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if self.let_go || self.ended().is_some() {
+        if self.let_go.load(Ordering::Relaxed) || self.ended().is_some() {
             return;
         }
         // It may end in between; there is nobody to tell.

@@ -20,6 +20,7 @@ mod image;
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -54,6 +55,7 @@ const RUN: [&str; 18] = [
 pub struct SystemdHost {
     /// The container's whole id.
     id: String,
+    let_go: AtomicBool,
 }
 
 impl SystemdHost {
@@ -68,6 +70,7 @@ impl SystemdHost {
         let id = docker(&args).context("start the container")?;
         let host = Self {
             id: id.trim().to_owned(),
+            let_go: AtomicBool::new(false),
         };
         host.wait_booted()?;
         Ok(host)
@@ -75,6 +78,11 @@ impl SystemdHost {
 
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The container shall outlive this value: whoever asks for that removes it by its id.
+    pub fn let_go(&self) {
+        self.let_go.store(true, Ordering::Relaxed);
     }
 
     /// Runs a program inside, to its end; a status other than 0 is an error with what it said.
@@ -126,8 +134,10 @@ impl SystemdHost {
 
 impl Drop for SystemdHost {
     fn drop(&mut self) {
-        // It is gone already, or docker is: there is nobody to tell.
-        let _ = docker(&["rm", "--force", &self.id]);
+        if !self.let_go.load(Ordering::Relaxed) {
+            // It is gone already, or docker is: there is nobody to tell.
+            let _ = docker(&["rm", "--force", &self.id]);
+        }
     }
 }
 

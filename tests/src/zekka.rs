@@ -301,7 +301,6 @@ impl Zekka {
             migrations,
             secret: format!("{:032x}", rand::random::<u128>()),
             site_extra: BTreeMap::new(),
-            upstream_options: String::new(),
             down_extra: BTreeMap::new(),
             rows: 2_000,
             let_go: true,

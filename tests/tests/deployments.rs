@@ -46,13 +46,18 @@ macro_rules! scenarios {
 }
 
 scenarios! {
+    artifact_systemd = "artifact-systemd",
     docker = "docker",
     compose = "compose",
     compose_rebuild = "compose-rebuild",
     import_zekka = "import-zekka",
     import_zakops = "import-zakops",
+    mixed = "mixed",
     env = "env",
     git_pm2 = "git-pm2",
+    nginx_drain = "nginx-drain",
+    zero_downtime = "zero-downtime",
+    vs_runbook = "vs-runbook",
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@
 //! Where the component is both switched and started, the start counts. A log that could not be looked at then does not
 //! hold the switch up (it may be the way back); its check does not pass afterwards.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,7 +59,7 @@ impl Note {
 pub struct Checked {
     inner: Arc<dyn Driver>,
     checks: Vec<NamedCheck>,
-    /// Env files of this host. Their values are taken out of what checks quote.
+    /// Env files of this host's components. Their values are taken out of what checks quote.
     secrets: Vec<PathBuf>,
 }
 
@@ -149,12 +150,22 @@ async fn read_log(log: &LogCheck, note: Note, deadline: Instant) -> Result<(), S
     }
 }
 
-/// Takes the values of env files out of a text. A file that cannot be read has none to hide.
+/// Takes the values of env files out of a text. Where one is there and cannot be read, nobody knows what must not leave
+/// this host: then nothing of the text does.
 pub fn hide(env_files: &[PathBuf], mut text: String) -> String {
     for path in env_files {
-        if let Ok(Some(file)) = files::read(path) {
-            let variables = Variables::parse(&String::from_utf8_lossy(&file.content));
-            text = redact::hide(text, variables.iter());
+        match std::fs::read(path) {
+            Ok(content) => {
+                let variables = Variables::parse(&String::from_utf8_lossy(&content));
+                text = redact::hide(text, variables.iter());
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => {
+                return format!(
+                    "what it says is not quoted: the values that must not be seen are in {}, which cannot be read: {e}",
+                    path.display()
+                );
+            }
         }
     }
     text

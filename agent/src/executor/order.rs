@@ -69,7 +69,7 @@ impl Order {
             ));
         }
         if let Some(backend) = &order.backend
-            && !info.backends.contains(backend)
+            && !info.backends.iter().any(|upstream| upstream.contains(backend))
         {
             return Err(Problem::new(
                 Code::UnknownComponent,

@@ -1,5 +1,8 @@
 //! The compose driver, on a real engine with a real docker-compose.
 
+mod at_rest;
+#[path = "../docker/mod.rs"]
+mod docker;
 #[path = "../host/mod.rs"]
 mod host;
 mod project;

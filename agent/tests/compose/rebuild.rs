@@ -1,6 +1,6 @@
 //! "Full rollback, rebuild from git tag", on a real repository and with real builds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rollback_agent::driver::compose::ComposeDriver;
 use rollback_agent::driver::{Action, Driver, Health};
@@ -40,7 +40,7 @@ impl Repository {
     }
 }
 
-fn git(root: &PathBuf, argv: &[&str]) -> String {
+fn git(root: &Path, argv: &[&str]) -> String {
     let identity = [
         "git",
         "-c",

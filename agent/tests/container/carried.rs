@@ -1,6 +1,6 @@
 //! Traps of making a container anew: each test is named after one.
 
-use rollback_agent::driver::Action;
+use rollback_agent::driver::{Action, Driver};
 
 use crate::docker::Docker;
 use crate::fixture::{App, Images, PLAIN, inside};
@@ -286,4 +286,112 @@ async fn labels_of_compose_are_not_forged() {
     app.forward(Action::Stage).await.expect("stage");
     let labels = app.docker.inspect(&app.staged(), "{{json .Config.Labels}}");
     assert!(labels.contains(project) && !labels.contains(hash), "{labels}");
+}
+
+/// `docker run` writes the path down as it was given, the engine mounts it without the slash.
+#[tokio::test]
+async fn a_volume_at_a_path_with_a_slash_at_its_end_is_carried_once() {
+    let docker = Docker::new();
+    let bind = format!("{}:/named/", docker.name("volume"));
+    let arguments = ["-v", &bind, "--mount", "type=volume,dst=/nameless/", "-v", "/scratch/"];
+    let app = App::at(docker, PLAIN, &arguments, "");
+    let dirs = ["/named", "/nameless", "/scratch"];
+    for dir in dirs {
+        inside(
+            &app.docker,
+            &app.name(),
+            &["sh", "-c", &format!("echo precious > {dir}/file")],
+        );
+    }
+    app.roll_back().await;
+    for dir in dirs {
+        assert_eq!(
+            inside(&app.docker, &app.name(), &["cat", &format!("{dir}/file")]),
+            "precious"
+        );
+    }
+}
+
+/// There, back, and there again, each time as another rollback: what was asked for is the same after every one of them.
+#[tokio::test]
+async fn nothing_wears_off_in_four_rollbacks() {
+    let docker = Docker::new();
+    let network = docker.name("net");
+    let octet = 1 + std::process::id() % 250;
+    let (subnet, address) = (format!("10.214.{octet}.0/24"), format!("10.214.{octet}.9"));
+    docker.run(&["network", "create", "--subnet", &subnet, &network]);
+    let arguments = [
+        "--network",
+        &network,
+        "--ip",
+        &address,
+        "--network-alias",
+        "api",
+        "--restart",
+        "on-failure:4",
+        "-e",
+        "MINE=1",
+        "-v",
+        "/scratch",
+    ];
+    let images = Images {
+        old: "VOLUME /data\nENV COLOR=old",
+        new: "VOLUME /data\nENV COLOR=new",
+    };
+    let app = App::at(docker, images, &arguments, "");
+    inside(
+        &app.docker,
+        &app.name(),
+        &["sh", "-c", "echo precious | tee /data/file > /scratch/file"],
+    );
+    for (turn, id) in ["rb-1", "rb-2", "rb-3", "rb-4"].into_iter().enumerate() {
+        let (from, to, color) = match turn % 2 {
+            0 => (&app.new, &app.old, "old"),
+            _ => (&app.old, &app.new, "new"),
+        };
+        let step = |action| {
+            rollback_agent::step::StepContext::new(
+                id.into(),
+                "part".into(),
+                action,
+                from.clone(),
+                to.clone(),
+                std::time::Duration::from_secs(30),
+                app.host.vault.clone(),
+                std::sync::Arc::new(rollback_agent::step::NoProgress),
+            )
+        };
+        assert_eq!(app.driver.prepare(&step(Action::Prepare)).await.len(), 0);
+        app.driver.stage(&step(Action::Stage)).await.expect("stage");
+        app.driver.stop(&step(Action::Stop)).await.expect("stop");
+        app.driver.switch(&step(Action::Switch)).await.expect("switch");
+        app.driver.start(&step(Action::Start)).await.expect("start");
+        app.driver.verify(&step(Action::Verify)).await.expect("verify");
+        app.driver.finish(&step(Action::Finish)).await.expect("finish");
+
+        let kept = app.docker.name(&format!("app.before-{id}"));
+        assert_eq!(app.docker.containers(), [app.name(), kept.clone()]);
+        assert_eq!(
+            (app.image_of(&app.name()), app.image_of(&kept)),
+            (to.digest.clone(), from.digest.clone())
+        );
+        let show = |template: &str| app.docker.inspect(&app.name(), template);
+        let policy = "{{.HostConfig.RestartPolicy.Name}}:{{.HostConfig.RestartPolicy.MaximumRetryCount}}";
+        assert_eq!(
+            (show(policy), app.docker.inspect(&kept, policy)),
+            ("on-failure:4".into(), "no:0".into())
+        );
+        assert_eq!(
+            show("{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.Aliases}}{{end}}"),
+            format!("{address} [api {}]", show("{{slice .Id 0 12}}"))
+        );
+        let env = show("{{range .Config.Env}}{{.}} {{end}}");
+        assert!(
+            env.contains("MINE=1") && env.contains(&format!("COLOR={color}")),
+            "{env}"
+        );
+        for file in ["/data/file", "/scratch/file"] {
+            assert_eq!(inside(&app.docker, &app.name(), &["cat", file]), "precious");
+        }
+    }
 }

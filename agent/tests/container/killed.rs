@@ -97,3 +97,16 @@ async fn stop_and_start_that_were_killed_are_recognised() {
     let policy = app.docker.inspect(&app.name(), "{{.HostConfig.RestartPolicy.Name}}");
     assert_eq!(policy, "unless-stopped");
 }
+
+/// Whoever looks at 3 a.m. must not be told to invent a container while the old one stands under another name.
+#[tokio::test]
+async fn between_the_renames_it_is_said_where_the_containers_are() {
+    let app = App::new(PLAIN, &[], "");
+    app.forward(Action::Stage).await.expect("stage");
+    app.forward(Action::Stop).await.expect("stop");
+    app.docker.run(&["rename", &app.name(), &app.before()]);
+    let problem = app.driver.observe().await.expect_err("nothing has the name");
+    let said = problem.to_string();
+    assert!(said.contains(&app.before()) && said.contains(&app.staged()), "{said}");
+    assert!(!said.contains("by hand once"), "{said}");
+}

@@ -155,3 +155,61 @@ async fn a_pruned_image_is_blocked_at_preflight_and_spared_when_retained() {
     let problem = failed(act(&driver, &host, Action::Stage, &live, &kept).await);
     assert_eq!(problem.code, Code::RevisionMissing);
 }
+
+/// A link follows the container, not the name: the linked one would go on asking the old one, and not start again.
+#[tokio::test]
+async fn a_container_that_is_linked_to_the_live_one_is_a_blocker() {
+    let app = App::new(PLAIN, &[], "");
+    let (guest, link) = (app.docker.name("guest"), format!("{}:api", app.name()));
+    let image = format!("{}:v2.9.0", app.docker.repository());
+    app.docker.run(&["create", "--name", &guest, "--link", &link, &image]);
+    let blockers = app.blockers().await;
+    assert!(
+        matches!(&blockers[..], [(Code::ContainerUnfit, message)] if message.contains(&guest) && message.contains("link")),
+        "{blockers:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_port_of_another_protocol_is_another_port() {
+    let port = free_port();
+    let (tcp, udp) = (format!("{port}:8080/tcp"), format!("{port}:8080/udp"));
+    let app = App::new(PLAIN, &["-p", &tcp], "");
+    let image = format!("{}:v2.9.0", app.docker.repository());
+    app.docker
+        .run(&["run", "-d", "--name", &app.docker.name("other"), "-p", &udp, &image]);
+    assert_eq!(app.blockers().await, []);
+}
+
+/// It would not be started again: nothing of ours knows how.
+#[tokio::test]
+async fn what_was_deployed_by_hand_since_the_plan_is_not_stopped() {
+    let app = App::new(PLAIN, &[], "");
+    app.forward(Action::Stage).await.expect("stage");
+    app.docker.image("v9.9.9", "");
+    app.docker.run(&["rm", "-f", &app.name()]);
+    let image = format!("{}:v9.9.9", app.docker.repository());
+    app.docker.run(&["run", "-d", "--name", &app.name(), &image]);
+    let stop = act(&app.driver, &app.host, Action::Stop, &app.new, &app.new).await;
+    assert_eq!(failed(stop).code, Code::WrongRevision);
+    assert!(app.docker.running(&app.name()));
+}
+
+/// A value that was given beside the file has precedence over it, and cannot be told from a file that was edited since.
+#[tokio::test]
+async fn a_value_that_is_not_the_env_files_is_said_before_it_is_lost() {
+    let host = Host::new();
+    let file = host.path().join("app.env");
+    crate::host::write(&file, "PASSWORD=hunter2\nPORT=8080\n");
+    let path = file.to_str().expect("UTF-8").to_owned();
+    let config = format!("env_file = '{path}'");
+    let app = App::new(PLAIN, &["--env-file", &path, "-e", "PORT=8081"], &config);
+    let found = app.prepare().await;
+    let [finding] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(finding.severity, rollback_agent::driver::Severity::Warning);
+    let said = finding.problem.to_string();
+    assert!(
+        said.contains("PORT") && !said.contains("PASSWORD") && !said.contains("808"),
+        "{said}"
+    );
+}

@@ -94,6 +94,14 @@ async fn a_failing_install_fails_the_stage_and_leaves_nothing() {
     assert_eq!(names(&f.root.join(".rollbackctl")), ["tree~part~v3.0.0.json"]);
 }
 
+#[tokio::test]
+async fn what_the_install_program_was_given_is_not_quoted() {
+    let extra = "install = ['sh', '-c', 'echo no access with $NPM_TOKEN >&2; exit 1']\ninstall_env = { NPM_TOKEN = 'npm_s3cret' }";
+    let f = fleet_with(extra, |_| {}).await;
+    let problem = failed(f.driver.stage(&f.step(Action::Stage)).await);
+    assert!(problem.message.ends_with("no access with [NPM_TOKEN]"), "{problem}");
+}
+
 /// `npm install` rewrites its lock file: that is no work of a person's, and the worktree is used again.
 #[tokio::test]
 async fn trap_an_install_program_that_writes_into_tracked_files() {

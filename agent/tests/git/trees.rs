@@ -327,6 +327,9 @@ async fn shared_paths_are_links_and_take_nothing_from_the_release() {
     let f = fleet_with("shared = ['.env', 'uploads', 'config/local.json']", |repository| {
         write(&repository.join("uploads/.gitkeep"), "");
         write(&repository.join("config/app.json"), "{}");
+        let outside = repository.with_file_name("outside");
+        std::fs::create_dir(&outside).expect("directory");
+        std::os::unix::fs::symlink(outside, repository.join("out")).expect("link");
     })
     .await;
     let found = f.blockers().await;
@@ -348,6 +351,13 @@ async fn shared_paths_are_links_and_take_nothing_from_the_release() {
     f.driver.switch(&f.back(Action::Switch)).await.expect("undo");
     f.driver.discard(&f.step(Action::Discard)).await.expect("discard");
     assert_eq!(read(&f.root.join("shared/uploads/a.png")), "png");
+
+    // Nor is anything made where a link of the release leads.
+    let elsewhere = driver(&f.host, "shared = ['out/there/app.conf']").expect("driver");
+    write(&f.root.join("shared/out/there/app.conf"), "x");
+    let problem = failed(elsewhere.stage(&f.step(Action::Stage)).await);
+    assert_eq!(problem.code, Code::BadLayout, "{problem}");
+    assert!(names(&f.root.join("outside")).is_empty());
 
     // A file of the release is never replaced.
     let strict = driver(&f.host, "shared = ['app.js']").expect("driver");

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Direction;
 use crate::ids::{Digest, HostName, ReleaseName, StepId, Target};
-use crate::release::{Action, Revision, Role};
+use crate::release::{Action, Revision, Role, Upstreams};
 
 pub use seal::{FORMAT, OpenError};
 
@@ -201,10 +201,11 @@ pub struct Change {
     /// false: plans from before this field keep their digests.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub restore: bool,
-    /// Proxies whose backends may be drained one by one: those that serve users, now or as soon as the plan has brought
-    /// them up. The plan carries them so that it can be seen in it that somebody always serves. Left out when empty.
+    /// Proxies whose backends may be drained one by one: of each upstream, those that serve users, now or as soon as the
+    /// plan has brought them up. The plan carries them so that it can be seen in it that somebody always serves. Left out
+    /// when empty.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub backends: BTreeSet<Target>,
+    pub backends: Upstreams,
 }
 
 impl Change {

@@ -165,6 +165,9 @@ pub enum Serving {
     Drained,
 }
 
+/// The backends of a proxy, upstream by upstream: in each of them somebody has to serve.
+pub type Upstreams = BTreeSet<BTreeSet<Target>>;
+
 /// What the planner knows of one component.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedComponent {
@@ -175,7 +178,7 @@ pub struct ObservedComponent {
     pub reads: BTreeSet<ComponentName>,
     /// Proxies: the components whose requests it can stop and give back, one by one.
     #[serde(default)]
-    pub backends: BTreeSet<Target>,
+    pub backends: Upstreams,
     /// `Err` says why it could not be observed.
     pub revision: Result<Revision, String>,
     #[serde(default)]

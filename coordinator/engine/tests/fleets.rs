@@ -85,13 +85,14 @@ impl Fleet {
         }
     }
 
-    /// A proxy that can take these ("host/component") out one by one.
+    /// A proxy that can take these ("host/component") of an upstream out one by one.
     pub fn behind(mut self, host: &str, proxy: &str, backends: &[&str]) -> Self {
         let target = |name: &&str| {
             let (host, component) = name.split_once('/').expect("host/component");
             Target::new(host, component)
         };
-        self.component(host, proxy).backends = backends.iter().map(target).collect();
+        let upstream = backends.iter().map(target).collect();
+        self.component(host, proxy).backends.insert(upstream);
         self
     }
 

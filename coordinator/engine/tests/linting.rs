@@ -237,7 +237,7 @@ fn backends() {
     let target = |host: &str| Target::new(host, "api");
     assert_eq!(rolled(&|_| ()), vec![]);
     found!(
-        rolled(&|b| b.changes[0].backends = [target("app-2")].into()),
+        rolled(&|b| b.changes[0].backends = [[target("app-2")].into()].into()),
         LintError::NoBackends { .. }
     );
     found!(

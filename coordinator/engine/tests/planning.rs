@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use rollback_engine::event::Direction;
 use rollback_engine::ids::Target;
-use rollback_engine::lint::lint;
+use rollback_engine::lint::{LintError, lint};
 use rollback_engine::plan::{OpenError, PhaseName, Plan, Step, Undo};
 use rollback_engine::planner::{Refusal, plan};
 use rollback_engine::release::{Action, Role};
@@ -110,6 +110,49 @@ fn batch_that_would_take_every_backend_is_cut() {
             vec![lane("web-2")]
         ]
     );
+}
+
+/// One proxy for two applications: that one of them serves helps nobody who wants the other.
+#[test]
+fn batch_that_would_take_every_backend_of_one_upstream_is_cut() {
+    let fleet = ["api-1", "api-2", "web-1", "web-2"]
+        .into_iter()
+        .fold(Fleet::empty(), |fleet, host| {
+            fleet.with(host, "app", Role::App, true, &[])
+        })
+        .with("proxy-1", "site", Role::Proxy, false, &[])
+        .behind("proxy-1", "site", &["api-1/app", "api-2/app"])
+        .behind("proxy-1", "site", &["web-1/app", "web-2/app"]);
+    let plan = fleet.plan();
+    assert_eq!(lint(&plan), vec![]);
+    let hosts: Vec<Vec<String>> = app_phase(&plan)
+        .into_iter()
+        .map(|batch| batch.into_iter().map(|lane| lane[0].clone()).collect())
+        .collect();
+    assert_eq!(
+        hosts,
+        [
+            vec!["drain api-1/app"],
+            vec!["drain api-2/app", "drain web-1/app"],
+            vec!["drain web-2/app"]
+        ]
+    );
+    let mut dark = plan.body;
+    let app = dark.phases.iter_mut().find(|p| p.name == PhaseName::App);
+    let batches = &mut app.expect("an app phase").batches;
+    let late = batches.pop().expect("a batch");
+    batches[1].lanes.extend(late.lanes);
+    let errors = lint(&Plan::seal(dark));
+    assert!(matches!(errors[..], [LintError::NobodyServes { .. }]), "{errors:?}");
+}
+
+/// It cannot be drained where it is alone, so it is not drained anywhere: half of a drain would be none.
+#[test]
+fn backend_that_is_alone_in_one_of_its_upstreams_is_left_alone() {
+    let plan = rolling().behind("proxy-1", "proxy", &["app-1/api"]).plan();
+    assert_eq!(lint(&plan), vec![]);
+    let drained: Vec<_> = plan.body.steps().filter_map(|s| s.backend.as_ref()).collect();
+    assert_eq!(drained, [&Target::new("app-2", "api"); 2], "drained and resumed");
 }
 
 #[test]

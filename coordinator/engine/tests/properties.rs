@@ -55,9 +55,10 @@ fn down() -> impl Strategy<Value = bool> {
     prop::bool::weighted(0.3)
 }
 
-/// Which of the fleet's apps a proxy can take out, a bit for each: none, all, or some.
-fn backends() -> impl Strategy<Value = u16> {
-    prop_oneof![1 => Just(0), 2 => Just(u16::MAX), 2 => any::<u16>()]
+/// Which of the fleet's apps a proxy can take out of one or two upstreams, a bit for each: none, all, or some.
+fn backends() -> impl Strategy<Value = Vec<u16>> {
+    let upstream = prop_oneof![1 => Just(0), 2 => Just(u16::MAX), 2 => any::<u16>()];
+    prop::collection::vec(upstream, 1..3)
 }
 
 prop_compose! {
@@ -66,7 +67,7 @@ prop_compose! {
               database in prop::option::weighted(0.2, any::<bool>()),
               proxy in prop::option::weighted(0.5, (any::<bool>(), any::<bool>(), down(), backends())),
               unreachable in prop::bool::weighted(0.1))
-             -> (Vec<(bool, bool, [bool; 2], bool)>, Vec<bool>, Option<bool>, Option<(bool, bool, bool, u16)>, bool) {
+             -> (Vec<(bool, bool, [bool; 2], bool)>, Vec<bool>, Option<bool>, Option<(bool, bool, bool, Vec<u16>)>, bool) {
         (apps, configs, database, proxy, unreachable)
     }
 }
@@ -117,8 +118,11 @@ fn fleet() -> impl Strategy<Value = Fleet> {
             }
         }
         for (host, backends) in proxies {
-            let chosen = (0..16).zip(&all_apps).filter(|(bit, _)| backends >> bit & 1 == 1);
-            fleet.component(&host, "proxy").backends = chosen.map(|(_, app)| app.clone()).collect();
+            for upstream in backends {
+                let chosen = (0..16).zip(&all_apps).filter(|(bit, _)| upstream >> bit & 1 == 1);
+                let chosen = chosen.map(|(_, app)| app.clone()).collect();
+                fleet.component(&host, "proxy").backends.insert(chosen);
+            }
         }
         away.iter().fold(fleet, |fleet, host| fleet.unreachable(host))
     })
@@ -287,7 +291,9 @@ fn play(case: &Case, plan: &Plan, world: &mut World) -> Result<Story, TestCaseEr
         let planned = state.step(step).expect("a step of the plan").clone();
         let outcome = execute(world, case.weather, &mut tape, &planned, direction).map_err(TestCaseError::fail)?;
         for proxy in &never_dark {
-            prop_assert!(world.has_backend(proxy), "{} has no backend after {:?}", proxy, planned);
+            let (proxy, upstream) = proxy;
+            let serves = world.has_backend(proxy, upstream);
+            prop_assert!(serves, "{} has nobody of {:?} after {:?}", proxy, upstream, planned);
         }
         second += 1;
         if tape.percent(3) {
@@ -311,10 +317,10 @@ fn play(case: &Case, plan: &Plan, world: &mut World) -> Result<Story, TestCaseEr
     }
 }
 
-/// The proxies behind which somebody serves from the first step to the last, whatever goes wrong: backends of several
+/// The upstreams of proxies in which somebody serves from the first step to the last, whatever goes wrong: backends of several
 /// hosts serve, the runbook does not want everything at once, and the schema stays. A runbook that goes on after a failure
 /// cannot promise it where a backend was down or away before: the proxy was never told, and counts on it.
-fn never_dark(case: &Case, plan: &Plan, world: &World) -> Vec<Target> {
+fn never_dark(case: &Case, plan: &Plan, world: &World) -> Vec<(Target, BTreeSet<Target>)> {
     if plan.body.schema_changes || case.runbook.all_at_once() {
         return Vec::new();
     }
@@ -323,9 +329,10 @@ fn never_dark(case: &Case, plan: &Plan, world: &World) -> Vec<Target> {
         up.map(|b| &b.host).collect::<BTreeSet<_>>().len() > 1
     };
     let stops = case.runbook.on_failure.app != OnFailure::Continue;
-    let proxies = plan.body.changes.iter().filter(|c| several(&c.backends));
+    let proxies = plan.body.changes.iter();
     let proxies = proxies.filter(|c| stops || world.all_backends_run(&c.target));
-    proxies.map(|c| c.target.clone()).collect()
+    let upstreams = proxies.flat_map(|c| c.backends.iter().map(|upstream| (c.target.clone(), upstream.clone())));
+    upstreams.filter(|(_, upstream)| several(upstream)).collect()
 }
 
 /// The coordinator dies and another one reads the journal, whole or torn inside the last transition.

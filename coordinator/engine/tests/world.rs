@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rollback_engine::ids::{Digest, Target};
 use rollback_engine::plan::Move;
-use rollback_engine::release::{Action, ObservedFleet, ObservedHost, Release, Role, Serving};
+use rollback_engine::release::{Action, ObservedFleet, ObservedHost, Release, Role, Serving, Upstreams};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Component {
@@ -18,7 +18,7 @@ struct Component {
     running: bool,
     drained: bool,
     /// Of a proxy: what it can hand requests to, and to which of these it hands none.
-    backends: BTreeSet<Target>,
+    backends: Upstreams,
     without: BTreeSet<Target>,
     /// What the running process was started with.
     loaded: BTreeMap<Target, Digest>,
@@ -117,23 +117,25 @@ impl World {
         component.running && !component.drained && component.without.is_empty()
     }
 
-    /// Can it hand a request to anybody? Backends that are not in this world count as gone.
-    pub fn has_backend(&self, proxy: &Target) -> bool {
+    /// Can it hand a request to anybody of an upstream? Backends that are not in this world count as gone.
+    pub fn has_backend(&self, proxy: &Target, upstream: &BTreeSet<Target>) -> bool {
         let proxy = self.component(proxy);
         let takes = |b: &Target| self.components.get(b).is_some_and(|c| c.running) && !proxy.without.contains(b);
-        proxy.backends.iter().any(takes)
+        upstream.iter().any(takes)
     }
 
     /// Does everything that it hands requests to answer?
     pub fn all_backends_run(&self, proxy: &Target) -> bool {
-        let mut backends = self.component(proxy).backends.iter();
+        let mut backends = self.component(proxy).backends.iter().flatten();
         backends.all(|b| self.components.get(b).is_some_and(|c| c.running))
     }
 
     /// An agent does not take the last backend out of its proxy; it knows only what it has taken out itself.
     pub fn would_be_last(&self, proxy: &Target, backend: &Target) -> bool {
         let proxy = self.component(proxy);
-        proxy.backends.iter().all(|b| b == backend || proxy.without.contains(b))
+        let gone = |b: &Target| b == backend || proxy.without.contains(b);
+        let mut of_backend = proxy.backends.iter().filter(|upstream| upstream.contains(backend));
+        of_backend.any(|upstream| upstream.iter().all(gone))
     }
 
     pub fn revision(&self, target: &Target) -> &Digest {

@@ -293,7 +293,7 @@ pub fn agent(a: &v1::AgentInfo) -> Value {
             "role": words::role(c.role),
             "capabilities": c.capabilities.iter().map(|a| words::action(*a)).collect::<Vec<_>>(),
             "reads": c.reads,
-            "backends": c.backends,
+            "upstreams": c.upstreams.iter().map(|u| &u.backends).collect::<Vec<_>>(),
         })
     };
     json!({

@@ -116,7 +116,7 @@ fn agent(name: &str, connected: bool) -> AgentInfo {
             role: i32::from(*role),
             capabilities: vec![i32::from(Action::Prepare), i32::from(Action::Switch)],
             reads: Vec::new(),
-            backends: Vec::new(),
+            upstreams: Vec::new(),
         });
     AgentInfo {
         name: name.to_owned(),

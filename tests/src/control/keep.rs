@@ -41,7 +41,7 @@ impl Control {
 /// Ends what belongs to the fleet *then*, whoever started it: a PID that is remembered may be a stranger's by that time,
 /// and a daemon that was restarted by hand has another one. Belonging is: one of our programs, and the fleet's
 /// directory in its command line, or as its program or its working directory. `ends` ends what is found otherwise, after
-/// the programs under test.
+/// the programs under test, and before what it might bring back (a unit with `Restart=always`).
 fn stop_script(dir: &Path, ends: &str) -> String {
     format!(
         r#"#!/bin/sh
@@ -60,9 +60,24 @@ ours() {{
         esac
     done
 }}
-all() {{ ours rollback-agent rollback-coordinator nginx zekka-app postgres; }}
+# Waits until none of these programs is left.
+gone() {{
+    tries=0
+    while [ -n "$(ours "$@")" ]; do
+        tries=$((tries + 1))
+        if [ $tries -gt 150 ]; then
+            echo "Still running: $(ours "$@" | tr '\n' ' ')" >&2
+            exit 1
+        fi
+        sleep 0.1
+    done
+}}
 
-for pid in $(ours rollback-agent rollback-coordinator nginx zekka-app); do
+for pid in $(ours rollback-agent rollback-coordinator); do
+    kill "$pid" 2>/dev/null
+done
+gone rollback-agent rollback-coordinator
+{ends}for pid in $(ours nginx zekka-app); do
     kill "$pid" 2>/dev/null
 done
 # PostgreSQL is asked through its postmaster, which ends the others in order.
@@ -70,16 +85,8 @@ postmaster=$(head -n 1 "$dir/hosts/db-1/postgres/data/postmaster.pid" 2>/dev/nul
 for pid in $(ours postgres); do
     [ "$pid" != "$postmaster" ] || kill -INT "$pid" 2>/dev/null
 done
-tries=0
-while [ -n "$(all)" ]; do
-    tries=$((tries + 1))
-    if [ $tries -gt 150 ]; then
-        echo "Still running: $(all | tr '\n' ' ')" >&2
-        exit 1
-    fi
-    sleep 0.1
-done
-{ends}rm -rf "$dir"
+gone nginx zekka-app postgres
+rm -rf "$dir"
 "#,
         dir.display()
     )

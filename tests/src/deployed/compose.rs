@@ -72,6 +72,16 @@ impl ComposeApp {
         self.docker.compose(&self.dir, &FILES, args)
     }
 
+    /// The commands of the runbook's Docker method, as they are written there; curl is left to the caller. The version is
+    /// in the shell alone: `.env` goes on naming the other one.
+    pub fn follow_runbook(&self, version: Version) -> Result<()> {
+        let exported = [("IMAGE_TAG", version.name())];
+        self.compose(&["down"])?;
+        self.docker
+            .compose_with(&exported, &self.dir, &FILES, &["up", "-d"])
+            .map(drop)
+    }
+
     /// The container of a service: `app` or `cache`.
     pub fn facts(&self, service: &str) -> Result<ContainerFacts> {
         let id = self.compose(&["ps", "-q", service])?;

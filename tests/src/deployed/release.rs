@@ -1,11 +1,11 @@
-//! A release directory without a database, and the archives of releases that a build server would have left behind.
+//! A release directory, without a database unless one is named, and the archives of releases that a build server would have left behind.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Deployed, key};
+use super::{Deployed, HEALTHY_WITHIN, key};
 use crate::binaries::Binaries;
 use crate::control::{Control, Held};
 use crate::facts::sha256;
@@ -16,6 +16,10 @@ use crate::zekka::{AppHost, Version, write_secret};
 #[derive(Clone, Debug)]
 pub struct ReleaseApp {
     pub host: AppHost,
+    /// Further lines of its env file: DATABASE_URL.
+    pub more_env: String,
+    /// How long its agent shall wait for it.
+    pub healthy_within: &'static str,
     binaries: Binaries,
 }
 
@@ -29,6 +33,8 @@ impl ReleaseApp {
         });
         Ok(Self {
             host: app,
+            more_env: String::new(),
+            healthy_within: HEALTHY_WITHIN,
             binaries: control.binaries.clone(),
         })
     }
@@ -66,9 +72,14 @@ impl Deployed for ReleaseApp {
         self.host.port
     }
 
+    fn healthy_within(&self) -> &'static str {
+        self.healthy_within
+    }
+
     fn install(&self, version: Version) -> Result<()> {
         version.unpack(&self.binaries, &self.host.release_dir(version))?;
-        let env = format!("PORT={}\nGREETING={}\n", self.host.port, version.greeting());
+        let (port, greeting) = (self.host.port, version.greeting());
+        let env = format!("PORT={port}\nGREETING={greeting}\n{}", self.more_env);
         self.host.replace(version, || write_secret(&self.host.env_file(), &env))
     }
 

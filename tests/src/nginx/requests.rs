@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use super::Nginx;
 
 /// One line for each request; [`Nginx::requests`] reads it.
-pub(super) const LOG_FORMAT: &str = "log_format requests '$msec|$status|$upstream_addr';\n";
+pub(super) const LOG_FORMAT: &str = "log_format requests '$msec|$status|$upstream_addr|$uri|$pid';\n";
 
 /// A request that users sent through nginx.
 #[derive(Clone, Debug)]
@@ -17,6 +17,10 @@ pub struct Request {
     /// In the order in which they were asked: a second one means that the first one failed. None, when nginx answered by
     /// itself.
     pub servers: Vec<String>,
+    /// Users ask beneath `/api`, and the agent its marker.
+    pub path: String,
+    /// PID of nginx's worker. A reload gives it new ones.
+    pub worker: u32,
 }
 
 impl Request {
@@ -52,6 +56,8 @@ fn parse(line: &str) -> Option<Request> {
             .filter(|server| !matches!(*server, "" | "-" | ":"))
             .map(str::to_owned)
             .collect(),
+        path: fields.next()?.to_owned(),
+        worker: fields.next()?.parse().ok()?,
     })
 }
 
@@ -61,12 +67,19 @@ mod tests {
 
     #[test]
     fn every_server_that_was_asked_is_told() {
-        let read = |line| parse(line).map(|request| (request.ended.as_millisecond(), request.status, request.servers));
+        let read =
+            |line: &str| parse(line).map(|request| (request.ended.as_millisecond(), request.status, request.servers));
         let servers = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
         let (a, b) = ("127.0.0.1:3001", "127.0.0.1:3002");
-        assert_eq!(read(&format!("1763780000.012|200|{a}")), Some((1_763_780_000_012, 200, servers(&[a]))));
-        assert_eq!(read(&format!("1.000|200|{a}, {b}")), Some((1_000, 200, servers(&[a, b]))));
-        assert_eq!(read("1.000|503|-"), Some((1_000, 503, servers(&[]))));
-        assert_eq!(read("1.000"), None);
+        assert_eq!(
+            read(&format!("1763780000.012|200|{a}|/api|7")),
+            Some((1_763_780_000_012, 200, servers(&[a])))
+        );
+        assert_eq!(
+            read(&format!("1.000|200|{a}, {b}|/api|7")),
+            Some((1_000, 200, servers(&[a, b])))
+        );
+        assert_eq!(read("1.000|503|-|/|7"), Some((1_000, 503, servers(&[]))));
+        assert_eq!(read("1.000|200|-|/"), None);
     }
 }

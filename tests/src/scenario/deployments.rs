@@ -1,11 +1,16 @@
 //! Stories of every way in which an application is deployed. Each one brings the servers that it wants, and its hosts.
 
+mod artifact_systemd;
 mod compose;
 mod compose_rebuild;
 mod docker;
 mod env;
 mod git_pm2;
 mod import;
+mod mixed;
+mod nginx_drain;
+mod vs_runbook;
+mod zero_downtime;
 
 use anyhow::Result;
 use futures::FutureExt;
@@ -46,8 +51,33 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "import-zakops",
-        about: "zakops's fleet never recorded anything: v2.9.0 is found by git tag and image, the rest is left out",
+        about: "zakops's fleet never recorded anything: v2.9.0 is found by git tag and image, the database left out",
         tell: |o| import::zakops::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "nginx-drain",
+        about: "backends get no requests before they stop, and get them again; undone, the last one, agents killed: nobody fails",
+        tell: |o| nginx_drain::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "zero-downtime",
+        about: "200 requests per second during the whole rollback, of containers and of release directories: none fails",
+        tell: |o| zero_downtime::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "vs-runbook",
+        about: "the runbook's Docker method as it is written, and ours, on one fleet: how long nobody is served",
+        tell: |o| vs_runbook::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "artifact-systemd",
+        about: "v2.9.0 exists as an archive only: imported, then live under a real systemd, whose Restart=always never interferes",
+        tell: |o| artifact_systemd::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "mixed",
+        about: "container, Compose, git and pm2, archive and systemd, release directory, PostgreSQL and nginx in one rollback",
+        tell: |o| mixed::tell(o).boxed_local(),
     },
 ];
 

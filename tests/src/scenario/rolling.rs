@@ -86,7 +86,7 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
     })))
 }
 
-/// Apps go in batches of one and the rest, and nothing stands still for a database.
+/// Apps go in batches of one and the rest, each one out of nginx meanwhile, and nothing stands still for a database.
 fn expect_rolling(plan: &Value) -> Result<()> {
     let phases = plan["phases"].as_array().context("the plan has phases")?;
     let names: Vec<&str> = phases.iter().filter_map(|p| p["name"].as_str()).collect();
@@ -98,23 +98,28 @@ fn expect_rolling(plan: &Value) -> Result<()> {
         .iter()
         .find(|p| p["name"] == "app")
         .context("the plan has an app phase")?;
-    let hosts_of = |batch: &Value| {
+    let steps_of = |batch: &Value| {
         let steps = batch["lanes"].as_array().into_iter().flatten();
         let steps = steps.flat_map(|lane| lane.as_array().into_iter().flatten());
-        let mut hosts: Vec<String> = steps.filter_map(|s| s["host"].as_str()).map(str::to_owned).collect();
-        hosts.dedup();
-        hosts
+        let shown = |step: &Value| match step["backend"].as_str() {
+            Some(backend) => format!("{} {backend}", step["action"].as_str().unwrap_or_default()),
+            None => step["host"].as_str().unwrap_or_default().to_owned(),
+        };
+        let mut shown: Vec<String> = steps.map(shown).collect();
+        shown.dedup();
+        shown
     };
     let batches: Vec<Vec<String>> = app["batches"]
         .as_array()
         .context("the app phase has batches")?
         .iter()
-        .map(hosts_of)
+        .map(steps_of)
         .collect();
-    ensure!(
-        batches == [["proxy-1", "app-1", "proxy-1"], ["proxy-1", "app-2", "proxy-1"]],
-        "the batches of the app phase are {batches:?}"
-    );
+    let wanted = ["app-1", "app-2"].map(|host| {
+        let backend = format!("{host}/api");
+        vec![format!("drain {backend}"), host.to_owned(), format!("resume {backend}")]
+    });
+    ensure!(batches == wanted, "the batches of the app phase are {batches:?}");
     Ok(())
 }
 

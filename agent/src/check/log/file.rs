@@ -11,6 +11,8 @@
 //! | emptied, without a copy (an application that starts its log anew) | the file from its beginning |
 //! | renamed and compressed, or gone | not all of it can be read |
 //!
+//! A file that was empty has nothing before the offset to be known by: there, all that was rotated since is read.
+//!
 //! A file that was removed and whose inode was given to its successor cannot be told from one that was emptied.
 //!
 //! Links in the last place of the path are not followed: who may write the directory could have any file quoted.
@@ -90,6 +92,11 @@ impl Place {
         (metadata.dev(), metadata.ino()) == (self.device, self.inode)
     }
 
+    /// Nothing stood before the offset by which the content could be known again.
+    fn is_at_beginning(&self) -> bool {
+        self.offset == 0
+    }
+
     /// Does the file still hold what stood before the offset?
     fn still_in(&self, file: &mut File) -> std::io::Result<bool> {
         Ok(file.metadata()?.size() >= self.offset && tail_before(file, self.offset)? == self.tail)
@@ -127,8 +134,10 @@ fn parts(path: &Path, place: Option<&Place>, since: SystemTime) -> Result<Parts,
     let mut current = open(path)?.ok_or("it does not exist")?;
     let metadata = current.metadata().map_err(|e| e.to_string())?;
     let same = place.is_some_and(|p| p.is_of(&metadata));
+    let began_empty = same && place.is_some_and(Place::is_at_beginning);
     if let Some(place) = place
         && same
+        && !began_empty
         && place.still_in(&mut current).map_err(|e| e.to_string())?
     {
         return Ok(Parts {
@@ -139,8 +148,8 @@ fn parts(path: &Path, place: Option<&Place>, since: SystemTime) -> Result<Parts,
     }
     let mut files = Vec::new();
     let mut missing = None;
-    // Without a place, all that was written since is new, rotated or not.
-    let mut found = place.is_none();
+    // Without anything that was there before, all that was written since is new, rotated or not.
+    let mut found = place.is_none() || began_empty;
     for rotated in rotated_since(path, &metadata, place, since)? {
         if COMPRESSED.iter().any(|end| rotated.to_string_lossy().ends_with(end)) {
             missing = Some(format!("{} was compressed since the switch", rotated.display()));
@@ -151,6 +160,9 @@ fn parts(path: &Path, place: Option<&Place>, since: SystemTime) -> Result<Parts,
             continue;
         };
         let held = match place {
+            Some(place) if !found && place.is_at_beginning() => {
+                place.is_of(&file.metadata().map_err(|e| e.to_string())?)
+            }
             Some(place) if !found => place.still_in(&mut file).map_err(|e| e.to_string())?,
             Some(_) | None => false,
         };
@@ -170,6 +182,7 @@ fn parts(path: &Path, place: Option<&Place>, since: SystemTime) -> Result<Parts,
     }
     files.push((current, 0));
     let note = match (found, same) {
+        (true, _) if files.len() == 1 => "",
         (true, _) => "rotated since",
         // The same file without what it held: emptied. Who empties a log writes nothing that matters before.
         (false, true) => "emptied since",
@@ -187,7 +200,7 @@ fn parts(path: &Path, place: Option<&Place>, since: SystemTime) -> Result<Parts,
     })
 }
 
-/// Files beside the log that carry its name and more and were written since, or are the place's own, the oldest first.
+/// Files beside the log that are named as a rotated one and were written since, or are the place's own, the oldest first.
 fn rotated_since(
     path: &Path,
     current: &std::fs::Metadata,
@@ -198,17 +211,6 @@ fn rotated_since(
         return Ok(Vec::new());
     };
     let name = name.to_string_lossy();
-    // `app.log` becomes `app.log.1`, `app.log-20260101` or `app-20260101.log`.
-    let (stem, end) = name.rsplit_once('.').unwrap_or((&name, ""));
-    let belongs = |other: &str| {
-        let longer = other
-            .strip_prefix(&*name)
-            .is_some_and(|rest| rest.starts_with(['.', '-']));
-        let between = other.strip_prefix(stem).is_some_and(|rest| {
-            rest.starts_with(['.', '-']) && !end.is_empty() && rest.len() > end.len() + 2 && rest.ends_with(end)
-        });
-        longer || between
-    };
     let since = since.checked_sub(CLOCK_TICK).unwrap_or(since);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| e.to_string())?.flatten() {
@@ -217,15 +219,35 @@ fn rotated_since(
         };
         let is_current = (metadata.dev(), metadata.ino()) == (current.dev(), current.ino());
         let Ok(modified) = metadata.modified() else { continue };
-        if metadata.is_file() && !is_current && belongs(&other.to_string_lossy()) {
-            // Renaming changes no modification time: files that were only renamed once more have nothing new in them.
-            if modified >= since || place.is_some_and(|place| place.is_of(&metadata)) {
-                found.push((modified, entry.path()));
-            }
+        // Renaming changes no modification time: files that were only renamed once more have nothing new in them.
+        let new = modified >= since && is_rotated(&name, &other.to_string_lossy());
+        if metadata.is_file() && !is_current && (new || place.is_some_and(|place| place.is_of(&metadata))) {
+            found.push((modified, entry.path()));
         }
     }
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// `app.log` becomes `app.log.1`, `app.log-20260101.gz`, `app.log.old` or `app-2026-01-01.log`. The application's other
+/// logs are none of it: `app-error.log`, or `app-2.log` of its second process.
+fn is_rotated(name: &str, other: &str) -> bool {
+    let plain = COMPRESSED.iter().find_map(|end| other.strip_suffix(end));
+    let other = plain.unwrap_or(other);
+    let number = |text: &str, digits: usize| {
+        let rest = text.strip_prefix(['.', '-']).unwrap_or_default();
+        rest.chars().all(|c| c.is_ascii_digit() || "-_.:T".contains(c))
+            && rest.chars().filter(char::is_ascii_digit).count() >= digits
+    };
+    if let Some(more) = other.strip_prefix(name) {
+        return number(more, 1) || matches!(more, ".old" | ".bak");
+    }
+    let (stem, end) = name.rsplit_once('.').unwrap_or((name, ""));
+    let between = other
+        .strip_prefix(stem)
+        .and_then(|rest| rest.strip_suffix(end)?.strip_suffix('.'));
+    // Of a date.
+    between.is_some_and(|between| number(between, 6))
 }
 
 /// Reads to the end of what is there now. Returns how much may still be read of other files.

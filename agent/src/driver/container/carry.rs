@@ -178,6 +178,14 @@ fn link(text: &str) -> String {
     }
 }
 
+/// A path in a container, written as the engine writes it of a mount: without the slash at its end that was asked for.
+fn as_mounted(path: &str) -> String {
+    match path.trim_end_matches('/') {
+        "" => "/".to_owned(),
+        path => path.to_owned(),
+    }
+}
+
 /// Gives every volume that was asked for without a name the name that it has.
 fn name_volumes(live: &Seen, host: &mut HostConfig) {
     let mut covered: BTreeSet<String> = host
@@ -185,7 +193,7 @@ fn name_volumes(live: &Seen, host: &mut HostConfig) {
         .iter()
         .flatten()
         .filter(|bind| bind.contains(':'))
-        .filter_map(|bind| bind.split(':').nth(1).map(str::to_owned))
+        .filter_map(|bind| bind.split(':').nth(1).map(as_mounted))
         .collect();
     let mounted = live.0.mounts.as_deref().unwrap_or_default();
     let volume_at = |target: &str| {
@@ -194,7 +202,9 @@ fn name_volumes(live: &Seen, host: &mut HostConfig) {
             .find(|m| m.typ.as_deref() == Some(VOLUME) && m.destination.as_deref() == Some(target))
     };
     for mount in host.mounts.iter_mut().flatten() {
-        let Some(target) = mount.target.clone() else { continue };
+        let Some(target) = mount.target.as_deref().map(as_mounted) else {
+            continue;
+        };
         let nameless = mount.source.as_deref().unwrap_or_default().is_empty();
         if mount.typ == Some(MountType::VOLUME) && nameless {
             mount.source = volume_at(&target).and_then(|m| m.name.clone());

@@ -31,6 +31,9 @@ use crate::vault::Vault;
 /// How long a move waits for a daemon that went away in the middle of it.
 pub const ENGINE_ABSENCE: Duration = Duration::from_secs(20);
 
+/// What the engine gets to kill a container that does not stop by itself.
+const TO_KILL: Duration = Duration::from_secs(2);
+
 /// Between two looks at a state that is waited for.
 pub const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -120,13 +123,28 @@ impl Managed {
 
     /// The container that has the component's name.
     pub async fn live(&self) -> Result<Seen, Problem> {
-        self.look(&self.container).await?.ok_or_else(|| {
-            Problem::new(
-                Code::ContainerUnfit,
-                format!("there is no container named {}", self.container),
-            )
-            .remedy("start it by hand once; a rollback replaces a container, it does not invent one")
-        })
+        if let Some(live) = self.look(&self.container).await? {
+            return Ok(live);
+        }
+        let missing = format!("there is no container named {}", self.container);
+        let ours = self.ours_named(&[&self.staged_prefix(), &self.before_prefix()]).await?;
+        if ours.is_empty() {
+            return Err(Problem::new(Code::ContainerUnfit, missing)
+                .remedy("start it by hand once; a rollback replaces a container, it does not invent one"));
+        }
+        let mut others: Vec<String> = ours
+            .iter()
+            .map(|c| format!("{} (image {})", c.name(), c.image_name()))
+            .collect();
+        others.sort();
+        Err(Problem::new(
+            Code::ContainerUnfit,
+            format!("{missing}; of the component there are {}", others.join(", ")),
+        )
+        .remedy(format!(
+            "make no new one: resume the rollback or undo it, which gives one of these the name {} again",
+            self.container
+        )))
     }
 
     /// What a request gave that has a time limit of its own.
@@ -192,14 +210,16 @@ impl Managed {
         .await
     }
 
-    /// Ends well when it did not run. The engine kills what does not stop by itself.
-    pub async fn halt(&self, container: &Seen) -> Result<(), Undone> {
-        let seconds = i32::try_from(self.stop_timeout.as_secs()).unwrap_or(i32::MAX);
+    /// Ends well when it did not run. The engine kills what does not stop by itself: before the deadline in any case, for
+    /// it goes on with a stop that nobody waits for any more, and would kill what was started again in the meantime.
+    pub async fn halt(&self, container: &Seen, deadline: Instant) -> Result<(), Undone> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let patience = self.stop_timeout.min(left.saturating_sub(TO_KILL));
         let options = StopContainerOptions {
-            t: Some(seconds),
+            t: Some(i32::try_from(patience.as_secs()).unwrap_or(i32::MAX)),
             ..StopContainerOptions::default()
         };
-        let limit = self.stop_timeout + REQUEST_LIMIT;
+        let limit = patience + REQUEST_LIMIT;
         let what = format!("stop container {}", container.name());
         if container.paused() {
             let what = format!("unpause container {}", container.name());
@@ -403,7 +423,7 @@ impl Managed {
                 let done = match operation {
                     Operation::Policy(policy) => self.set_policy(container, policy.clone()).await,
                     Operation::Launch => self.launch(container).await,
-                    Operation::Halt => self.halt(container).await,
+                    Operation::Halt => self.halt(container, deadline).await,
                 };
                 match done {
                     Ok(()) => break,

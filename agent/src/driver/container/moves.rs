@@ -18,7 +18,7 @@ use std::time::Instant;
 use rollback_proto::problem::{Code, Problem};
 
 use super::managed::{ENGINE_ABSENCE, Managed, Names, Undone};
-use super::seen::Seen;
+use super::seen::{Seen, is_never};
 use crate::driver::{Done, Failure, Probe, Revision};
 use crate::step::StepContext;
 
@@ -258,11 +258,7 @@ impl Managed {
             Due::Nothing => return Ok(stand.live),
             Due::Stuck(problem) => return Err(Undone::Refused(problem)),
             Due::Aside(live, name) => {
-                self.note(|n| {
-                    n.aside.insert(live.id().to_owned());
-                })
-                .await
-                .map_err(Undone::Refused)?;
+                self.note_aside(live).await.map_err(Undone::Refused)?;
                 self.rename(live, name).await?;
             }
             Due::Enter(wanted) => self.rename(wanted, &self.container).await?,
@@ -304,7 +300,7 @@ impl Managed {
     }
 
     /// Containers of ours under temporary names, in no particular order.
-    async fn ours_named(&self, prefixes: &[&str]) -> Result<Vec<Seen>, Problem> {
+    pub async fn ours_named(&self, prefixes: &[&str]) -> Result<Vec<Seen>, Problem> {
         let notes = self.notes().await?;
         let mut found = Vec::new();
         for summary in self.list().await? {
@@ -340,7 +336,14 @@ impl Managed {
             self.clear(container).await?;
         }
         let here: BTreeSet<String> = self.list().await?.into_iter().filter_map(|c| c.id).collect();
-        self.note(|n| n.keep_only(&here)).await?;
+        self.note(|n| {
+            n.keep_only(&here);
+            if !is_never(&live.policy()) {
+                // The policy on the container is the one that counts.
+                n.policies.remove(live.id());
+            }
+        })
+        .await?;
         Ok(kept.map(|c| c.name().to_owned()))
     }
 

@@ -61,6 +61,19 @@ impl Managed {
             .map(Option::unwrap_or_default)
     }
 
+    /// Remembers that a container is set aside by this driver. One that it made says so by itself: no way back of such a
+    /// one needs the vault to be writable.
+    pub async fn note_aside(&self, container: &Seen) -> Result<(), Problem> {
+        if self.notes().await?.ours(container, &self.component) {
+            return Ok(());
+        }
+        self.note(|n| {
+            n.aside.insert(container.id().to_owned());
+        })
+        .await
+        .map(drop)
+    }
+
     /// Changes the notes; durable when it returns. One step of a component runs at a time, so nobody else does.
     pub async fn note(&self, change: impl FnOnce(&mut Notes)) -> Result<Notes, Problem> {
         let before = self.notes().await?;

@@ -19,12 +19,19 @@ use crate::step::StepContext;
 /// How long `verify` gives the health check: only a hiccup is waited out.
 const VERIFY_WITHIN: Duration = Duration::from_secs(5);
 
+/// A container that the engine had to restart so often since it was started does not start.
+const RESTARTS: i64 = 3;
+
 /// Kept of a start's time for stopping again what does not become healthy, besides the stop timeout.
 const TO_CLEAN_UP: Duration = Duration::from_secs(5);
 
 impl Managed {
     pub async fn stop(&self, step: &StepContext) -> Result<Done, Failure> {
         let live = step.operation("look", self.live()).await?;
+        if live.running() && live.image() != step.from.digest && live.image() != step.to.digest {
+            // Stopped, it would stay so: no move of this rollback starts what it does not know.
+            return Err(Failure::Failed(self.wrong(&live, step)));
+        }
         // The file still has the content with which the container was made: it changes while it is stopped.
         self.note_env_names(&live).await?;
         self.note_policy(&live).await?;
@@ -89,16 +96,20 @@ impl Managed {
         // The plan's word for it: nothing on this host needs to know the image by a name.
         let revision = step.to.clone();
         let policy = self.notes().await?.policy_of(&live);
-        let operations = [Operation::Policy(policy.clone()), Operation::Launch];
+        // Before it is changed, and needed when the start ends badly. After a stop it is noted already.
+        self.note(|n| {
+            n.policies.insert(live.id().to_owned(), policy.clone());
+        })
+        .await?;
+        let operations = [Operation::Policy(policy), Operation::Launch];
         let begun = step
             .operation("start_container", self.insist(&live, step.deadline, &operations))
             .await;
         let healthy = match begun {
             Ok(()) => {
-                let until = step
-                    .deadline
-                    .checked_sub(self.stop_timeout + TO_CLEAN_UP)
-                    .unwrap_or_else(Instant::now);
+                // A short step's time is shared between the two.
+                let left = step.time_left();
+                let until = Instant::now() + left.saturating_sub(self.stop_timeout + TO_CLEAN_UP).max(left / 2);
                 step.operation("health_check", self.wait_healthy(&live, &step.to.version, until))
                     .await
             }
@@ -108,18 +119,19 @@ impl Managed {
         match healthy {
             Ok(detail) => {
                 // From here on the policy on the container is the one that counts.
-                self.note(|n| {
-                    n.policies.remove(live.id());
-                })
-                .await?;
+                let noted = self
+                    .note(|n| {
+                        n.policies.remove(live.id());
+                    })
+                    .await;
+                if let Err(problem) = noted {
+                    // It runs and is healthy; `finish` drops the note.
+                    tracing::warn!(%problem, "the note of a restart policy was left behind");
+                }
                 Ok(Done::at(revision, detail))
             }
             Err(problem) => {
-                self.note(|n| {
-                    n.policies.insert(live.id().to_owned(), policy);
-                })
-                .await?;
-                step.operation("stop_container", self.halted(&live, step.deadline + TO_CLEAN_UP))
+                step.operation("stop_container", self.halted(&live, step.deadline))
                     .await?;
                 Err(Failure::Failed(Problem {
                     message: format!("{}; it was stopped again", problem.message),
@@ -194,10 +206,7 @@ impl Managed {
     async fn exchange(&self, live: &Seen, with: &Seen, aside: Option<&str>) -> Result<(), Failure> {
         match aside {
             Some(name) => {
-                self.note(|n| {
-                    n.aside.insert(live.id().to_owned());
-                })
-                .await?;
+                self.note_aside(live).await?;
                 self.rename(live, name).await?;
             }
             None => self.remove_if_ours(Some(live)).await?,
@@ -258,6 +267,10 @@ impl Managed {
                     let code = seen.state().and_then(|s| s.exit_code).unwrap_or_default();
                     return Err(self.unhealthy(container, &format!("it ended with status {code}")));
                 }
+                if seen.restarting() && seen.restarts() >= RESTARTS {
+                    let code = seen.state().and_then(|s| s.exit_code).unwrap_or_default();
+                    return Err(self.unhealthy(container, &format!("it ends with status {code} again and again")));
+                }
                 match (&last_start, seen.started_at()) {
                     (Some((start, _)), now) if start == now => {}
                     (_, now) => last_start = Some((now.to_owned(), Instant::now())),
@@ -269,7 +282,8 @@ impl Managed {
                         return Err(self.unhealthy(container, "its own health check says unhealthy"));
                     }
                     Some(HealthStatusEnum::STARTING | HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) => {}
-                    None if its_word && steady => {
+                    // While the engine waits before it starts it once more, nothing about it changes.
+                    None if its_word && steady && !seen.restarting() => {
                         return Ok(format!("{}, runs since {}", seen.short_id(), seen.started_at()));
                     }
                     None => {}
@@ -306,10 +320,8 @@ impl Managed {
             Some(HealthStatusEnum::HEALTHY) => (Health::Healthy, format!("{id}, its own check passes")),
             Some(HealthStatusEnum::STARTING) => (Health::Unhealthy, format!("{id}, its own check has not passed yet")),
             Some(_) => (Health::Unhealthy, format!("{id}, its own check does not pass")),
-            None => match live.state().and_then(|s| s.restarting) {
-                Some(true) => (Health::Unhealthy, format!("{id} ends and is restarted again and again")),
-                Some(false) | None => (Health::Healthy, format!("{id}, runs since {}", live.started_at())),
-            },
+            None if live.restarting() => (Health::Unhealthy, format!("{id} ends and is restarted again and again")),
+            None => (Health::Healthy, format!("{id}, runs since {}", live.started_at())),
         }
     }
 

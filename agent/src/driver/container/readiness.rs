@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use bollard::models::ContainerSummary;
 use rollback_proto::problem::{Code, Problem};
 
+use super::environment::Environment;
 use super::managed::Managed;
 use super::networks;
 use super::seen::Seen;
@@ -22,8 +23,9 @@ impl Managed {
         findings.extend(self.about_the_live_one(&live).await?);
         findings.extend(self.about_names(step).await?);
         findings.extend(self.about_neighbours(&live).await?);
-        if let Err(problem) = self.environment().await {
-            findings.push(Finding::blocker(problem));
+        match self.environment().await {
+            Ok(file) => findings.extend(self.about_environment(&live, file.as_ref())),
+            Err(problem) => findings.push(Finding::blocker(problem)),
         }
         Ok(findings)
     }
@@ -106,6 +108,28 @@ impl Managed {
         Ok(findings)
     }
 
+    /// Values that the live container does not have from the env file.
+    fn about_environment(&self, live: &Seen, file: Option<&Environment>) -> Option<Finding> {
+        let (file, path) = (file?, self.env_file.as_ref()?);
+        let names = file.names();
+        let other: Vec<&str> = names.difference(&file.names_shared_with(live)).map(String::as_str).collect();
+        if !live.running() || other.is_empty() {
+            return None;
+        }
+        let problem = Problem::new(
+            Code::ContainerUnfit,
+            format!(
+                "container {} runs with other values than {} gives for {}: the file was changed since it was started, or the values were given beside it",
+                self.container,
+                path.display(),
+                other.join(", ")
+            ),
+        );
+        Some(Finding::warning(problem.remedy(
+            "its successor gets the file's values; write what was given with -e into the file, or take env_file out of the component",
+        )))
+    }
+
     async fn about_names(&self, step: &StepContext) -> Result<Vec<Finding>, Problem> {
         let names = self.names(&step.rollback_id)?;
         let notes = self.notes().await?;
@@ -139,6 +163,18 @@ impl Managed {
         ];
         for other in self.list().await? {
             if other.id.as_deref() == Some(live.id()) {
+                findings.extend(linked_by(&other).map(|guest| {
+                    Finding::blocker(
+                        Problem::new(
+                            Code::ContainerUnfit,
+                            format!(
+                                "container {guest} has a link (--link) to {}, which would stay with the old container",
+                                self.container
+                            ),
+                        )
+                        .remedy("put both into a network of their own, where the name is enough, and make it anew without --link"),
+                    )
+                }));
                 continue;
             }
             let mode = other.host_config.as_ref().and_then(|h| h.network_mode.clone());
@@ -159,9 +195,9 @@ impl Managed {
                 .ports
                 .iter()
                 .flatten()
-                .filter_map(|p| p.public_port)
+                .filter_map(|p| Some((p.public_port?, p.typ?.to_string())))
                 .find(|port| ports.contains(port));
-            if let Some(port) = taken {
+            if let Some((port, _)) = taken {
                 findings.push(Finding::blocker(
                     Problem::new(
                         Code::ContainerUnfit,
@@ -187,16 +223,25 @@ fn name_of(container: &ContainerSummary) -> String {
     }
 }
 
-/// Ports of the host that the container asks for by number, where it asks for them on every address: on two addresses of
+/// Containers that are linked to this one: the engine lists it as `/GUEST/ALIAS`, too.
+fn linked_by(container: &ContainerSummary) -> impl Iterator<Item = &str> {
+    let names = container.names.iter().flatten();
+    names.filter_map(|name| name.trim_start_matches('/').split_once('/').map(|(guest, _)| guest))
+}
+
+/// Ports of the host, with their protocol, that the container asks for by number, where it asks for them on every address: on two addresses of
 /// one host, one port may be used twice.
-fn host_ports(container: &Seen) -> BTreeSet<u16> {
+fn host_ports(container: &Seen) -> BTreeSet<(u16, String)> {
     let bindings = container.host().and_then(|h| h.port_bindings.as_ref());
     bindings
         .into_iter()
         .flatten()
-        .flat_map(|(_, bindings)| bindings.iter().flatten())
-        .filter(|binding| matches!(binding.host_ip.as_deref(), None | Some("" | "0.0.0.0" | "::")))
-        .filter_map(|binding| binding.host_port.as_deref()?.parse().ok())
-        .filter(|port| *port != 0)
+        .flat_map(|(inner, bindings)| bindings.iter().flatten().map(move |binding| (inner, binding)))
+        .filter(|(_, binding)| matches!(binding.host_ip.as_deref(), None | Some("" | "0.0.0.0" | "::")))
+        .filter_map(|(inner, binding)| {
+            let port = binding.host_port.as_deref()?.parse().ok().filter(|port| *port != 0)?;
+            let protocol = inner.split_once('/').map_or("tcp", |(_, protocol)| protocol);
+            Some((port, protocol.to_owned()))
+        })
         .collect()
 }

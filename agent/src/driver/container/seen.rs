@@ -78,8 +78,17 @@ impl Seen {
 
     /// Alive, or being brought back to life by the engine.
     pub fn running(&self) -> bool {
-        let state = self.state();
-        state.and_then(|s| s.running) == Some(true) || state.and_then(|s| s.restarting) == Some(true)
+        self.state().and_then(|s| s.running) == Some(true) || self.restarting()
+    }
+
+    /// Dead, and about to be started once more by the engine.
+    pub fn restarting(&self) -> bool {
+        self.state().and_then(|s| s.restarting) == Some(true)
+    }
+
+    /// How often the engine did that since somebody started it.
+    pub fn restarts(&self) -> i64 {
+        self.0.restart_count.unwrap_or_default()
     }
 
     pub fn paused(&self) -> bool {

@@ -15,8 +15,9 @@ use super::GitDriver;
 use super::program::excerpt;
 use super::repository::Commit;
 use super::trees::{Note, Ready, State, Trees};
+use crate::check::redact;
 use crate::driver::Revision;
-use crate::driver::link::Current;
+use crate::driver::link::{Current, is_real_directory};
 use crate::files::{self, blocking, io_problem};
 use crate::program::ProgramError;
 use crate::step::StepContext;
@@ -141,8 +142,15 @@ fn set_mode(dir: &Path, mode: u32) -> Result<(), Problem> {
 /// Links `<root>/shared/<path>` into the worktree. Whatever the release has there stays, except for an empty directory.
 fn link_shared(root: &Path, dir: &Path, path: &str) -> Result<(), Problem> {
     let (target, at) = (root.join("shared").join(path), dir.join(path));
-    if let Some(parent) = at.parent() {
-        std::fs::create_dir_all(parent).map_err(|e| io_problem("create", parent, &e))?;
+    // One directory after the other: a link of the release may lead anywhere, and the agent may be root.
+    let above: Vec<&Path> = Path::new(path).ancestors().skip(1).collect();
+    for parent in above.into_iter().rev().map(|parent| dir.join(parent)) {
+        match std::fs::create_dir(&parent) {
+            Ok(()) => {}
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && is_real_directory(&parent)? => {}
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(in_the_way(path)),
+            Err(e) => return Err(io_problem("create", &parent, &e)),
+        }
     }
     if std::fs::symlink_metadata(&at).is_ok_and(|metadata| metadata.is_dir()) {
         for name in PLACEHOLDERS {
@@ -197,7 +205,13 @@ async fn install(driver: &GitDriver, dir: &Path, deadline: Instant) -> Result<()
     let status = output
         .code
         .map_or("a signal".to_owned(), |code| format!("status {code}"));
-    let what = format!("{name} in {} ended with {status}: {}", dir.display(), excerpt(&said));
+    // It may have printed what it was given, a token of a registry for one.
+    let given = driver.install_env.iter();
+    let said = redact::hide(
+        excerpt(&said),
+        given.map(|(name, value)| (name.as_str(), value.as_str())),
+    );
+    let what = format!("{name} in {} ended with {status}: {said}", dir.display());
     Err(Problem::new(Code::ProgramFailed, what)
         .remedy("run it by hand in a worktree of that release; the live release was not touched"))
 }

@@ -14,7 +14,7 @@ use super::NginxDriver;
 use super::apply::Served;
 use super::include::Include;
 use super::site::Seen;
-use super::upstream::Said;
+use super::upstream::{Said, Upstream};
 use crate::driver::{Action, Done, Failure, Probe, Revision};
 use crate::processes;
 use crate::step::StepContext;
@@ -23,15 +23,10 @@ use crate::step::StepContext;
 type Contents = Vec<Option<Vec<u8>>>;
 
 impl NginxDriver {
-    /// Those that can be drained: one that is alone in an upstream would leave nobody to serve there.
-    pub fn backends(&self) -> BTreeSet<String> {
-        let upstreams = &self.site.upstreams;
-        let members = upstreams.iter().flat_map(|upstream| &upstream.members);
-        members
-            .map(|member| &member.backend)
-            .filter(|backend| upstreams.iter().all(|u| !u.has(backend) || u.members.len() > 1))
-            .cloned()
-            .collect()
+    /// Of each upstream. Who is alone in one is told, too: whoever plans has to know all of each other's places.
+    pub fn backends(&self) -> BTreeSet<BTreeSet<String>> {
+        let members = |upstream: &Upstream| upstream.members.iter().map(|member| member.backend.clone()).collect();
+        self.site.upstreams.iter().map(members).collect()
     }
 
     /// `drain` and `resume`: the files stay what they are.

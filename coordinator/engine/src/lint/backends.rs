@@ -3,7 +3,7 @@
 //!
 //! Lanes of a batch run side by side, so the worst case counts: all that any lane of the batch takes down is down at once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::LintError;
 use crate::ids::Target;
@@ -61,7 +61,8 @@ fn check_lane(lane: &Lane, changes: &HashMap<&Target, &Change>, errors: &mut Vec
             }
             continue;
         };
-        let declared = changes.get(&step.target).is_some_and(|c| c.backends.contains(backend));
+        let upstreams = changes.get(&step.target).map(|c| &c.backends);
+        let declared = upstreams.into_iter().flatten().any(|upstream| upstream.contains(backend));
         if !declared || !changes.contains_key(backend) {
             errors.push(LintError::UnknownBackend {
                 step: step.id,
@@ -119,27 +120,29 @@ fn check_lane(lane: &Lane, changes: &HashMap<&Target, &Change>, errors: &mut Vec
     );
 }
 
-/// Of every proxy that loses a backend in this batch, one stays that the batch leaves alone and that is up.
+/// In every upstream of a proxy that loses a backend in this batch, one stays that the batch leaves alone and that is up.
 fn somebody_serves(
     batch: &Batch,
     changes: &HashMap<&Target, &Change>,
     down: &HashSet<&Target>,
     errors: &mut Vec<LintError>,
 ) {
-    let mut firsts: BTreeMap<&Target, &Step> = BTreeMap::new();
+    let mut firsts: BTreeMap<(&Target, &BTreeSet<Target>), &Step> = BTreeMap::new();
     let mut away: HashSet<&Target> = HashSet::new();
     for step in steps(batch).filter(|s| s.action.changes_service()) {
         match &step.backend {
             Some(backend) => {
-                firsts.entry(&step.target).or_insert(step);
+                let upstreams = changes.get(&step.target).map(|c| &c.backends);
+                for upstream in upstreams.into_iter().flatten().filter(|u| u.contains(backend)) {
+                    firsts.entry((&step.target, upstream)).or_insert(step);
+                }
                 away.insert(backend);
             }
             None => _ = away.insert(&step.target),
         }
     }
-    for (proxy, step) in firsts {
-        let backends = changes.get(proxy).map(|c| &c.backends).into_iter().flatten();
-        let mut staying = backends.filter(|b| !away.contains(b) && !down.contains(b));
+    for ((proxy, upstream), step) in firsts {
+        let mut staying = upstream.iter().filter(|b| !away.contains(b) && !down.contains(b));
         if staying.next().is_none() {
             errors.push(LintError::NobodyServes {
                 step: step.id,

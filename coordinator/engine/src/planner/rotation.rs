@@ -1,5 +1,5 @@
 //! Who serves while others restart: which applications of a batch are taken out of which proxies, and where a batch has
-//! to be cut so that no proxy loses its last backend.
+//! to be cut so that no upstream of a proxy loses its last backend.
 //!
 //! Only what keeps users served counts: a backend that is down takes nothing away when it restarts and is not drained.
 //! Where nobody would be left (a proxy of one host's own applications), nothing is drained: the gap is there anyway.
@@ -19,9 +19,10 @@ pub(super) struct HostLane<'a> {
     pub steps: Vec<Step>,
 }
 
+/// One upstream of a proxy.
 #[derive(Debug)]
-struct Proxy<'a> {
-    member: &'a Member<'a>,
+struct Upstream<'a> {
+    proxy: &'a Member<'a>,
     /// Backends that serve between two batches.
     up: usize,
     /// Of these, in the batch that is being put together.
@@ -42,9 +43,11 @@ pub(super) struct Spared<'a> {
 
 #[derive(Debug)]
 pub(super) struct Rotation<'a> {
-    proxies: Vec<Proxy<'a>>,
-    /// Backend → the proxies (indices) that it serves behind.
+    upstreams: Vec<Upstream<'a>>,
+    /// Backend → the upstreams (indices) that it serves in.
     of_backend: BTreeMap<&'a Target, Vec<usize>>,
+    /// Proxy → backends that the batch which is being put together takes from it.
+    taken: BTreeMap<&'a Target, BTreeSet<&'a Target>>,
 }
 
 impl<'a> Rotation<'a> {
@@ -55,38 +58,39 @@ impl<'a> Rotation<'a> {
             .map(|m| &m.change.target)
             .collect();
         let mut of_backend: BTreeMap<&Target, Vec<usize>> = BTreeMap::new();
-        let mut proxies = Vec::new();
-        for member in scope.of_role(Role::Proxy) {
-            let backends = &member.change.backends;
-            if backends.is_empty() {
-                continue;
-            }
+        let mut upstreams = Vec::new();
+        let proxies = scope.of_role(Role::Proxy);
+        for (proxy, backends) in proxies.flat_map(|m| m.change.backends.iter().map(move |b| (m, b))) {
             for backend in backends {
-                of_backend.entry(backend).or_default().push(proxies.len());
+                of_backend.entry(backend).or_default().push(upstreams.len());
             }
             let hosts: BTreeSet<&HostName> = backends.iter().map(|b| &b.host).collect();
-            proxies.push(Proxy {
-                member,
+            upstreams.push(Upstream {
+                proxy,
                 up: backends.iter().filter(|b| !down.contains(b)).count(),
                 taken: 0,
                 spread: hosts.len() > 1,
             });
         }
-        Self { proxies, of_backend }
+        Self {
+            upstreams,
+            of_backend,
+            taken: BTreeMap::new(),
+        }
     }
 
-    /// Takes out of `waiting` what can go side by side while every proxy keeps a backend that serves. Never nothing: when
+    /// Takes out of `waiting` what can go side by side while every upstream keeps a backend that serves. Never nothing: when
     /// each of them would take a last one, the first goes alone.
     pub fn next_batch(&mut self, waiting: &mut Vec<HostLane<'a>>) -> Vec<HostLane<'a>> {
         let mut batch = Vec::new();
         for lane in std::mem::take(waiting) {
             let takes = self.takes(lane.host);
-            let fits = takes.iter().all(|(proxy, n)| {
-                let proxy = &self.proxies[*proxy];
-                !proxy.spread || proxy.taken + n < proxy.up
+            let fits = takes.iter().all(|(upstream, n)| {
+                let upstream = &self.upstreams[*upstream];
+                !upstream.spread || upstream.taken + n < upstream.up
             });
             if fits {
-                self.take(&takes);
+                self.take(lane.host);
                 batch.push(lane);
             } else {
                 waiting.push(lane);
@@ -94,7 +98,7 @@ impl<'a> Rotation<'a> {
         }
         if batch.is_empty() && !waiting.is_empty() {
             let first = waiting.remove(0);
-            self.take(&self.takes(first.host));
+            self.take(first.host);
             batch.push(first);
         }
         batch
@@ -105,16 +109,18 @@ impl<'a> Rotation<'a> {
         let mut spared = Vec::new();
         for member in host.iter().filter(|m| takes_away(m)) {
             let backend = &member.change.target;
-            for proxy in self.behind(backend) {
-                let proxy = &self.proxies[proxy];
-                if proxy.taken < proxy.up {
-                    spared.push(Spared {
-                        proxy: proxy.member,
-                        backend,
-                        at_once: proxy.taken,
-                    });
-                }
+            let mut of_proxy: BTreeMap<&Target, (&'a Member<'a>, bool)> = BTreeMap::new();
+            for upstream in self.behind(backend) {
+                let Upstream { proxy, up, taken, .. } = &self.upstreams[upstream];
+                // Drained in all of its upstreams or in none.
+                of_proxy.entry(&proxy.change.target).or_insert((proxy, true)).1 &= taken < up;
             }
+            let drained = of_proxy.into_values().filter(|(_, somebody_stays)| *somebody_stays);
+            spared.extend(drained.map(|(proxy, _)| Spared {
+                proxy,
+                backend,
+                at_once: self.taken.get(&proxy.change.target).map_or(1, BTreeSet::len),
+            }));
         }
         spared
     }
@@ -122,12 +128,13 @@ impl<'a> Rotation<'a> {
     /// The batch is behind: what it took serves again, and what was down before serves as well. Where a runbook goes on
     /// after a failure, this is only hoped for; the proxies' agents refuse to drain the last backend that they know of.
     pub fn batch_done(&mut self, batch: &[HostLane<'a>]) {
-        for proxy in &mut self.proxies {
-            proxy.taken = 0;
+        for upstream in &mut self.upstreams {
+            upstream.taken = 0;
         }
+        self.taken.clear();
         for member in batch.iter().flat_map(|lane| lane.host).filter(|m| m.restored()) {
-            for proxy in self.behind(&member.change.target).collect::<Vec<_>>() {
-                self.proxies[proxy].up += 1;
+            for upstream in self.behind(&member.change.target).collect::<Vec<_>>() {
+                self.upstreams[upstream].up += 1;
             }
         }
     }
@@ -136,20 +143,24 @@ impl<'a> Rotation<'a> {
         self.of_backend.get(backend).into_iter().flatten().copied()
     }
 
-    /// How many serving backends of which proxies a host's lane takes away.
+    /// How many serving backends of which upstreams a host's lane takes away.
     fn takes(&self, host: &[Member<'_>]) -> BTreeMap<usize, usize> {
         let mut takes = BTreeMap::new();
         for member in host.iter().filter(|m| takes_away(m)) {
-            for proxy in self.behind(&member.change.target) {
-                *takes.entry(proxy).or_default() += 1;
+            for upstream in self.behind(&member.change.target) {
+                *takes.entry(upstream).or_default() += 1;
             }
         }
         takes
     }
 
-    fn take(&mut self, takes: &BTreeMap<usize, usize>) {
-        for (proxy, n) in takes {
-            self.proxies[*proxy].taken += n;
+    fn take(&mut self, host: &'a [Member<'a>]) {
+        for backend in host.iter().filter(|m| takes_away(m)).map(|m| &m.change.target) {
+            for upstream in self.behind(backend).collect::<Vec<_>>() {
+                let upstream = &mut self.upstreams[upstream];
+                upstream.taken += 1;
+                self.taken.entry(&upstream.proxy.change.target).or_default().insert(backend);
+            }
         }
     }
 }

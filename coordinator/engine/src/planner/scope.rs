@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use crate::ids::{ComponentName, HostName, Target};
 use crate::plan::{Change, Excused};
-use crate::release::{Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role, Serving};
+use crate::release::{Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role, Serving, Upstreams};
 use crate::runbook::{Runbook, Unreachable};
 
 use super::refusal::{PlanRefused, Refusal};
@@ -22,7 +22,7 @@ pub(super) struct Member<'a> {
     config_changes: bool,
     capabilities: &'a BTreeSet<Action>,
     reads: &'a BTreeSet<ComponentName>,
-    backends: &'a BTreeSet<Target>,
+    backends: &'a Upstreams,
 }
 
 impl Member<'_> {
@@ -215,7 +215,9 @@ fn count_backends(members: &mut [Member<'_>], observed: &ObservedFleet) {
     };
     let proxies = members.iter_mut().filter(|m| m.role() == Role::Proxy);
     for proxy in proxies.filter(|m| m.can_pause() && !m.restored()) {
-        proxy.change.backends = proxy.backends.iter().filter(|b| serves(b)).cloned().collect();
+        let serving = |upstream: &BTreeSet<Target>| upstream.iter().filter(|b| serves(b)).cloned().collect();
+        let upstreams = proxy.backends.iter().map(serving);
+        proxy.change.backends = upstreams.filter(|upstream: &BTreeSet<Target>| !upstream.is_empty()).collect();
     }
 }
 

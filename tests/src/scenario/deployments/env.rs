@@ -70,7 +70,10 @@ async fn story(control: &mut Control, collector: &Collector, options: Options) -
 
     // It ends with 2: there is something to do.
     for format in ["table", "json"] {
-        let plan = control.ctl.run(&["fleet", "plan", "--to", "v2.9.0", "-o", format]).await?;
+        let plan = control
+            .ctl
+            .run(&["fleet", "plan", "--to", "v2.9.0", "-o", format])
+            .await?;
         said.push(plan.expect_code(2)?);
     }
     expect_names_only(&said[said.len() - 1])?;
@@ -81,7 +84,9 @@ async fn story(control: &mut Control, collector: &Collector, options: Options) -
     hosts.expect_effective(Version::V2_9_0, &secrets)?;
     hosts.expect_staged_first(begun)?;
 
-    let id = result["rollback_id"].as_str().context("the answer names the rollback")?;
+    let id = result["rollback_id"]
+        .as_str()
+        .context("the answer names the rollback")?;
     for args in [
         &["rollback", "show", id][..],
         &["release", "show", "v2.9.1", "-o", "json"],
@@ -102,7 +107,10 @@ async fn story(control: &mut Control, collector: &Collector, options: Options) -
         texts.insert(format!("rollback-agent observe on {host}"), run(&mut observe)?);
     }
     for span in collector.spans() {
-        texts.entry("spans".to_owned()).or_default().push_str(&format!("{span:?}\n"));
+        texts
+            .entry("spans".to_owned())
+            .or_default()
+            .push_str(&format!("{span:?}\n"));
     }
     let files = secrets.expect_nowhere(control, &hosts, &texts)?;
     Ok(found(json!({
@@ -123,10 +131,7 @@ fn expect_names_only(plan: &Answer) -> Result<()> {
         .filter(|c| c["from"] != c["to"])
         .map(|c| format!("{}/{}", text(&c["host"]), text(&c["component"])))
         .collect();
-    ensure!(
-        what == ["app-1/env", "app-2/env"],
-        "the plan changes {what:?}: {plan}"
-    );
+    ensure!(what == ["app-1/env", "app-2/env"], "the plan changes {what:?}: {plan}");
     let named = |name: &str| plan.stdout.contains(name);
     ensure!(
         ["GREETING", "SESSION_SECRET", ADDED].into_iter().all(named),
@@ -166,7 +171,9 @@ impl Secrets {
     /// The env file of a version; `own` are further lines.
     fn file(&self, version: Version, own: &str) -> String {
         let variables = self.expected(version);
-        let lines = variables.iter().filter_map(|(name, value)| Some(format!("{name}={}\n", (*value)?)));
+        let lines = variables
+            .iter()
+            .filter_map(|(name, value)| Some(format!("{name}={}\n", (*value)?)));
         format!("# zekka {}\n{own}{}", version.name(), lines.collect::<String>())
     }
 
@@ -201,7 +208,12 @@ impl Secrets {
         }
         // Where they must be they are found: the search can find them. Two live files, and both versions in two vaults.
         ensure!(own >= 2 + 4, "the secrets are in {own} of the hosts' own files alone");
-        for expected in ["coordinator/state/", "log/coordinator.log", "log/agent-app-1.log", "hosts/app-2/agent/state/"] {
+        for expected in [
+            "coordinator/state/",
+            "log/coordinator.log",
+            "log/agent-app-1.log",
+            "hosts/app-2/agent/state/",
+        ] {
             ensure!(
                 searched.iter().any(|name| name.starts_with(expected)),
                 "nothing of {expected} was searched: {searched:?}"
@@ -246,10 +258,12 @@ impl Hosts {
             (self.file.clone(), secrets.file(version, "")),
         ];
         for (path, content) in contents {
-            let (path, found) = (path.display(), std::fs::read(&path).with_context(|| format!("read {}", path.display()))?);
-            ensure!(found == content.as_bytes(), "{path} is not that of {}", version.name());
-            let mode = std::fs::metadata(path.to_string()).context("look at the file")?.permissions().mode();
-            ensure!(mode & 0o777 == 0o600, "{path} has mode {mode:o}");
+            let shown = path.display();
+            let found = std::fs::read(&path).with_context(|| format!("read {shown}"))?;
+            ensure!(found == content.as_bytes(), "{shown} is not that of {}", version.name());
+            let metadata = std::fs::metadata(&path).with_context(|| format!("look at {shown}"))?;
+            let mode = metadata.permissions().mode() & 0o777;
+            ensure!(mode == 0o600, "{shown} has mode {mode:o}");
         }
         let pid = host.pid().context("the application of app-1 runs")?;
         let container = self.boxed.facts()?;
@@ -286,7 +300,9 @@ impl Hosts {
     /// The new content was written while the application still ran: a rename keeps the time of the file's content.
     fn expect_staged_first(&self, begun: Timestamp) -> Result<()> {
         let host = &self.direct.host;
-        let written = std::fs::metadata(host.env_file()).and_then(|m| m.modified()).context("look at the env file")?;
+        let written = std::fs::metadata(host.env_file())
+            .and_then(|m| m.modified())
+            .context("look at the env file")?;
         let written = Timestamp::try_from(written).context("the time of the env file")?;
         let effects = host.timed_effects()?;
         let of_rollback: Vec<_> = effects.iter().filter(|(at, _, _)| *at >= begun).collect();

@@ -190,7 +190,11 @@ impl Host {
             files: LeftBehind::read(&dir)?,
             dir,
         };
-        let expected = [format!(" M {EDITED}"), "!! config/".to_owned(), "!! node_modules/".to_owned()];
+        let expected = [
+            format!(" M {EDITED}"),
+            "!! config/".to_owned(),
+            "!! node_modules/".to_owned(),
+        ];
         ensure!(left.status == expected, "git sees {:?}, not {expected:?}", left.status);
         Ok(left)
     }
@@ -234,7 +238,12 @@ impl Host {
             process.pid
         );
         let health = curl(&self.url("/api/health"))?;
-        ensure!(health.status == 200, "health answers {}: {}", health.status, health.body);
+        ensure!(
+            health.status == 200,
+            "health answers {}: {}",
+            health.status,
+            health.body
+        );
         let (live, tagged) = (self.app.live_commit()?, self.app.repository.resolve(version.name())?);
         ensure!(live == tagged, "{live} is checked out, and the tag is {tagged}");
         let modules = dir.join("node_modules");

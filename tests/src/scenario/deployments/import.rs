@@ -39,7 +39,10 @@ async fn expect_refused(control: &Control, args: &[&str], missing: &[Missing<'_>
         );
         // What to type if it shall be left out.
         let exception = format!("--without {target}");
-        ensure!(answer.text().contains(&exception), "no {exception} is offered: {answer}");
+        ensure!(
+            answer.text().contains(&exception),
+            "no {exception} is offered: {answer}"
+        );
     }
 
     let answer = control.ctl.run(&[&command[..], &["-o", "json"]].concat()).await?;

@@ -130,6 +130,8 @@ fn tape(path: &Path, stream: impl Read, meter: &Rc<Meter>, visit: &mut Visit<'_>
             }
         };
         visit(Item { name, mode, kind })?;
+        // What was not wanted is content all the same. Left unread, it would count as headers of the next entry.
+        io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
     }
     // The decompressor checks its own sum only at its end, and what stands behind the end of the archive is not ours to
     // pass over in silence.

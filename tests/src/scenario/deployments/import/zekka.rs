@@ -99,11 +99,7 @@ impl Fleet {
     }
 
     fn apps(&self) -> [(&str, &dyn Deployed); 3] {
-        [
-            ("app-1", &self.compose),
-            ("app-2", &self.git),
-            ("app-3", &self.release),
-        ]
+        [("app-1", &self.compose), ("app-2", &self.git), ("app-3", &self.release)]
     }
 
     /// What shows when something was started anew.
@@ -135,7 +131,11 @@ async fn story(control: &mut Control, options: Options) -> Result<Found> {
     for (here, there) in &elsewhere {
         std::fs::rename(here, there).with_context(|| format!("hide {}", here.display()))?;
     }
-    let backups = backup.parent().context("a backup is in a directory")?.display().to_string();
+    let backups = backup
+        .parent()
+        .context("a backup is in a directory")?
+        .display()
+        .to_string();
     let site_place = site_backup.display().to_string();
     let missing = [
         ("app-3/api", backups.as_str()),
@@ -203,7 +203,12 @@ fn expect_git(git: &GitApp) -> Result<()> {
     ensure!(process.status == "online", "{process:?}");
     let cwd = std::fs::read_link(format!("/proc/{}/cwd", process.pid)).context("read the process's directory")?;
     let current = std::fs::canonicalize(git.current()).context("follow the link")?;
-    ensure!(cwd == current, "it runs in {}, not {}", cwd.display(), current.display());
+    ensure!(
+        cwd == current,
+        "it runs in {}, not {}",
+        cwd.display(),
+        current.display()
+    );
     expect_greeting(process.pid)?;
     same(&git.env_file(), &beside(&git.env_file()))
 }
