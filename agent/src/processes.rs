@@ -5,7 +5,9 @@
 //! whose first process does not reap, it stays for ever.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -116,6 +118,15 @@ pub fn environment(pid: i32) -> Option<BTreeMap<Vec<u8>, Vec<u8>>> {
         Some((entry[..at].to_vec(), entry[at + 1..].to_vec()))
     };
     Some(raw.split(|b| *b == 0).filter_map(pair).collect())
+}
+
+/// Everybody who was started with this variable, or by somebody who was.
+pub fn started_with(name: &str, value: &OsStr) -> Vec<Identity> {
+    let has = |process: &Identity| {
+        let environment = environment(process.pid);
+        environment.is_some_and(|all| all.get(name.as_bytes()).is_some_and(|found| found == value.as_bytes()))
+    };
+    living(has)
 }
 
 /// The living process that a PID file names. `None` when the file is absent or stale: nobody has the PID, or somebody

@@ -203,6 +203,27 @@ async fn env_files_are_found_beside_the_live_one() {
     for end in [".v2.9.0", "-v2.9.0", ".backup"] {
         assert!(problem.message.contains(&format!(".env.production{end}")), "{problem}");
     }
+    // A file that names no release gives its name to none: the next release may find the same one.
+    write(&beside(".backup"), "PASSWORD=correct-horse\n");
+    for release in ["v2.8.0", "v2.9.0"] {
+        assert_eq!(driver.resolve(release).await.expect("found").revision.version, release);
+    }
+    let live = driver.observe().await.expect("observe").revision;
+    assert!(!live.version.starts_with('v'), "{}", live.version);
+    // It has one once it went live as that release.
+    write(&path, "PASSWORD=of-the-bad-release\n");
+    let bad = driver.retain("v3.0.0").await.expect("retain").revision;
+    let good = driver.resolve("v2.9.0").await.expect("found").revision;
+    let switch = host.step(Action::Switch, &bad, &good);
+    let seen = driver
+        .switch(&switch)
+        .await
+        .expect("switch")
+        .observed
+        .expect("observed");
+    assert_eq!(seen.version, "v2.9.0");
+    assert_eq!(driver.observe().await.expect("observe").revision.version, "v2.9.0");
+
     // The worst first: each better one is preferred to it.
     let mut said = String::new();
     for (end, password) in [

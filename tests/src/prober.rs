@@ -158,6 +158,10 @@ async fn probe(
     samples
 }
 
+/// While nginx exchanges its workers, old ones may still give the maintenance answer for a moment when the first new one
+/// serves already.
+pub const EXCHANGE: Duration = Duration::from_millis(300);
+
 /// All requests of one prober.
 #[derive(Clone, Debug)]
 pub struct Samples(Vec<Sample>);
@@ -167,9 +171,9 @@ pub struct Samples(Vec<Sample>);
 pub struct Downtime {
     /// The longest time with no successful answer: from one success's answer to the next.
     pub longest: Duration,
-    /// Requests that failed inside of it.
+    /// Requests that failed inside of it, or within [`EXCHANGE`] after it.
     pub failed_inside: usize,
-    /// Requests that failed after it.
+    /// Requests that failed later.
     pub failed_after: usize,
     /// Requests in all.
     pub requests: usize,
@@ -232,10 +236,11 @@ impl Samples {
         successes.sort();
         let gap = successes.windows(2).max_by_key(|w| w[1] - w[0])?;
         let failures = || self.0.iter().filter(|s| !s.is_success());
+        let over = gap[1] + EXCHANGE;
         Some(Downtime {
             longest: gap[1] - gap[0],
-            failed_inside: failures().filter(|s| s.ended >= gap[0] && s.ended <= gap[1]).count(),
-            failed_after: failures().filter(|s| s.ended > gap[1]).count(),
+            failed_inside: failures().filter(|s| s.ended >= gap[0] && s.ended <= over).count(),
+            failed_after: failures().filter(|s| s.ended > over).count(),
             requests: self.0.len(),
         })
     }
@@ -268,12 +273,16 @@ mod tests {
     #[test]
     fn the_longest_gap_counts_and_what_failed_later_is_told_apart() {
         let (ok, down) = (Some(200), Some(503));
-        let found = samples(&[ok, Some(500), ok, down, None, down, ok, ok, down, ok]).downtime();
+        let mut statuses = vec![ok, Some(500), ok, down, None, down, ok, ok, down];
+        // Until old workers have long ended.
+        statuses.extend([ok; 15]);
+        statuses.extend([down, ok]);
+        let found = samples(&statuses).downtime();
         let expected = Downtime {
             longest: EVERY * 4,
-            failed_inside: 3,
+            failed_inside: 4,
             failed_after: 1,
-            requests: 10,
+            requests: statuses.len(),
         };
         assert_eq!(found, Some(expected));
     }

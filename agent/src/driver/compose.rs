@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `retain` | notes the images that the services run, by id, and gives them a name of ours so that pruning spares them |
 //! | `stage` | makes the wanted images present under their names; with `rebuild`, builds those that are gone |
-//! | `stop` | `compose stop` of the services |
+//! | `stop` | `compose stop` of the services, so that a restarted engine does not start them |
 //! | `switch` | changes the variable in `.env`, and never touches a container |
 //! | `start` | `compose up -d --no-deps` of the services; ends when the engine and the health check agree |
 //! | undo | the same moves, the other way |
@@ -32,6 +32,7 @@ pub mod listing;
 mod moves;
 pub mod pin;
 mod readiness;
+mod resting;
 mod running;
 mod seen;
 mod source;
@@ -94,6 +95,9 @@ pub struct ComposeConfig {
     #[serde(default)]
     pub env_files: Vec<PathBuf>,
     pub health: Option<HealthCheck>,
+    /// Without it, a container that has no HEALTHCHECK of its own is well when it has run for so long.
+    #[serde(default = "default_steady", deserialize_with = "crate::duration::deserialize")]
+    pub steady: Duration,
     /// How long a container may take to stop. Default: Compose's own.
     #[serde(default, deserialize_with = "optional_duration")]
     pub stop_timeout: Option<Duration>,
@@ -113,6 +117,10 @@ pub struct RebuildConfig {
 
 fn release_itself() -> String {
     "{release}".into()
+}
+
+fn default_steady() -> Duration {
+    Duration::from_secs(3)
 }
 
 fn optional_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
@@ -140,6 +148,7 @@ pub struct ComposeDriver {
     /// Absolute.
     env_files: Vec<PathBuf>,
     health: Option<HealthCheck>,
+    steady: Duration,
 }
 
 impl ComposeDriver {
@@ -203,6 +212,7 @@ impl ComposeDriver {
             reads: config.reads,
             env_files: config.env_files.iter().map(|file| dir.join(file)).collect(),
             health: config.health,
+            steady: config.steady,
         })
     }
 }

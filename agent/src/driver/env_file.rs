@@ -179,7 +179,12 @@ impl EnvFileDriver {
         }
         for (path, named) in &places {
             let Some(found) = files::read(path)? else { continue };
-            let revision = self.keep(&found.content, Some(release))?;
+            // A guess gives no lasting name: the next release that is looked for may find the same file.
+            let kept = self.keep(&found.content, named.then_some(release))?;
+            let revision = Revision {
+                version: release.to_owned(),
+                ..kept
+            };
             let mut summary = format!("vault, {} bytes from {}", found.content.len(), path.display());
             if !named {
                 summary = format!("{summary}, which names no release: it is taken for {release}'s");
@@ -325,7 +330,9 @@ impl EnvFileDriver {
                 format!("{} was changed by somebody else during the switch", self.path.display()),
             ));
         }
-        Ok(revision)
+        // What has no name yet gets one when it becomes live as a release.
+        let name = (step.to.version != short(&revision.digest)).then_some(step.to.version.as_str());
+        self.keep(&seen.content, name)
     }
 
     async fn run<T: Send + 'static>(

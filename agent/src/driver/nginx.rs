@@ -47,6 +47,7 @@ use self::include::{Include, Template};
 use self::master::Master;
 use self::rehearse::Tester;
 use self::site::{Files, Seen, Site};
+use super::env_file::short;
 use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Health, Observation, Probe, Retained, Revision, Role};
 use crate::check::http::{client, plain_url};
 use crate::files::{blocking, stays_beneath};
@@ -326,6 +327,14 @@ impl Driver for NginxDriver {
                 "the managed files were changed by somebody else during the switch",
             )));
         }
+        // What has no name yet gets one when it becomes live as a release.
+        let name = step.to.clone();
+        let seen = self
+            .on_disk(move |site| {
+                let name = (name.version != short(&name.digest)).then_some(name.version);
+                site.keep(&site.live()?, name.as_deref())
+            })
+            .await?;
         let summary = format!("new workers serve {}", seen.version);
         Ok(Done::at(seen, summary))
     }

@@ -37,7 +37,7 @@ async fn a_stopped_always_container_does_not_come_back_with_the_daemon() {
     };
     by_hand(&["up", "-d"]);
     let config = format!(
-        "project_dir = '{}'\nservices = ['app', 'worker']\nvariable = 'IMAGE_TAG'\nsocket = '{}'",
+        "project_dir = '{}'\nservices = ['app', 'worker']\nvariable = 'IMAGE_TAG'\nsteady = '200ms'\nsocket = '{}'",
         dir.display(),
         daemon.socket().display()
     );

@@ -1,13 +1,19 @@
 //! Worktrees: made beside the live one, used again, and never at the cost of somebody's work.
 
 use std::os::unix::fs::symlink;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rollback_agent::driver::git::GitDriver;
 use rollback_agent::driver::{Action, Driver, Probe, Severity};
+use rollback_agent::processes;
+use rollback_agent::step::{NoProgress, StepContext};
+use rollback_agent::vault::Vault;
 use rollback_proto::problem::Code;
 
 use crate::fixture::{driver, fleet, fleet_with, git};
-use crate::host::{failed, names, read, script, write};
+use crate::host::{eventually, failed, names, read, revision, script, write};
 
 #[tokio::test]
 async fn stages_switches_undoes_and_every_move_may_be_repeated() {
@@ -365,4 +371,78 @@ async fn shared_paths_are_links_and_take_nothing_from_the_release() {
     let problem = failed(strict.stage(&f.step(Action::Stage)).await);
     assert_eq!(problem.code, Code::BadLayout);
     assert_eq!(names(&f.root.join("releases")), ["v3.0.0"]);
+}
+
+/// The first one waits until it is told to go on, and says where it was at work then.
+const SLOW_INSTALL: &str = r#"install = ['sh', '-c', '''
+d=$PWD
+echo $$ >> ../../begun
+[ $(wc -l < ../../begun) -gt 1 ] || { until [ -e "$d/../../go" ]; do sleep 0.02; done; mkdir -p "$d"; echo late > "$d/late"; }
+''']"#;
+
+/// Not a test: the agent that the next one kills.
+#[tokio::test]
+#[ignore = "is run, and killed, by another test"]
+async fn agent_that_stages() {
+    let given = |name: &str| std::env::var(name).expect("set by the test that runs this one");
+    let dir = std::path::PathBuf::from(given("STAGE_IN"));
+    let vault = Arc::new(Vault::open(dir.join("vault")).expect("vault"));
+    let text = format!(
+        "root = '{0}/app'\nrepository = '{0}/app/repo'\n{SLOW_INSTALL}",
+        dir.display()
+    );
+    let config = toml::from_str(&text).expect("config");
+    let driver = GitDriver::new("part", config, Arc::clone(&vault)).expect("driver");
+    let (from, to) = (
+        revision("v3.0.0", &given("STAGE_FROM")),
+        revision("v2.9.0", &given("STAGE_TO")),
+    );
+    let (limit, progress) = (Duration::from_secs(60), Arc::new(NoProgress));
+    let step = StepContext::new(
+        "rb-1".into(),
+        "part".into(),
+        Action::Stage,
+        from,
+        to,
+        limit,
+        vault,
+        progress,
+    );
+    driver.stage(&step).await.expect("stage");
+}
+
+/// `kill -9` of an agent leaves the install program at work.
+#[tokio::test]
+async fn trap_an_install_program_that_outlives_the_agent() {
+    let f = fleet_with(SLOW_INSTALL, |_| {}).await;
+    let mut agent = Command::new(std::env::current_exe().expect("this program"))
+        .args(["trees::agent_that_stages", "--exact", "--ignored"])
+        .env("STAGE_IN", f.host.path())
+        .env("STAGE_FROM", &f.new.digest)
+        .env("STAGE_TO", &f.old.digest)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start");
+    let begun = f.root.join("begun");
+    eventually("the install program begins", || {
+        std::fs::read_to_string(&begun).is_ok_and(|text| text.ends_with('\n'))
+    })
+    .await;
+    let install = processes::identity(read(&begun).trim().parse().expect("a number")).expect("it waits");
+    agent.kill().expect("kill -9");
+    agent.wait().expect("wait");
+    assert!(processes::alive(install), "or there is nothing to guard against");
+    f.driver
+        .stage(&f.step(Action::Stage))
+        .await
+        .expect("the next agent stages again");
+    write(&f.root.join("go"), "");
+    eventually("the first install program is over", || !processes::alive(install)).await;
+    let tree = f.release("v2.9.0");
+    assert!(
+        !names(&tree).contains(&"late".to_owned()),
+        "it wrote into a complete release"
+    );
+    assert_eq!(read(&begun).lines().count(), 2);
 }

@@ -168,6 +168,7 @@ fn finding(wanted: &Wanted, found: Option<&Result<ReleaseEntry, Problem>>) -> v1
         host: wanted.target.host.0.clone(),
         component: wanted.target.component.0.clone(),
         kind: wanted.component.kind.clone(),
+        role: convert::role_to_wire(wanted.component.role).into(),
         ..v1::ImportFinding::default()
     };
     match found {

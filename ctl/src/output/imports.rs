@@ -1,6 +1,6 @@
 //! What was found for a release that nobody recorded, component by component.
 
-use rollback_proto::v1::ImportFinding;
+use rollback_proto::v1::{ImportFinding, Role};
 
 use super::paint::{Paint, Tone};
 use super::problem::brief;
@@ -38,18 +38,23 @@ pub fn table(findings: &[ImportFinding], paint: Paint) -> String {
     table.render(0)
 }
 
-/// The command that imports for good, without what is missing in `findings`.
+/// The command that imports for good, without what is missing in `findings`. A proxy is kept as it is: one that is left
+/// out would not take its backends out while they restart.
 pub fn command(args: &ImportArgs, findings: &[ImportFinding]) -> String {
     let mut command = format!("rollbackctl release import {}", args.name);
     for name in &args.as_is {
         command.push_str(&format!(" --as-is {}", clean(name)));
     }
-    let missing = findings.iter().filter(|f| f.problem.is_some());
-    let missing = missing.map(|f| target(&f.host, &f.component));
-    // What could not be kept as it is would be asked for twice.
-    let missing = missing.filter(|name| !args.as_is.contains(name));
-    for name in args.without.iter().map(|name| clean(name)).chain(missing) {
-        command.push_str(&format!(" --without {name}"));
+    for name in &args.without {
+        command.push_str(&format!(" --without {}", clean(name)));
+    }
+    for f in findings.iter().filter(|f| f.problem.is_some()) {
+        let name = target(&f.host, &f.component);
+        // What could not be kept as it is would be asked for twice.
+        if !args.as_is.contains(&name) {
+            let decision = if f.role() == Role::Proxy { "--as-is" } else { "--without" };
+            command.push_str(&format!(" {decision} {name}"));
+        }
     }
     command
 }
@@ -72,6 +77,7 @@ mod tests {
                 digest: digest.to_owned(),
             }),
             summary: summary.to_owned(),
+            role: Role::App.into(),
             problem: None,
         }
     }
@@ -93,7 +99,7 @@ mod tests {
                 "image zekka/api:v2.9.0",
             ),
             ImportFinding {
-                problem: Some(not_found),
+                problem: Some(not_found.clone()),
                 ..finding("app-2", "api", "release-dir", "", "")
             },
             finding(
@@ -104,6 +110,11 @@ mod tests {
                 "as it is: 14 migrations",
             ),
             finding("proxy-1", "site", "nginx", "", "left out, as asked"),
+            ImportFinding {
+                role: Role::Proxy.into(),
+                problem: Some(not_found),
+                ..finding("proxy-2", "site", "nginx", "", "")
+            },
         ];
         let args = ImportArgs {
             name: "v2.9.0".to_owned(),

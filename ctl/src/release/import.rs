@@ -29,14 +29,16 @@ use crate::session::Session;
 /// and the table says where was looked. Then put it there, or decide:
 ///   --as-is HOST/COMPONENT     what runs now belongs to the release as well (a
 ///                              database whose schema did not change)
-///   --without HOST/COMPONENT   it is no part of it: a rollback leaves it alone
+///   --without HOST/COMPONENT   it is no part of it: a rollback leaves it alone. A
+///                              proxy that is left out does not take its backends
+///                              out while they restart: prefer --as-is for it
 ///
 /// An imported release is not `stable`: name it, `--to previous` does not choose it
 /// before a rollback to it was verified.
 ///
 /// Examples:
 ///   rollbackctl release import v2.9.0 --dry-run
-///   rollbackctl release import v2.9.0 --as-is db-1/db --without proxy-1/site
+///   rollbackctl release import v2.9.0 --as-is db-1/db --as-is proxy-1/site
 ///   rollbackctl fleet plan --to v2.9.0
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]

@@ -20,6 +20,10 @@ use crate::step::StepContext;
 const HEALTHY_WITHIN: Duration = Duration::from_secs(60);
 /// How long `verify` gives the health check: the services run since `start`, only a hiccup is waited out.
 const VERIFY_WITHIN: Duration = Duration::from_secs(5);
+/// How long Compose lets containers take to stop when nobody says so.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
+/// Kept of a start's time for stopping again what does not become healthy, besides what containers may take.
+const TO_CLEAN_UP: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A container that the engine had to restart so often since it was made does not start.
 const RESTARTS: i64 = 3;
@@ -67,7 +71,8 @@ impl ComposeDriver {
     /// Does every service run so many containers, all of the planned image and healthy in the engine's eyes?
     async fn running_as(&self, wanted: &Pin, counts: &[(String, usize)]) -> Result<State, Problem> {
         let containers = self.containers().await?;
-        let mut state = State::Right;
+        let (mut restarts, mut checked) = (0, true);
+        let mut not_yet = None;
         for (service, count) in counts {
             let planned = wanted.images.get(service).map(|image| image.id.as_str());
             let of_service = || containers.iter().filter(|c| c.service == *service);
@@ -91,7 +96,7 @@ impl ComposeDriver {
                     why,
                 };
                 let Some(details) = running::details(&self.engine, &container.id).await? else {
-                    state = State::NotYet(format!("{} is gone", container.name));
+                    not_yet = Some(format!("{} is gone", container.name));
                     continue;
                 };
                 if !details.running && details.restarts >= RESTARTS {
@@ -101,43 +106,72 @@ impl ComposeDriver {
                         container.name
                     )));
                 }
+                restarts += details.restarts;
+                checked &= !matches!(details.health, HealthStatusEnum::NONE | HealthStatusEnum::EMPTY);
                 match details.health {
                     HealthStatusEnum::UNHEALTHY => {
                         return Ok(wrong(format!("the engine calls {} unhealthy", container.name)));
                     }
-                    HealthStatusEnum::STARTING => state = State::NotYet(format!("{} is starting", container.name)),
+                    HealthStatusEnum::STARTING => not_yet = Some(format!("{} is starting", container.name)),
                     HealthStatusEnum::EMPTY | HealthStatusEnum::NONE | HealthStatusEnum::HEALTHY
                         if !details.running =>
                     {
-                        state = State::NotYet(format!("{} is restarting", container.name));
+                        not_yet = Some(format!("{} is restarting", container.name));
                     }
                     HealthStatusEnum::EMPTY | HealthStatusEnum::NONE | HealthStatusEnum::HEALTHY => {}
                 }
             }
         }
-        Ok(state)
+        Ok(match not_yet {
+            Some(why) => State::NotYet(why),
+            None => State::Right { restarts, checked },
+        })
     }
 
     /// Waits until the containers are right, the files of variables are in effect, and the health check passes. The
-    /// containers are looked at all the while: one that ends again and again is seen running now and then.
-    async fn wait_healthy(&self, wanted: &Pin, counts: &[(String, usize)], until: Instant) -> Result<String, Problem> {
+    /// containers are looked at all the while: one that ends again and again is seen running now and then. Where nothing
+    /// checks them, they are right when they have run for so long.
+    async fn wait_healthy(
+        &self,
+        wanted: &Pin,
+        counts: &[(String, usize)],
+        until: Instant,
+        steady: Duration,
+    ) -> Result<String, Problem> {
         let mut effective = false;
+        // Since when they run without a restart, and how many there had been.
+        let mut runs: Option<(i64, Instant)> = None;
         loop {
             let last = match self.running_as(wanted, counts).await? {
                 State::Wrong { why, container } => {
                     let said = self.last_words(container).await;
                     return Err(Problem::new(Code::Unhealthy, format!("{why}{said}")));
                 }
-                State::NotYet(why) => why,
-                State::Right => {
+                State::NotYet(why) => {
+                    runs = None;
+                    why
+                }
+                State::Right { restarts, checked } => {
+                    let since = match runs {
+                        Some((before, since)) if before == restarts => since,
+                        Some(_) | None => Instant::now(),
+                    };
+                    runs = Some((restarts, since));
                     if !effective {
                         self.environment().await?;
                         effective = true;
                     }
                     match self.serves(wanted).await {
+                        Ok(_) if self.health.is_none() && !checked && since.elapsed() < steady => {
+                            format!(
+                                "{} run, not for {} ms yet",
+                                self.services.join(", "),
+                                steady.as_millis()
+                            )
+                        }
                         // Something else may have answered while the container ended.
                         Ok(detail) => match self.running_as(wanted, counts).await? {
-                            State::Right => return Ok(detail),
+                            State::Right { .. } => return Ok(detail),
                             State::Wrong { why, .. } | State::NotYet(why) => why,
                         },
                         Err(problem) => problem.message,
@@ -195,7 +229,12 @@ impl ComposeDriver {
 }
 
 enum State {
-    Right,
+    Right {
+        /// How often the engine had to restart any of them.
+        restarts: i64,
+        /// Has each a health check of its own?
+        checked: bool,
+    },
     NotYet(String),
     /// It will not become right by waiting.
     Wrong {
@@ -228,12 +267,9 @@ pub async fn switch(driver: &ComposeDriver, step: &StepContext) -> Result<Done, 
 }
 
 pub async fn stop(driver: &ComposeDriver, step: &StepContext) -> Result<Done, Problem> {
-    if step
-        .operation("observe", driver.containers())
-        .await?
-        .iter()
-        .all(|c| !c.active)
-    {
+    let containers = step.operation("observe", driver.containers()).await?;
+    step.operation("hold_back", driver.hold_back(&containers)).await?;
+    if containers.iter().all(|c| !c.active) {
         return Ok(Done::new("no container runs"));
     }
     let work = driver.compose.stop(&driver.services, step.time_left());
@@ -267,17 +303,26 @@ pub async fn start(driver: &ComposeDriver, step: &StepContext) -> Result<Done, P
     }
     step.operation("look_at_images", images_ready(driver, &wanted)).await?;
     let counts = driver.counts().await?;
-    let up = driver.compose.up(&counts, step.time_left());
+    // A short step's time is shared with stopping again what does not become healthy.
+    let left = step.time_left();
+    let to_stop = driver.compose.stop_timeout.unwrap_or(STOPS_WITHIN) + TO_CLEAN_UP;
+    let working = left.saturating_sub(to_stop).max(left / 2);
+    let latest = Instant::now() + working;
+    let up = driver.compose.up(&counts, working);
     let started = match step.operation("compose_up", up).await {
         Ok(()) => {
             let within = driver.health.as_ref().map_or(HEALTHY_WITHIN, |check| check.within());
-            let until = step.deadline.min(Instant::now() + within);
-            step.operation("wait_healthy", driver.wait_healthy(&wanted, &counts, until))
-                .await
+            let until = latest.min(Instant::now() + within);
+            let wait = driver.wait_healthy(&wanted, &counts, until, driver.steady);
+            step.operation("wait_healthy", wait).await
         }
         Err(problem) => Err(problem),
     };
-    match started {
+    let ended = match started {
+        Ok(detail) => driver.let_go(&driver.containers().await?).await.map(|()| detail),
+        Err(problem) => Err(problem),
+    };
+    match ended {
         Ok(detail) => Ok(Done::at(
             step.to.clone(),
             format!("{}, {detail}", driver.services.join(", ")),
@@ -332,7 +377,8 @@ pub async fn verify(driver: &ComposeDriver, step: &StepContext) -> Result<Done, 
             source: None,
         };
         let until = step.deadline.min(Instant::now() + VERIFY_WITHIN);
-        driver.wait_healthy(&wanted, &driver.counts().await?, until).await
+        let counts = driver.counts().await?;
+        driver.wait_healthy(&wanted, &counts, until, Duration::ZERO).await
     };
     let detail = step.operation("health_check", look).await?;
     Ok(Done::at(seen.revision.clone(), detail))
@@ -352,8 +398,13 @@ pub async fn probe(driver: &ComposeDriver, step: &StepContext) -> Probe {
             }
         }
         Action::Stop => match driver.containers().await {
-            Ok(found) if found.iter().all(|c| !c.active) => Probe::Applied(Done::new("no container runs")),
-            Ok(_) => Probe::Repeatable("stopping may be repeated".into()),
+            Ok(found) => match driver.reviving(&found).await {
+                Ok(reviving) if reviving.is_empty() && found.iter().all(|c| !c.active) => {
+                    Probe::Applied(Done::new("no container runs"))
+                }
+                Ok(_) => Probe::Repeatable("stopping may be repeated".into()),
+                Err(problem) => Probe::Indeterminate(problem),
+            },
             Err(problem) => Probe::Indeterminate(problem),
         },
         Action::Start => match driver.see().await {

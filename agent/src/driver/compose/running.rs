@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use bollard::models::{ContainerSummaryStateEnum, HealthStatusEnum};
+use bollard::models::{ContainerSummaryStateEnum, HealthStatusEnum, RestartPolicyNameEnum};
 use bollard::query_parameters::{ListContainersOptions, TagImageOptions};
 use rollback_proto::problem::{Code, Problem};
 
@@ -43,6 +43,7 @@ pub struct Details {
     pub reference: String,
     pub running: bool,
     pub restarts: i64,
+    pub policy: RestartPolicyNameEnum,
     pub exit_code: Option<i64>,
     pub health: HealthStatusEnum,
     pub hash: Option<String>,
@@ -117,6 +118,10 @@ pub async fn details(engine: &Engine, id: &str) -> Result<Option<Details>, Probl
         reference: config.image.unwrap_or_default(),
         running: state.running == Some(true) && state.restarting != Some(true),
         restarts: seen.restart_count.unwrap_or_default(),
+        policy: seen
+            .host_config
+            .and_then(|host| host.restart_policy?.name)
+            .unwrap_or(RestartPolicyNameEnum::NO),
         exit_code: state.exit_code,
         health: state.health.and_then(|h| h.status).unwrap_or(HealthStatusEnum::NONE),
         hash: config.labels.unwrap_or_default().remove(HASH),

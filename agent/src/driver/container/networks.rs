@@ -76,7 +76,8 @@ pub fn first(container: &Seen, endpoints: &BTreeMap<String, EndpointSettings>) -
     by_id.map(|(name, _)| name.clone())
 }
 
-/// The MAC address on a network that somebody chose: engines before 28 derive theirs from the address.
+/// The MAC address on a network that somebody chose. Engines before 28 derive theirs from the address; later ones make
+/// theirs by chance, where what was chosen cannot be told.
 pub fn chosen_mac(container: &Seen) -> Option<(String, String)> {
     let endpoints = container.networks().into_iter().flatten();
     endpoints

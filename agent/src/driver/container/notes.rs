@@ -35,10 +35,7 @@ impl Notes {
         if !is_never(&current) {
             return current;
         }
-        container
-            .label(LABEL_POLICY)
-            .and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or(current)
+        policy_on(container).unwrap_or(current)
     }
 
     /// Was it made or set aside by this driver, for this component?
@@ -53,7 +50,31 @@ impl Notes {
     }
 }
 
+/// The policy that is written on a container that this driver made.
+fn policy_on(container: &Seen) -> Option<RestartPolicy> {
+    serde_json::from_str(container.label(LABEL_POLICY)?).ok()
+}
+
 impl Managed {
+    /// Writes down the policy that is about to be taken away. One that was taken already is not overwritten, and one that
+    /// is written on the container needs no note: a full disk must not bar the way back from what this driver made.
+    pub async fn note_policy(&self, container: &Seen) -> Result<(), Problem> {
+        let (policy, made_with) = (container.policy(), policy_on(container));
+        self.note(|n| {
+            if !is_never(&policy) {
+                if made_with.as_ref() == Some(&policy) {
+                    n.policies.remove(container.id());
+                } else {
+                    n.policies.insert(container.id().to_owned(), policy);
+                }
+            } else if container.running() && made_with.is_none() {
+                n.policies.entry(container.id().to_owned()).or_insert(policy);
+            }
+        })
+        .await
+        .map(drop)
+    }
+
     pub async fn notes(&self) -> Result<Notes, Problem> {
         let (vault, component) = (self.vault.clone(), self.component.clone());
         blocking(move || vault.pinned(&component, KEY).map_err(|e| vault_problem(&e)))

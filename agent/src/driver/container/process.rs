@@ -42,20 +42,6 @@ impl Managed {
         Ok(Done::new(format!("{} is stopped", self.container)))
     }
 
-    /// Writes down the policy that is about to be taken away. One that was taken already is not overwritten.
-    async fn note_policy(&self, container: &Seen) -> Result<(), Problem> {
-        let policy = container.policy();
-        self.note(|n| {
-            if !is_never(&policy) {
-                n.policies.insert(container.id().to_owned(), policy);
-            } else if container.running() {
-                n.policies.entry(container.id().to_owned()).or_insert(policy);
-            }
-        })
-        .await
-        .map(drop)
-    }
-
     /// Takes the policy away and stops the container; ends well when that was seen. A refusal puts the policy back.
     async fn halted(&self, container: &Seen, deadline: Instant) -> Result<(), Failure> {
         self.insist(container, deadline, &[Operation::Policy(never())]).await?;
@@ -96,11 +82,10 @@ impl Managed {
         // The plan's word for it: nothing on this host needs to know the image by a name.
         let revision = step.to.clone();
         let policy = self.notes().await?.policy_of(&live);
-        // Before it is changed, and needed when the start ends badly. After a stop it is noted already.
-        self.note(|n| {
-            n.policies.insert(live.id().to_owned(), policy.clone());
-        })
-        .await?;
+        if !is_never(&live.policy()) {
+            // It has it already, and loses it when this ends badly.
+            self.note_policy(&live).await?;
+        }
         let operations = [Operation::Policy(policy), Operation::Launch];
         let begun = step
             .operation("start_container", self.insist(&live, step.deadline, &operations))

@@ -12,6 +12,9 @@ use super::seen::Seen;
 use crate::driver::Finding;
 use crate::step::StepContext;
 
+/// The version of the API from which on engines do not derive MAC addresses (28).
+const MACS_BY_CHANCE: (usize, usize) = (1, 48);
+
 impl Managed {
     pub async fn findings(&self, step: &StepContext) -> Result<Vec<Finding>, Problem> {
         let mut findings = Vec::new();
@@ -75,6 +78,8 @@ impl Managed {
                 Problem::new(Code::ContainerUnfit, format!("container {} {why}", self.container)).remedy(remedy),
             )
         };
+        let version = self.engine.client().await?.client_version();
+        let derives_macs = (version.major_version, version.minor_version) < MACS_BY_CHANCE;
         if live.auto_remove() {
             findings.push(unfit(
                 "was started with --rm: the engine would remove it, and the way back, when it is stopped",
@@ -99,7 +104,7 @@ impl Managed {
                 .remedy("declare the component with kind = \"compose\""),
             ));
         }
-        if let Some((network, mac)) = networks::chosen_mac(live) {
+        if let Some((network, mac)) = networks::chosen_mac(live).filter(|_| derives_macs) {
             findings.push(unfit(
                 &format!("has the chosen MAC address {mac} on {network}, which is not carried over"),
                 "replace it once by hand without --mac-address",
@@ -111,8 +116,8 @@ impl Managed {
     /// Values that the live container does not have from the env file.
     fn about_environment(&self, live: &Seen, file: Option<&Environment>) -> Option<Finding> {
         let (file, path) = (file?, self.env_file.as_ref()?);
-        let names = file.names();
-        let other: Vec<&str> = names.difference(&file.names_shared_with(live)).map(String::as_str).collect();
+        let (mut other, shared) = (file.names(), file.names_shared_with(live));
+        other.retain(|name| !shared.contains(name));
         if !live.running() || other.is_empty() {
             return None;
         }
@@ -122,7 +127,7 @@ impl Managed {
                 "container {} runs with other values than {} gives for {}: the file was changed since it was started, or the values were given beside it",
                 self.container,
                 path.display(),
-                other.join(", ")
+                Vec::from_iter(other).join(", ")
             ),
         );
         Some(Finding::warning(problem.remedy(

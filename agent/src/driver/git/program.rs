@@ -40,6 +40,10 @@ const ENVIRONMENT: [(&str, &str); 8] = [
     ("GIT_PAGER", "cat"),
 ];
 
+/// Tells what makes a worktree, and all that it starts, which one: when the agent is killed, they live on, and would write
+/// into the next worktree of that name.
+pub const MAKES: &str = "ROLLBACKCTL_MAKES";
+
 /// How git, and what is installed with it, is run.
 #[derive(Debug)]
 pub struct Git {
@@ -94,11 +98,18 @@ impl Git {
 
     /// Runs `git -C at …`. The error of a git that fails says what git said.
     pub async fn run<S: AsRef<OsStr>>(&self, at: &Path, args: &[S], limit: Duration) -> Result<String, Problem> {
-        let output = self.output(at, args, limit).await?;
-        if output.code == Some(0) {
-            return Ok(output.stdout);
-        }
-        Err(refused(at, args, output))
+        succeeded(at, args, self.output(at, args, None, limit).await?)
+    }
+
+    /// The same, for what makes the worktree in `dir`.
+    pub async fn make<S: AsRef<OsStr>>(
+        &self,
+        dir: &Path,
+        at: &Path,
+        args: &[S],
+        limit: Duration,
+    ) -> Result<(), Problem> {
+        succeeded(at, args, self.output(at, args, Some(dir), limit).await?).map(drop)
     }
 
     /// Like [`run`](Self::run); `None` when git answers "no" with status 1, which some commands do for "there is none".
@@ -108,7 +119,7 @@ impl Git {
         args: &[S],
         limit: Duration,
     ) -> Result<Option<String>, Problem> {
-        let output = self.output(at, args, limit).await?;
+        let output = self.output(at, args, None, limit).await?;
         match output.code {
             Some(0) => Ok(Some(output.stdout)),
             Some(1) => Ok(None),
@@ -116,7 +127,13 @@ impl Git {
         }
     }
 
-    async fn output<S: AsRef<OsStr>>(&self, at: &Path, args: &[S], limit: Duration) -> Result<Output, Problem> {
+    async fn output<S: AsRef<OsStr>>(
+        &self,
+        at: &Path,
+        args: &[S],
+        makes: Option<&Path>,
+        limit: Duration,
+    ) -> Result<Output, Problem> {
         let mut argv = vec![OsStr::new("git").to_owned(), "-C".into(), at.as_os_str().to_owned()];
         for setting in SETTINGS {
             argv.extend(["-c".into(), setting.into()]);
@@ -125,6 +142,9 @@ impl Git {
         let mut program = self.as_owner(argv).await?.cwd("/");
         for (name, value) in ENVIRONMENT {
             program = program.env(name, value);
+        }
+        if let Some(dir) = makes {
+            program = program.env(MAKES, dir);
         }
         // Only a command that is meant to change something takes locks.
         program = program.env("GIT_OPTIONAL_LOCKS", "0");
@@ -162,6 +182,13 @@ async fn id_of(user: &str, which: &str) -> Result<u32, Problem> {
 fn spoken<S: AsRef<OsStr>>(at: &Path, args: &[S]) -> String {
     let words: Vec<_> = args.iter().take(3).map(|arg| arg.as_ref().to_string_lossy()).collect();
     format!("git -C {} {}", at.display(), words.join(" "))
+}
+
+fn succeeded<S: AsRef<OsStr>>(at: &Path, args: &[S], output: Output) -> Result<String, Problem> {
+    match output.code {
+        Some(0) => Ok(output.stdout),
+        Some(_) | None => Err(refused(at, args, output)),
+    }
 }
 
 fn refused<S: AsRef<OsStr>>(at: &Path, args: &[S], output: Output) -> Problem {

@@ -323,7 +323,7 @@ impl Repository {
 
     /// Makes a worktree at this commit, without a branch.
     pub async fn add_worktree(&self, dir: &Path, commit: &Commit, limit: Duration) -> Result<(), Problem> {
-        let (dir, id) = (dir.to_string_lossy(), commit.to_string());
+        let (shown, id) = (dir.to_string_lossy(), commit.to_string());
         let args = [
             "worktree",
             "add",
@@ -331,10 +331,10 @@ impl Repository {
             "--detach",
             "--no-guess-remote",
             "--end-of-options",
-            &dir,
+            &shown,
             &id,
         ];
-        self.git.run(&self.path, &args, limit).await.map(|_| ())
+        self.git.make(dir, &self.path, &args, limit).await
     }
 
     /// Makes the repository forget a worktree whose directory is gone. Does nothing when it does not know it.

@@ -6,19 +6,21 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
+use rustix::process::Signal;
 
 use super::GitDriver;
-use super::program::excerpt;
+use super::program::{MAKES, excerpt};
 use super::repository::Commit;
 use super::trees::{Note, Ready, State, Trees};
 use crate::check::redact;
 use crate::driver::Revision;
 use crate::driver::link::{Current, is_real_directory};
 use crate::files::{self, blocking, io_problem};
+use crate::processes;
 use crate::program::ProgramError;
 use crate::step::StepContext;
 
@@ -40,7 +42,7 @@ pub async fn stage(driver: &GitDriver, step: &StepContext) -> Result<String, Pro
     if let Err(problem) = make(driver, step, &name, &commit).await {
         // A disk that is full must not stay full because of us.
         step.progress("removing what was begun");
-        return Err(match remove(trees, &name).await {
+        return Err(match remove_unfinished(trees, &name).await {
             Ok(()) => problem,
             Err(left) => Problem {
                 message: format!(
@@ -189,6 +191,7 @@ async fn install(driver: &GitDriver, dir: &Path, deadline: Instant) -> Result<()
     for (variable, value) in &driver.install_env {
         program = program.env(variable, value);
     }
+    let program = program.env(MAKES, dir);
     let limit = deadline.saturating_duration_since(Instant::now());
     let output = program.output(limit).await.map_err(|e| match &e {
         ProgramError::Deadline { .. } => Problem::new(Code::StepTimeout, format!("{name}: {e}")),
@@ -239,14 +242,42 @@ fn free_name(trees: &Trees, to: &Revision, commit: &Commit) -> Result<String, Pr
     ))
 }
 
-/// Removes what killed attempts began. One step of a component runs at a time: nobody is at work there.
+/// Removes what killed attempts began. One step of a component runs at a time: whoever is at work there has outlived the
+/// agent that started it.
 pub async fn clear_unfinished(trees: &Trees) -> Result<(), Problem> {
     for note in trees.notes()? {
         if matches!(note.state, State::Making) && trees.link().read()? != Current::Release(note.name.clone()) {
-            remove(trees, &note.name).await?;
+            remove_unfinished(trees, &note.name).await?;
         }
     }
     Ok(())
+}
+
+async fn remove_unfinished(trees: &Trees, name: &str) -> Result<(), Problem> {
+    end_makers(&trees.dir(name)?).await?;
+    remove(trees, name).await
+}
+
+/// Ends git and the install program, and all that they have started, in a worktree that is worth nothing.
+async fn end_makers(dir: &Path) -> Result<(), Problem> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let at_work = dir.to_owned();
+        let makers = blocking(move || Ok(processes::started_with(MAKES, at_work.as_os_str()))).await?;
+        let Some(first) = makers.first() else { return Ok(()) };
+        if Instant::now() >= until {
+            let what = format!("process {} still works in {}", first.pid, dir.display());
+            return Err(Problem::new(Code::StillRunning, what).remedy("end it, then stage again"));
+        }
+        for maker in &makers {
+            processes::signal(*maker, Signal::KILL)?;
+        }
+        // They may have started others meanwhile.
+        for maker in makers {
+            processes::wait_gone(maker, until).await;
+        }
+    }
 }
 
 /// Removes a worktree that a note names, and then the note. The directory goes first: git refuses to remove one that was

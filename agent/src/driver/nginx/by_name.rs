@@ -6,7 +6,7 @@ use rollback_proto::problem::{Code, Problem};
 
 use super::link;
 use super::site::{Content, Files, Site};
-use crate::driver::Retained;
+use crate::driver::{Retained, Revision};
 use crate::files;
 
 /// How copies are named. All files of one site come from one convention: a mixture was never a site.
@@ -44,9 +44,15 @@ impl Site {
         let mut looked = Vec::new();
         for convention in Convention::ALL {
             if let Some((files, sources)) = self.copies(convention, release, &mut looked)? {
-                let revision = self.keep(&files, Some(release))?;
+                let guessed = matches!(convention, Convention::Backup);
+                // A guess gives no lasting name: the next release that is looked for may find the same files.
+                let kept = self.keep(&files, (!guessed).then_some(release))?;
+                let revision = Revision {
+                    version: release.to_owned(),
+                    ..kept
+                };
                 let mut summary = format!("vault, {} files, from {}", files.len(), sources.join(", "));
-                if matches!(convention, Convention::Backup) {
+                if guessed {
                     summary.push_str(", whose name says no release");
                 }
                 if !self.includes_managed(&files) {
