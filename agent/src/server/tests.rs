@@ -134,6 +134,13 @@ async fn call(client: &mut AgentClient<Channel>, rpc: &str) -> Result<(), Status
             })
             .await
             .map(drop),
+        "Resolve" => client
+            .resolve(ResolveRequest {
+                component: "api".into(),
+                release: "v2.9.0".into(),
+            })
+            .await
+            .map(drop),
         "Execute" => client.execute(execute("by-name")).await.map(drop),
         other => panic!("the RPC {other} is new: say here how it is called"),
     }

@@ -41,7 +41,7 @@ async fn a_start_with_little_time_still_waits_for_health() {
         "sleep 2; exec /serve",
     ];
     let app = App::new(PLAIN, &slow, &health);
-    app.forward(Action::Stop).await.expect("stop");
+    app.docker.run(&["kill", &app.name()]);
     let start = app
         .host
         .step_within(Action::Start, &app.new, &app.new, Duration::from_secs(12));

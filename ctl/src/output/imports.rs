@@ -52,7 +52,11 @@ pub fn command(args: &ImportArgs, findings: &[ImportFinding]) -> String {
         let name = target(&f.host, &f.component);
         // What could not be kept as it is would be asked for twice.
         if !args.as_is.contains(&name) {
-            let decision = if f.role() == Role::Proxy { "--as-is" } else { "--without" };
+            let decision = if f.role() == Role::Proxy {
+                "--as-is"
+            } else {
+                "--without"
+            };
             command.push_str(&format!(" {decision} {name}"));
         }
     }

@@ -127,19 +127,20 @@ impl Managed {
             return Ok(live);
         }
         let missing = format!("there is no container named {}", self.container);
-        let ours = self.ours_named(&[&self.staged_prefix(), &self.before_prefix()]).await?;
-        if ours.is_empty() {
+        let prefixes = [self.staged_prefix(), self.before_prefix()];
+        let listed = self.list().await?.into_iter().flat_map(|c| c.names.unwrap_or_default());
+        let mut others: Vec<String> = listed
+            .map(|name| name.trim_start_matches('/').to_owned())
+            .filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+            .collect();
+        if others.is_empty() {
             return Err(Problem::new(Code::ContainerUnfit, missing)
                 .remedy("start it by hand once; a rollback replaces a container, it does not invent one"));
         }
-        let mut others: Vec<String> = ours
-            .iter()
-            .map(|c| format!("{} (image {})", c.name(), c.image_name()))
-            .collect();
         others.sort();
         Err(Problem::new(
             Code::ContainerUnfit,
-            format!("{missing}; of the component there are {}", others.join(", ")),
+            format!("{missing}; there are {}", others.join(", ")),
         )
         .remedy(format!(
             "make no new one: resume the rollback or undo it, which gives one of these the name {} again",

@@ -300,7 +300,7 @@ impl Managed {
     }
 
     /// Containers of ours under temporary names, in no particular order.
-    pub async fn ours_named(&self, prefixes: &[&str]) -> Result<Vec<Seen>, Problem> {
+    async fn ours_named(&self, prefixes: &[&str]) -> Result<Vec<Seen>, Problem> {
         let notes = self.notes().await?;
         let mut found = Vec::new();
         for summary in self.list().await? {

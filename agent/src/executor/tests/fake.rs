@@ -133,6 +133,10 @@ impl Driver for Fake {
         })
     }
 
+    async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
+        self.retain(release).await
+    }
+
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
         match self.act(step).await {
             Ok(_) => vec![Finding::warning(Problem::new(Code::DiskFull, "little room"))],

@@ -62,7 +62,10 @@ fn check_lane(lane: &Lane, changes: &HashMap<&Target, &Change>, errors: &mut Vec
             continue;
         };
         let upstreams = changes.get(&step.target).map(|c| &c.backends);
-        let declared = upstreams.into_iter().flatten().any(|upstream| upstream.contains(backend));
+        let declared = upstreams
+            .into_iter()
+            .flatten()
+            .any(|upstream| upstream.contains(backend));
         if !declared || !changes.contains_key(backend) {
             errors.push(LintError::UnknownBackend {
                 step: step.id,

@@ -159,7 +159,10 @@ impl<'a> Rotation<'a> {
             for upstream in self.behind(backend).collect::<Vec<_>>() {
                 let upstream = &mut self.upstreams[upstream];
                 upstream.taken += 1;
-                self.taken.entry(&upstream.proxy.change.target).or_default().insert(backend);
+                self.taken
+                    .entry(&upstream.proxy.change.target)
+                    .or_default()
+                    .insert(backend);
             }
         }
     }

@@ -6,7 +6,9 @@ use std::collections::BTreeSet;
 
 use crate::ids::{ComponentName, HostName, Target};
 use crate::plan::{Change, Excused};
-use crate::release::{Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role, Serving, Upstreams};
+use crate::release::{
+    Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role, Serving, Upstreams,
+};
 use crate::runbook::{Runbook, Unreachable};
 
 use super::refusal::{PlanRefused, Refusal};
@@ -217,7 +219,9 @@ fn count_backends(members: &mut [Member<'_>], observed: &ObservedFleet) {
     for proxy in proxies.filter(|m| m.can_pause() && !m.restored()) {
         let serving = |upstream: &BTreeSet<Target>| upstream.iter().filter(|b| serves(b)).cloned().collect();
         let upstreams = proxy.backends.iter().map(serving);
-        proxy.change.backends = upstreams.filter(|upstream: &BTreeSet<Target>| !upstream.is_empty()).collect();
+        proxy.change.backends = upstreams
+            .filter(|upstream: &BTreeSet<Target>| !upstream.is_empty())
+            .collect();
     }
 }
 

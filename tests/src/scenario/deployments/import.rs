@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::control::Control;
+use crate::deployed::PROXY;
 use crate::ctl::Answer;
 use crate::deployed::Deployed;
 use crate::zekka::Version;
@@ -37,8 +38,9 @@ async fn expect_refused(control: &Control, args: &[&str], missing: &[Missing<'_>
             answer.text().contains(place),
             "{place} of {target} is not named: {answer}"
         );
-        // What to type if it shall be left out.
-        let exception = format!("--without {target}");
+        // What to type if it shall be left out; a proxy has its backends' users to look after.
+        let decision = if host == PROXY { "--as-is" } else { "--without" };
+        let exception = format!("{decision} {target}");
         ensure!(
             answer.text().contains(&exception),
             "no {exception} is offered: {answer}"
