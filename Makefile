@@ -8,7 +8,7 @@ WITH_DOCKER := tests/with-docker.sh
 BUILT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug
 
 .DEFAULT_GOAL := help
-.PHONY: help demo kills scenarios test lint lint-tools dependencies
+.PHONY: help demo bench kills scenarios test lint lint-tools dependencies
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,11 @@ help: ## Show this list
 demo: dependencies ## Roll a real fleet back on this machine and watch (ARGS=--keep leaves it up)
 	$(CARGO) build --workspace --bins
 	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run zekka $(ARGS)
+
+bench: dependencies ## What users notice: requests that fail in a rolling rollback, and the runbook by hand against ours
+	$(CARGO) build --workspace --bins
+	ROLLBACK_BINARIES=$(BUILT) $(WITH_DOCKER) $(BUILT)/scenario run zero-downtime $(ARGS)
+	ROLLBACK_BINARIES=$(BUILT) $(WITH_DOCKER) $(BUILT)/scenario run vs-runbook $(ARGS)
 
 kills: dependencies ## Back and forth, with a kill -9 in another phase every time (ARGS="--rounds 64")
 	$(CARGO) build --workspace --bins

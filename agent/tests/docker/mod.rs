@@ -155,8 +155,15 @@ impl Drop for Docker {
     fn drop(&mut self) {
         let by_name = format!("name={}", self.prefix);
         let by_label = format!("label=made-for={}", self.prefix);
+        let mut volumes = Vec::new();
         for id in self.listed(&["ps", "-aq", "--filter", &by_name]) {
+            // One that was made without a name and carried over by its name is not removed with the container.
+            let mounted = "{{range .Mounts}}{{if eq .Type \"volume\"}}{{println .Name}}{{end}}{{end}}";
+            volumes.extend(self.listed(&["inspect", "-f", mounted, &id]));
             let _ = self.try_run(&["rm", "-f", "-v", &id]);
+        }
+        for name in volumes.iter().filter(|name| !name.is_empty()) {
+            let _ = self.try_run(&["volume", "rm", name]);
         }
         for id in self.listed(&["network", "ls", "-q", "--filter", &by_name]) {
             let _ = self.try_run(&["network", "rm", &id]);
