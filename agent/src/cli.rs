@@ -26,7 +26,7 @@ use crate::config::Settings;
   2. see what it finds on this host              rollback-agent observe
   3. at your desk                                rollbackctl agent token NAME
   4. join the fleet                              rollback-agent enroll --coordinator HOST:PORT --token TOKEN
-  5. start it                                    systemctl enable --now rollback-agent"
+  5. start it                                    rollback-agent run"
 )]
 struct Cli {
     #[command(subcommand)]

@@ -101,12 +101,14 @@ pub fn component_state(name: &str, observed: Result<Observation, Problem>) -> v1
             revision,
             health,
             detail,
+            out,
         }) => v1::ComponentState {
             component,
             revision: Some(revision.into()),
             health: health.into(),
             detail,
             problem: None,
+            backends_out: out.into_iter().collect(),
         },
         Err(problem) => v1::ComponentState {
             component,
@@ -114,6 +116,7 @@ pub fn component_state(name: &str, observed: Result<Observation, Problem>) -> v1
             health: v1::Health::Unknown.into(),
             detail: String::new(),
             problem: Some(problem.into()),
+            backends_out: Vec::new(),
         },
     }
 }

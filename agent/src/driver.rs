@@ -69,6 +69,9 @@ pub struct Observation {
     pub health: Health,
     /// One line for people: "pid 812, 200 in 3 ms".
     pub detail: String,
+    /// Proxies that are drained: the backends (`host/component`) that get no requests. Empty when the whole site answers
+    /// with maintenance, whichever of its backends are out besides.
+    pub out: BTreeSet<String>,
 }
 
 /// What `retain` pinned.

@@ -1,11 +1,11 @@
 //! Asking the whole fleet at once: what is where, can it reach a release, pin what is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use rollback_engine::ids::ComponentName;
+use rollback_engine::ids::{ComponentName, Target};
 use rollback_engine::release::{ObservedComponent, ObservedFleet, ObservedHost, Serving};
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
@@ -97,6 +97,9 @@ fn components(agent: &AgentView, states: &[v1::ComponentState]) -> BTreeMap<Comp
             capabilities: record.capabilities.clone(),
             reads: record.reads.iter().map(|n| n.as_str().into()).collect(),
             backends: record.backends.clone(),
+            out: by_name
+                .get(record.name.as_str())
+                .map_or_else(BTreeSet::new, |state| out(state)),
             revision,
             serving: by_name
                 .get(record.name.as_str())
@@ -109,6 +112,12 @@ fn components(agent: &AgentView, states: &[v1::ComponentState]) -> BTreeMap<Comp
         .iter()
         .map(|c| (c.name.as_str().into(), observe(c)))
         .collect()
+}
+
+/// A name that is none is of no backend that anybody could have declared.
+fn out(state: &v1::ComponentState) -> BTreeSet<Target> {
+    let names = state.backends_out.iter();
+    names.filter_map(|name| convert::target(name).ok()).collect()
 }
 
 /// Only what was taken down, by us or by anybody, can be brought up again; what is unhealthy runs.

@@ -161,7 +161,7 @@ codes! {
     /// This coordinator does not lead any more.
     NotLeader = "0901", Unavailable, "ask again; the leader answers";
     /// A configuration file is wrong.
-    BadConfig = "0902", InvalidArgument, "correct the configuration: the check-config command explains every key";
+    BadConfig = "0902", InvalidArgument, "correct the configuration; deploy/examples/ has every key with its default";
     /// A defect of ours.
     Internal = "0999", Internal, "report this with the daemon's log";
 }

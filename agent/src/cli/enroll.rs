@@ -26,6 +26,6 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         "certificate in {}, valid until {until}, renewed by itself while the agent runs",
         settings.pki.display()
     );
-    eprintln!("next: systemctl enable --now rollback-agent");
+    eprintln!("next: rollback-agent run --config {}", args.config.path.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -137,6 +137,8 @@ fn row(name: &str, kind: &'static str, observed: Result<Observation, Problem>) -
             revision,
             health,
             detail,
+            // The detail names them.
+            out: _,
         }) => Row {
             name,
             kind,

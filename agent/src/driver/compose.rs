@@ -285,6 +285,7 @@ impl Driver for ComposeDriver {
             revision: seen.revision,
             health,
             detail,
+            out: BTreeSet::new(),
         })
     }
 

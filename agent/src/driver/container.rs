@@ -189,6 +189,7 @@ impl Driver for ContainerDriver {
             revision,
             health,
             detail,
+            out: BTreeSet::new(),
         })
     }
 

@@ -405,6 +405,7 @@ impl Driver for EnvFileDriver {
                 revision: d.revision(&live.content)?,
                 health: Health::Unknown,
                 detail: format!("{count} variables, mode {:04o}", live.attributes.mode),
+                out: BTreeSet::new(),
             })
         })
         .await

@@ -258,6 +258,7 @@ impl Driver for GitDriver {
             revision: live.revision,
             health,
             detail,
+            out: BTreeSet::new(),
         })
     }
 

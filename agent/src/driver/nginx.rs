@@ -242,11 +242,18 @@ impl Driver for NginxDriver {
     async fn observe(&self) -> Result<Observation, Problem> {
         let seen = self.look().await?;
         let (health, detail) = self.health(&seen).await;
+        // Whole maintenance is told by nobody being named: users get no answer from those that are left either.
+        let out = if health == Health::Drained && !seen.drained() {
+            self.down(&seen).0
+        } else {
+            BTreeSet::new()
+        };
         let revision = self.on_disk(move |site| site.revision(&seen.files)).await?;
         Ok(Observation {
             revision,
             health,
             detail,
+            out,
         })
     }
 

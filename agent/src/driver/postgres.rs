@@ -192,6 +192,7 @@ impl PostgresDriver {
             revision: state.revision(),
             health: Health::Healthy,
             detail,
+            out: BTreeSet::new(),
         })
     }
 

@@ -190,6 +190,7 @@ impl Driver for ReleaseDirDriver {
             revision,
             health,
             detail,
+            out: BTreeSet::new(),
         })
     }
 

@@ -151,7 +151,7 @@ async fn a_drained_backend_is_remembered_by_a_new_agent_and_by_a_switch() {
     assert_eq!(f.workers(), workers, "nothing is reloaded for nothing");
     f.proxy.restart_agent();
     let seen = f.proxy.driver.observe().await.expect("observe");
-    assert_eq!(seen.health, Health::Drained);
+    assert_eq!((seen.health, seen.out), (Health::Drained, [ONE.to_owned()].into()));
     assert!(
         seen.detail.ends_with("1 of 2 backends gets no requests: app-1/api"),
         "{}",

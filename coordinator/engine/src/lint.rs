@@ -74,7 +74,7 @@ pub enum LintError {
     NeverStarted { target: Target },
     #[error("{target}: is drained and never resumed")]
     NeverResumed { target: Target },
-    #[error("{target}: has backends that can be drained one by one, which is for proxies that serve")]
+    #[error("{target}: has backends that can be drained one by one or are out, which is for proxies that serve")]
     NoBackends { target: Target },
     #[error("step {step}: {action} of one backend")]
     NotOfOneBackend { step: StepId, action: Action },

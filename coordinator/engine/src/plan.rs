@@ -206,6 +206,10 @@ pub struct Change {
     /// when empty.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub backends: Upstreams,
+    /// Proxies to restore that serve users all the same: the backends that were found out. Each is given back when it
+    /// serves the target, or with the proxy at the end. Left out when empty.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub out: BTreeSet<Target>,
 }
 
 impl Change {

@@ -179,6 +179,10 @@ pub struct ObservedComponent {
     /// Proxies: the components whose requests it can stop and give back, one by one.
     #[serde(default)]
     pub backends: Upstreams,
+    /// Proxies that are drained: the backends that get no requests, while users are served by the others. Empty: the whole
+    /// site answers with maintenance.
+    #[serde(default)]
+    pub out: BTreeSet<Target>,
     /// `Err` says why it could not be observed.
     pub revision: Result<Revision, String>,
     #[serde(default)]

@@ -57,6 +57,7 @@ impl Fleet {
             capabilities: capabilities(role),
             reads: reads.iter().map(|r| (*r).into()).collect(),
             backends: BTreeSet::new(),
+            out: BTreeSet::new(),
             revision: Ok(revision(live, name)),
             serving: Serving::Yes,
         };
@@ -87,12 +88,14 @@ impl Fleet {
 
     /// A proxy that can take these ("host/component") of an upstream out one by one.
     pub fn behind(mut self, host: &str, proxy: &str, backends: &[&str]) -> Self {
-        let target = |name: &&str| {
-            let (host, component) = name.split_once('/').expect("host/component");
-            Target::new(host, component)
-        };
-        let upstream = backends.iter().map(target).collect();
-        self.component(host, proxy).backends.insert(upstream);
+        self.component(host, proxy).backends.insert(targets(backends));
+        self
+    }
+
+    /// A proxy that serves, while these of its backends ("host/component") get no requests.
+    pub fn without(mut self, host: &str, proxy: &str, out: &[&str]) -> Self {
+        self = self.down(host, proxy);
+        self.component(host, proxy).out = targets(out);
         self
     }
 
@@ -120,6 +123,14 @@ impl Fleet {
     pub fn plan(&self) -> Plan {
         plan(&self.observed, &self.release, &default_runbook()).expect("a plan")
     }
+}
+
+fn targets(names: &[&str]) -> BTreeSet<Target> {
+    let target = |name: &&str| {
+        let (host, component) = name.split_once('/').expect("host/component");
+        Target::new(host, component)
+    };
+    names.iter().map(target).collect()
 }
 
 pub fn capabilities(role: Role) -> BTreeSet<Action> {

@@ -314,6 +314,54 @@ fn backends() {
     );
 }
 
+/// The first lane is app-2's: stop, switch env, switch api, start, resume.
+#[test]
+fn found_out() {
+    let sound = || rolling().without("proxy-1", "proxy", &["app-2/api"]).plan();
+    let spoilt = |with: &dyn Fn(&mut PlanBody)| spoil_plan(sound(), with);
+    let proxy = |b: &mut PlanBody| -> usize {
+        let found = b.changes.iter().position(|c| c.role == Role::Proxy);
+        found.expect("a proxy")
+    };
+    assert_eq!(spoilt(&|_| ()), vec![]);
+    // In maintenance, or serving: neither has lost single backends.
+    found!(
+        spoilt(&|b| {
+            let proxy = proxy(b);
+            b.changes[proxy].out.clear();
+        }),
+        LintError::NoBackends { .. }
+    );
+    found!(
+        spoilt(&|b| {
+            let proxy = proxy(b);
+            b.changes[proxy].restore = false;
+        }),
+        LintError::NoBackends { .. }
+    );
+    // Another one was out than the one that is given back without a drain.
+    found!(
+        spoilt(&|b| {
+            let proxy = proxy(b);
+            b.changes[proxy].out = [Target::new("app-1", "api")].into();
+        }),
+        LintError::NotSpared { .. }
+    );
+    // app-1 goes while app-2 is out still.
+    found!(
+        spoilt(&|b| remove(b, |s| s.backend == Some(Target::new("app-2", "api")))),
+        LintError::NobodyServes { .. }
+    );
+    found!(
+        spoilt(&|b| first(b, Action::Resume).undo = Undo::Impossible),
+        LintError::WrongUndo { .. }
+    );
+    found!(
+        spoilt(&|b| remove(b, |s| s.action == Action::Resume && s.backend.is_none())),
+        LintError::NeverResumed { .. }
+    );
+}
+
 /// The last step of a plan may be without a way back, when nothing reversible follows it.
 #[test]
 fn irreversible_steps_may_stand_last() {

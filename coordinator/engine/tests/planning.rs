@@ -222,7 +222,76 @@ fn backend_that_was_found_down_counts_from_its_start_on() {
     assert_eq!(phase[1][0][0], "drain app-2/api");
     let plan = rolling().down("app-2", "api").plan();
     assert_eq!(lint(&plan), vec![]);
-    assert_eq!(of_backends(&plan), 0, "app-1 goes first, alone, and nobody else serves");
+    let phase = app_phase(&plan);
+    assert_eq!(
+        phase[0][0][0], "stop app-2/api",
+        "or nobody would serve while app-1 restarts"
+    );
+    assert_eq!(phase[1][0][0], "drain app-1/api");
+}
+
+/// app-2 serves nobody, so its host goes first and is not drained; it is given back when it is done, and then app-1 can go.
+#[test]
+fn backend_that_was_found_out_goes_first_and_is_given_back() {
+    let plan = rolling().without("proxy-1", "proxy", &["app-2/api"]).plan();
+    assert_eq!(lint(&plan), vec![]);
+    let lane = |host: &str, actions: &[&str]| -> Vec<String> {
+        let component = |action: &&str| match *action {
+            "switch env" => format!("switch {host}/env"),
+            action => format!("{action} {host}/api"),
+        };
+        actions.iter().map(component).collect()
+    };
+    assert_eq!(
+        app_phase(&plan),
+        [
+            vec![lane("app-2", &["stop", "switch env", "switch", "start", "resume"])],
+            vec![lane(
+                "app-1",
+                &["drain", "stop", "switch env", "switch", "start", "resume"]
+            )],
+        ]
+    );
+    insta::assert_snapshot!("found_out", render(&plan));
+}
+
+/// Nobody serves by this proxy. What the plan gives back stays: the way back would leave nobody again.
+#[test]
+fn backends_that_are_all_out_are_given_back_for_good() {
+    let both = ["app-1/api", "app-2/api"];
+    let plan = rolling().without("proxy-1", "proxy", &both).plan();
+    assert_eq!(lint(&plan), vec![]);
+    let undo = |host: &str| {
+        let of_backend = plan.body.steps().find(|s| s.backend == Some(Target::new(host, "api")));
+        of_backend.map(|s| (s.action, s.undo))
+    };
+    assert_eq!(undo("app-1"), Some((Action::Resume, Undo::Nothing)));
+    assert_eq!(undo("app-2"), Some((Action::Resume, Undo::By(Action::Drain))));
+}
+
+/// The proxy goes into maintenance and comes back on either way: it served users when it was found.
+#[test]
+fn proxy_that_lacks_a_backend_serves_again_after_the_undo_of_a_schema_change() {
+    let fleet = demo(true)
+        .behind("proxy-1", "proxy", &["app-1/api", "app-2/api"])
+        .without("proxy-1", "proxy", &["app-2/api"]);
+    let plan = fleet.plan();
+    assert_eq!(lint(&plan), vec![]);
+    let of_proxy = plan
+        .body
+        .steps()
+        .filter(|s| s.target == Target::new("proxy-1", "proxy"));
+    let undos: Vec<_> = of_proxy
+        .filter(|s| matches!(s.action, Action::Drain | Action::Resume))
+        .map(|s| (s.action, s.undo))
+        .collect();
+    assert_eq!(
+        undos,
+        [
+            (Action::Drain, Undo::By(Action::Resume)),
+            (Action::Resume, Undo::By(Action::Drain))
+        ]
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use rollback_engine::machine::judge::{Judgement, judge};
 use rollback_engine::machine::{Rejected, State, effects_of, outstanding, transition};
 use rollback_engine::plan::{OnFailure, Plan, Step};
 use rollback_engine::planner::plan;
-use rollback_engine::release::{Action, Role};
+use rollback_engine::release::{Action, Role, Serving};
 use rollback_engine::runbook::{BatchSize, Runbook, Unreachable};
 
 use crate::fleets::{Fleet, at, create, default_runbook, failed, outcome, revision, unknown};
@@ -55,6 +55,11 @@ fn down() -> impl Strategy<Value = bool> {
     prop::bool::weighted(0.3)
 }
 
+/// Which of its backends does a proxy hand no requests to, a bit for each of the fleet's apps? Mostly none.
+fn out() -> impl Strategy<Value = u16> {
+    prop_oneof![2 => Just(0), 1 => any::<u16>()]
+}
+
 /// Which of the fleet's apps a proxy can take out of one or two upstreams, a bit for each: none, all, or some.
 fn backends() -> impl Strategy<Value = Vec<u16>> {
     let upstream = prop_oneof![1 => Just(0), 2 => Just(u16::MAX), 2 => any::<u16>()];
@@ -65,9 +70,9 @@ prop_compose! {
     fn host()(apps in prop::collection::vec((any::<bool>(), any::<bool>(), any::<[bool; 2]>(), down()), 0..3),
               configs in prop::collection::vec(any::<bool>(), 0..3),
               database in prop::option::weighted(0.2, any::<bool>()),
-              proxy in prop::option::weighted(0.5, (any::<bool>(), any::<bool>(), down(), backends())),
+              proxy in prop::option::weighted(0.5, (any::<bool>(), any::<bool>(), down(), backends(), out())),
               unreachable in prop::bool::weighted(0.1))
-             -> (Vec<(bool, bool, [bool; 2], bool)>, Vec<bool>, Option<bool>, Option<(bool, bool, bool, Vec<u16>)>, bool) {
+             -> (Vec<(bool, bool, [bool; 2], bool)>, Vec<bool>, Option<bool>, Option<(bool, bool, bool, Vec<u16>, u16)>, bool) {
         (apps, configs, database, proxy, unreachable)
     }
 }
@@ -103,7 +108,7 @@ fn fleet() -> impl Strategy<Value = Fleet> {
             if let Some(changes) = database {
                 fleet = fleet.with(&host, "db", Role::Database, changes, &[]);
             }
-            if let Some((changes, pausable, down, backends)) = proxy {
+            if let Some((changes, pausable, down, backends, out)) = proxy {
                 fleet = fleet.with(&host, "proxy", Role::Proxy, changes, &[]);
                 if !pausable {
                     fleet.component(&host, "proxy").capabilities.remove(&Action::Drain);
@@ -111,17 +116,26 @@ fn fleet() -> impl Strategy<Value = Fleet> {
                 if down {
                     fleet = fleet.down(&host, "proxy");
                 }
-                proxies.push((host.clone(), backends));
+                proxies.push((host.clone(), backends, out));
             }
             if unreachable {
                 away.push(host);
             }
         }
-        for (host, backends) in proxies {
-            for upstream in backends {
-                let chosen = (0..16).zip(&all_apps).filter(|(bit, _)| upstream >> bit & 1 == 1);
-                let chosen = chosen.map(|(_, app)| app.clone()).collect();
-                fleet.component(&host, "proxy").backends.insert(chosen);
+        for (host, backends, out) in proxies {
+            let chosen = |bits: u16| -> BTreeSet<Target> {
+                let chosen = (0..16).zip(&all_apps).filter(|(bit, _)| bits >> bit & 1 == 1);
+                chosen.map(|(_, app)| app.clone()).collect()
+            };
+            let proxy = fleet.component(&host, "proxy");
+            proxy.backends = backends.into_iter().map(chosen).collect();
+            // Of a proxy in maintenance nobody asks which of its backends are out.
+            if proxy.serving == Serving::Yes {
+                proxy.out = proxy.backends.iter().flatten().cloned().collect();
+                proxy.out.retain(|backend| chosen(out).contains(backend));
+                if !proxy.out.is_empty() {
+                    proxy.serving = Serving::Drained;
+                }
             }
         }
         away.iter().fold(fleet, |fleet, host| fleet.unreachable(host))
@@ -203,8 +217,13 @@ fn execute(
         world.may_switch(&step.target)?;
     }
     let seen = |world: &World| Some(revision_with(world.revision(&step.target)));
+    let refused = asked.action == Action::Drain
+        && asked
+            .backend
+            .is_some_and(|backend| world.would_be_last(&step.target, backend));
     if tape.percent(weather.unknowns_in_100) {
-        if tape.percent(50) {
+        // What an agent refuses, it refuses whoever hears of it.
+        if tape.percent(50) && !refused {
             world.carry_out(&step.target, asked)?;
         }
         return Ok(unknown());
@@ -212,11 +231,7 @@ fn execute(
     if asked.action == Action::Verify && !world.serves(&step.target) {
         return Ok(failed());
     }
-    if asked.action == Action::Drain
-        && asked
-            .backend
-            .is_some_and(|backend| world.would_be_last(&step.target, backend))
-    {
+    if refused {
         return Ok(failed());
     }
     if tape.percent(weather.failures_in_100) {
@@ -319,20 +334,21 @@ fn play(case: &Case, plan: &Plan, world: &mut World) -> Result<Story, TestCaseEr
 
 /// The upstreams of proxies in which somebody serves from the first step to the last, whatever goes wrong: backends of several
 /// hosts serve, the runbook does not want everything at once, and the schema stays. A runbook that goes on after a failure
-/// cannot promise it where a backend was down or away before: the proxy was never told, and counts on it.
+/// cannot promise it where a backend was down or away before: the proxy was never told, and counts on it. Nor where one was
+/// out: the proxy is resumed as a whole in the end, and counts on those that failed, too.
 fn never_dark(case: &Case, plan: &Plan, world: &World) -> Vec<(Target, BTreeSet<Target>)> {
     if plan.body.schema_changes || case.runbook.all_at_once() {
         return Vec::new();
     }
-    let several = |backends: &BTreeSet<Target>| {
-        let up = backends.iter().filter(|b| world.serves(b));
+    let several = |proxy: &Target, backends: &BTreeSet<Target>| {
+        let up = backends.iter().filter(|b| world.serves(b) && world.is_in(proxy, b));
         up.map(|b| &b.host).collect::<BTreeSet<_>>().len() > 1
     };
     let stops = case.runbook.on_failure.app != OnFailure::Continue;
     let proxies = plan.body.changes.iter();
-    let proxies = proxies.filter(|c| stops || world.all_backends_run(&c.target));
+    let proxies = proxies.filter(|c| stops || (c.out.is_empty() && world.all_backends_run(&c.target)));
     let upstreams = proxies.flat_map(|c| c.backends.iter().map(|upstream| (c.target.clone(), upstream.clone())));
-    upstreams.filter(|(_, upstream)| several(upstream)).collect()
+    upstreams.filter(|(proxy, upstream)| several(proxy, upstream)).collect()
 }
 
 /// The coordinator dies and another one reads the journal, whole or torn inside the last transition.

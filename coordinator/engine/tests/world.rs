@@ -58,9 +58,9 @@ impl World {
                         .collect(),
                     revision: c.revision.as_ref().expect("an observed component").digest.clone(),
                     running: c.serving != Serving::Stopped,
-                    drained: c.serving == Serving::Drained,
+                    drained: c.serving == Serving::Drained && c.out.is_empty(),
                     backends: c.backends.clone(),
-                    without: BTreeSet::new(),
+                    without: c.out.clone(),
                     loaded: BTreeMap::new(),
                 };
                 components.insert(
@@ -106,6 +106,7 @@ impl World {
             let was = then.component_mut(target);
             was.running |= now.running;
             was.drained &= now.drained;
+            was.without.retain(|backend| now.without.contains(backend));
             then.load(target);
         }
         *self == then
@@ -115,6 +116,11 @@ impl World {
     pub fn serves(&self, target: &Target) -> bool {
         let component = self.component(target);
         component.running && !component.drained && component.without.is_empty()
+    }
+
+    /// Does this proxy hand requests to that backend?
+    pub fn is_in(&self, proxy: &Target, backend: &Target) -> bool {
+        !self.component(proxy).without.contains(backend)
     }
 
     /// Can it hand a request to anybody of an upstream? Backends that are not in this world count as gone.

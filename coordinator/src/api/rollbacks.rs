@@ -1,5 +1,6 @@
 //! Planning, starting, listing and watching rollbacks.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use futures::StreamExt as _;
@@ -25,6 +26,7 @@ use crate::authority::caller;
 use crate::dispatcher::Order;
 use crate::leader::Start;
 use crate::projection::{self, Summary};
+use crate::store::ComponentRecord;
 use crate::{convert, survey};
 
 const DEFAULT_RUNBOOK: &str = "default";
@@ -56,7 +58,7 @@ impl Api {
         let survey = survey::observe(&self.inventory).await;
         let release = self.target_release(&target.release, &survey).await?;
         planner::plan(&survey::observed_fleet(&survey), &release, &runbook)
-            .map_err(|refused| Problem::new(Code::PlanRefused, refused.to_string()))
+            .map_err(|refused| Problem::new(Code::PlanRefused, refused.to_string()).remedy(refused.remedy()))
     }
 
     pub async fn plan(&self, request: v1::PlanRollbackRequest) -> Result<v1::PlanRollbackResponse, Problem> {
@@ -105,8 +107,44 @@ impl Api {
             .await;
         Ok(v1::PlanRollbackResponse {
             plan: Some(convert::plan_to_wire(&plan)),
-            findings: findings.into_iter().flatten().collect(),
+            findings: findings.into_iter().flatten().chain(self.strange_backends()).collect(),
         })
+    }
+
+    /// Backends of proxies that no agent has: a name that is misspelt there would be taken out by nobody, silently.
+    fn strange_backends(&self) -> Vec<v1::Finding> {
+        let agents = self.inventory.list();
+        let components = || {
+            agents
+                .iter()
+                .flat_map(|a| a.record.components.iter().map(move |c| (&a.record.name, c)))
+        };
+        let known: BTreeSet<Target> = components()
+            .map(|(host, c)| Target::new(host.as_str(), c.name.as_str()))
+            .collect();
+        let strange = |(host, component): (&String, &ComponentRecord)| {
+            let unknown: BTreeSet<String> = component
+                .backends
+                .iter()
+                .flatten()
+                .filter(|b| !known.contains(b))
+                .map(Target::to_string)
+                .collect();
+            let names: Vec<String> = unknown.into_iter().collect();
+            (!names.is_empty()).then(|| v1::Finding {
+                severity: v1::Severity::Warning.into(),
+                code: Code::UnknownComponent.id().to_owned(),
+                message: format!(
+                    "backends that no agent has: {}; applications restart without being taken out of their upstream",
+                    names.join(", ")
+                ),
+                remedy: "write host/component as rollbackctl agent list shows them, in the upstream's backends"
+                    .to_owned(),
+                host: host.clone(),
+                component: component.name.clone(),
+            })
+        };
+        components().filter_map(strange).collect()
     }
 
     pub async fn start(

@@ -137,7 +137,7 @@ pub fn fleet() -> GetFleetResponse {
         revision: Some(revision),
         health: i32::from(health),
         detail: detail.to_owned(),
-        problem: None,
+        ..ComponentState::default()
     };
     let app = |health, detail: &str| {
         vec![
@@ -286,7 +286,7 @@ pub fn fleet_in_maintenance() -> GetFleetResponse {
             revision: Some(rev("v3.0.0", "sha256:29cc01bc04de55")),
             health: i32::from(Health::Drained),
             detail: "master 91, 2 workers, users get the maintenance answer".to_owned(),
-            problem: None,
+            ..ComponentState::default()
         }],
         problem: None,
     };

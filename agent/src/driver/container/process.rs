@@ -13,6 +13,7 @@ use rollback_proto::problem::{Code, Problem};
 
 use super::managed::{LOOK_EVERY, Managed, Names, Operation, Undone};
 use super::seen::{LABEL_ROLLBACK, Seen, is_never, never};
+use crate::check::redact;
 use crate::driver::{Done, Failure, Health, Probe};
 use crate::step::StepContext;
 
@@ -21,6 +22,12 @@ const VERIFY_WITHIN: Duration = Duration::from_secs(5);
 
 /// A container that the engine had to restart so often since it was started does not start.
 const RESTARTS: i64 = 3;
+
+/// Quoted of the log of a container that does not start.
+const LOG_BYTES: usize = 600;
+
+/// The exit status of a process that SIGKILL ended.
+const KILLED: i64 = 137;
 
 /// Kept of a start's time for stopping again what does not become healthy, besides the stop timeout.
 const TO_CLEAN_UP: Duration = Duration::from_secs(5);
@@ -35,11 +42,25 @@ impl Managed {
         // The file still has the content with which the container was made: it changes while it is stopped.
         self.note_env_names(&live).await?;
         self.note_policy(&live).await?;
-        if live.running() || !is_never(&live.policy()) {
+        let ran = live.running();
+        if ran || !is_never(&live.policy()) {
             step.operation("stop_container", self.halted(&live, step.deadline))
                 .await?;
         }
-        Ok(Done::new(format!("{} is stopped", self.container)))
+        let killed = ran && self.was_killed(&live).await;
+        Ok(Done::new(match killed {
+            true => format!(
+                "{} did not stop by itself and was killed (a first process that ignores SIGTERM needs --init or STOPSIGNAL)",
+                self.container
+            ),
+            false => format!("{} is stopped", self.container),
+        }))
+    }
+
+    /// Did the engine have to kill it? Only said, so not to know is no failure.
+    async fn was_killed(&self, container: &Seen) -> bool {
+        let seen = self.look(container.id()).await.ok().flatten();
+        seen.and_then(|seen| seen.state()?.exit_code) == Some(KILLED)
     }
 
     /// Takes the policy away and stops the container; ends well when that was seen. A refusal puts the policy back.
@@ -116,13 +137,25 @@ impl Managed {
                 Ok(Done::at(revision, detail))
             }
             Err(problem) => {
+                // Now: the undo may take the container away, and its log with it.
+                let said = self.last_words(&live).await;
                 step.operation("stop_container", self.halted(&live, step.deadline))
                     .await?;
                 Err(Failure::Failed(Problem {
-                    message: format!("{}; it was stopped again", problem.message),
+                    message: format!("{}{said}; it was stopped again", problem.message),
                     ..problem
                 }))
             }
+        }
+    }
+
+    /// The end of its log on one line, with the names of its variables in the place of their values: the message leaves
+    /// this host.
+    async fn last_words(&self, container: &Seen) -> String {
+        let log = self.engine.logs(container.id(), std::time::UNIX_EPOCH, LOG_BYTES).await;
+        match log.map(|text| redact::hide(text, container.environment().into_iter())) {
+            Ok(text) if !text.trim().is_empty() => format!("; its log ends: {}", text.trim().replace('\n', " | ")),
+            Ok(_) | Err(_) => String::new(),
         }
     }
 
@@ -286,7 +319,7 @@ impl Managed {
             Code::Unhealthy,
             format!("container {} ({}): {why}", self.container, container.short_id()),
         )
-        .remedy(format!("read its log: docker logs {}", container.short_id()))
+        .remedy("look at what the image was built from, and at what the container's log said")
     }
 
     /// Health of what is live, for `observe`: one look.

@@ -119,6 +119,7 @@ impl Driver for Fake {
             },
             health: Health::Healthy,
             detail: "as the test says".into(),
+            out: BTreeSet::new(),
         })
     }
 

@@ -1,5 +1,5 @@
 //! Backends that are drained one by one: each is given back, nothing happens to its application outside of that, and
-//! somebody always serves.
+//! somebody always serves. What was found out of a proxy that serves is given back without a drain, once.
 //!
 //! Lanes of a batch run side by side, so the worst case counts: all that any lane of the batch takes down is down at once.
 
@@ -10,22 +10,30 @@ use crate::ids::Target;
 use crate::plan::{Batch, Change, Lane, PlanBody, Step, Undo};
 use crate::release::{Action, Role};
 
+/// Proxy and backend: found out, and not given back yet.
+type Out<'a> = HashSet<(&'a Target, &'a Target)>;
+
 pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
     let changes: HashMap<&Target, &Change> = body.changes.iter().map(|c| (&c.target, c)).collect();
-    for change in body.changes.iter().filter(|c| !c.backends.is_empty()) {
-        // A proxy that was found drained has lost backends that nobody knows of.
-        if change.role != Role::Proxy || change.restore {
+    let with_backends = |c: &&Change| !c.backends.is_empty() || !c.out.is_empty();
+    for change in body.changes.iter().filter(with_backends) {
+        // One to restore that names nobody who is out is in maintenance.
+        if change.role != Role::Proxy || change.restore == change.out.is_empty() {
             errors.push(LintError::NoBackends {
                 target: change.target.clone(),
             });
         }
     }
     let mut down: HashSet<&Target> = body.changes.iter().filter(|c| c.restore).map(|c| &c.target).collect();
+    let proxies = body.changes.iter();
+    let mut out: Out<'_> = proxies
+        .flat_map(|c| c.out.iter().map(move |b| (&c.target, b)))
+        .collect();
     for batch in body.phases.iter().flat_map(|p| &p.batches) {
+        somebody_serves(batch, &changes, &down, &out, errors);
         for lane in &batch.lanes {
-            check_lane(lane, &changes, errors);
+            check_lane(lane, &changes, &mut out, errors);
         }
-        somebody_serves(batch, &changes, &down, errors);
         for step in steps(batch) {
             if step.action == Action::Stop {
                 down.insert(&step.target);
@@ -40,7 +48,7 @@ fn steps(batch: &Batch) -> impl Iterator<Item = &Step> {
     batch.lanes.iter().flat_map(|lane| &lane.steps)
 }
 
-fn check_lane(lane: &Lane, changes: &HashMap<&Target, &Change>, errors: &mut Vec<LintError>) {
+fn check_lane<'a>(lane: &'a Lane, changes: &HashMap<&Target, &Change>, out: &mut Out<'a>, errors: &mut Vec<LintError>) {
     // Drained in this lane and not given back yet, and whether its application was touched since.
     let mut drained: BTreeMap<(&Target, &Target), (&Step, bool)> = BTreeMap::new();
     let mut given_back: HashSet<&Target> = HashSet::new();
@@ -73,16 +81,24 @@ fn check_lane(lane: &Lane, changes: &HashMap<&Target, &Change>, errors: &mut Vec
             });
         }
         let pair = (&step.target, backend);
-        let (fits, back) = match step.action {
-            // Drained twice, or too late.
+        let (fits, undo_fits) = match step.action {
+            // Drained twice, or too late, or out already.
             Action::Drain => {
-                let late = touched.contains(backend);
-                (drained.insert(pair, (step, false)).is_none() && !late, Action::Resume)
+                let late = touched.contains(backend) || out.contains(&pair);
+                let fits = drained.insert(pair, (step, false)).is_none() && !late;
+                (fits, step.undo == Undo::By(Action::Resume))
+            }
+            // Whether the way back takes out what was found out does not matter to those who are served.
+            Action::Resume if out.remove(&pair) => {
+                given_back.insert(backend);
+                let undo_fits = matches!(step.undo, Undo::By(Action::Drain) | Undo::Nothing);
+                (touched.contains(backend), undo_fits)
             }
             Action::Resume => {
                 given_back.insert(backend);
                 // Never drained, or for nothing.
-                (drained.remove(&pair).is_some_and(|(_, since)| since), Action::Drain)
+                let fits = drained.remove(&pair).is_some_and(|(_, since)| since);
+                (fits, step.undo == Undo::By(Action::Drain))
             }
             Action::Prepare
             | Action::Stage
@@ -106,7 +122,7 @@ fn check_lane(lane: &Lane, changes: &HashMap<&Target, &Change>, errors: &mut Vec
                 backend: backend.clone(),
             });
         }
-        if step.undo != Undo::By(back) {
+        if !undo_fits {
             errors.push(LintError::WrongUndo {
                 step: step.id,
                 action: step.action,
@@ -123,11 +139,13 @@ fn check_lane(lane: &Lane, changes: &HashMap<&Target, &Change>, errors: &mut Vec
     );
 }
 
-/// In every upstream of a proxy that loses a backend in this batch, one stays that the batch leaves alone and that is up.
+/// In every upstream of a proxy that loses a backend in this batch, forward or on the way back, one stays that the batch
+/// leaves alone, that is up, and that is in.
 fn somebody_serves(
     batch: &Batch,
     changes: &HashMap<&Target, &Change>,
     down: &HashSet<&Target>,
+    out: &Out<'_>,
     errors: &mut Vec<LintError>,
 ) {
     let mut firsts: BTreeMap<(&Target, &BTreeSet<Target>), &Step> = BTreeMap::new();
@@ -135,7 +153,8 @@ fn somebody_serves(
     for step in steps(batch).filter(|s| s.action.changes_service()) {
         match &step.backend {
             Some(backend) => {
-                let upstreams = changes.get(&step.target).map(|c| &c.backends);
+                let loses = step.action == Action::Drain || step.undo == Undo::By(Action::Drain);
+                let upstreams = changes.get(&step.target).filter(|_| loses).map(|c| &c.backends);
                 for upstream in upstreams.into_iter().flatten().filter(|u| u.contains(backend)) {
                     firsts.entry((&step.target, upstream)).or_insert(step);
                 }
@@ -145,7 +164,8 @@ fn somebody_serves(
         }
     }
     for ((proxy, upstream), step) in firsts {
-        let mut staying = upstream.iter().filter(|b| !away.contains(b) && !down.contains(b));
+        let serves = |b: &&Target| !away.contains(b) && !down.contains(b) && !out.contains(&(proxy, *b));
+        let mut staying = upstream.iter().filter(serves);
         if staying.next().is_none() {
             errors.push(LintError::NobodyServes {
                 step: step.id,

@@ -19,6 +19,8 @@ struct Model<'a> {
     snapshot: bool,
     stopped: bool,
     drained: bool,
+    /// A proxy that serves, but some of its backends were found out: one resume of the whole has to follow.
+    lacking: bool,
     /// Down since before the plan: nothing of the plan has paused it yet.
     found_down: bool,
     /// The plan has stopped or drained it.
@@ -28,14 +30,16 @@ struct Model<'a> {
 
 impl<'a> Model<'a> {
     fn of(change: &'a Change) -> Self {
+        let lacking = change.restore && !change.out.is_empty();
         Self {
             change,
             live: &change.from,
             staged: false,
             snapshot: false,
             stopped: change.restore && change.role == Role::App,
-            drained: change.restore && change.role == Role::Proxy,
-            found_down: change.restore,
+            drained: change.restore && change.role == Role::Proxy && !lacking,
+            lacking,
+            found_down: change.restore && !lacking,
             paused: false,
             verified: false,
         }
@@ -82,7 +86,10 @@ pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
                 LintError::NotReached { target: target() },
             ),
             (model.stopped, LintError::NeverStarted { target: target() }),
-            (model.drained, LintError::NeverResumed { target: target() }),
+            (
+                model.drained || model.lacking,
+                LintError::NeverResumed { target: target() },
+            ),
             (!model.verified, LintError::NotVerified { target: target() }),
         ];
         errors.extend(
@@ -101,7 +108,7 @@ fn undo_fits(step: &Step, model: Option<&Model<'_>>) -> bool {
             return step.undo == Undo::Nothing;
         }
         Action::Drain | Action::Stop if model.is_some_and(|m| m.found_down) => return step.undo == Undo::Nothing,
-        Action::Resume | Action::Start if model.is_some_and(|m| m.found_down && !m.paused) => {
+        Action::Resume | Action::Start if model.is_some_and(|m| (m.found_down || m.lacking) && !m.paused) => {
             return step.undo == Undo::Nothing;
         }
         Action::Stage => Action::Discard,
@@ -154,10 +161,13 @@ fn walk<'a>(step: &'a Step, model: &mut Model<'a>, errors: &mut Vec<LintError>) 
             let down = std::mem::replace(&mut model.drained, true);
             !std::mem::replace(&mut model.paused, true) && (!down || model.found_down)
         }
-        Action::Resume => std::mem::replace(&mut model.drained, false),
+        Action::Resume => {
+            let drained = std::mem::replace(&mut model.drained, false);
+            std::mem::replace(&mut model.lacking, false) || drained
+        }
         Action::Verify => {
             model.verified = true;
-            !model.stopped && !model.drained
+            !model.stopped && !model.drained && !model.lacking
         }
         Action::Stage => {
             model.staged = true;

@@ -8,8 +8,12 @@
 //! What was found down is brought up in its phase, changed or not. Where the plan has to pause it, the pause is planned
 //! all the same (somebody may have started it since) and has no undo, so that the way back leaves it down. Where the plan
 //! does not pause it, bringing it up has no undo: serving users is never taken back.
+//!
+//! A backend that was found out is much the same. Where its application restarts, it is given back when that is done, and
+//! the way back takes it out again first, so that no user meets the restart there either; unless it is the only one that
+//! serves by then.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use crate::ids::{StepId, Target};
 use crate::plan::{Batch, Lane, Phase, PhaseName, Step, Undo};
@@ -113,12 +117,14 @@ impl<'a> Drafter<'a> {
     fn in_rotation(&self, batches: Vec<Vec<HostLane<'a>>>) -> Vec<Vec<Lane>> {
         let mut rotation = Rotation::of(self.scope);
         let mut cut = Vec::new();
-        for mut waiting in batches {
+        let mut batches = VecDeque::from(batches);
+        while let Some(mut waiting) = batches.pop_front() {
             while !waiting.is_empty() {
-                let batch = rotation.next_batch(&mut waiting);
+                let batch = rotation.next_batch(&mut waiting, &mut batches);
                 let spare = |l: &HostLane<'a>| {
                     let spared = rotation.spared(l.host);
-                    let drains = spared.iter().map(|s| self.backend_step(s, Action::Drain));
+                    let to_drain = spared.iter().filter(|s| !s.found_out);
+                    let drains = to_drain.map(|s| self.backend_step(s, Action::Drain));
                     let resumes = spared.iter().map(|s| self.backend_step(s, Action::Resume));
                     lane(drains.chain(l.steps.iter().cloned()).chain(resumes).collect())
                 };
@@ -202,7 +208,7 @@ impl<'a> Drafter<'a> {
         };
         let undo = match action {
             Action::Prepare | Action::Discard | Action::Snapshot | Action::Verify | Action::Finish => Undo::Nothing,
-            Action::Drain | Action::Stop if member.restored() => Undo::Nothing,
+            Action::Drain | Action::Stop if member.found_down() => Undo::Nothing,
             Action::Resume | Action::Start if member.restored() && !self.pauses(member) => Undo::Nothing,
             Action::Stage => Undo::By(Action::Discard),
             Action::Drain => Undo::By(Action::Resume),
@@ -229,15 +235,17 @@ impl<'a> Drafter<'a> {
     }
 
     /// Takes one backend out of a proxy, or gives it back. The proxy itself is switched later, if at all, so what is live
-    /// now stays live; and it serves, so its way back is that of any move, whatever becomes of the proxy as a whole.
+    /// now stays live; and it serves, so its way back is that of any move, whatever becomes of the proxy as a whole. Only
+    /// what was given back without having been taken may stay.
     fn backend_step(&self, spared: &Spared<'_>, action: Action) -> Step {
-        let undo = if action == Action::Drain {
+        let back = if action == Action::Drain {
             Action::Resume
         } else {
             Action::Drain
         };
+        let undo = if spared.stays_in { Undo::Nothing } else { Undo::By(back) };
         let change = &spared.proxy.change;
-        let one = self.runbook.timeout_ms(action).max(self.runbook.timeout_ms(undo));
+        let one = self.runbook.timeout_ms(action).max(self.runbook.timeout_ms(back));
         let turns = u64::try_from(spared.at_once).unwrap_or(u64::MAX);
         Step {
             id: StepId(0),
@@ -246,7 +254,7 @@ impl<'a> Drafter<'a> {
             from: change.from.clone(),
             to: change.from.clone(),
             timeout_ms: one.saturating_mul(turns),
-            undo: Undo::By(undo),
+            undo,
             backend: Some(spared.backend.clone()),
         }
     }

@@ -87,6 +87,13 @@ pub struct PlanRefused {
     pub reasons: Vec<Refusal>,
 }
 
+impl PlanRefused {
+    /// What to do about the first reason: the others may go with it.
+    pub fn remedy(&self) -> &'static str {
+        self.reasons.first().map_or("plan again", Refusal::remedy)
+    }
+}
+
 impl fmt::Display for PlanRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("no plan can be made: ")?;

@@ -25,6 +25,7 @@ pub(super) struct Member<'a> {
     capabilities: &'a BTreeSet<Action>,
     reads: &'a BTreeSet<ComponentName>,
     backends: &'a Upstreams,
+    out: &'a BTreeSet<Target>,
 }
 
 impl Member<'_> {
@@ -39,6 +40,11 @@ impl Member<'_> {
     /// It was found down, and the plan brings it up whatever else changes.
     pub fn restored(&self) -> bool {
         self.change.restore
+    }
+
+    /// It serves nobody until the plan has brought it up. A proxy that lost some backends only serves.
+    pub fn found_down(&self) -> bool {
+        self.restored() && self.change.out.is_empty()
     }
 
     /// Stopping something that cannot be started again, or the reverse, helps nobody.
@@ -176,6 +182,7 @@ fn member<'a>(entry: &ReleaseEntry, observed: Option<&'a ObservedComponent>) -> 
         restore: is_down(component),
         // Counted when every member is known.
         backends: BTreeSet::new(),
+        out: BTreeSet::new(),
     };
     let changes = change.is_needed();
     Ok(Member {
@@ -186,6 +193,7 @@ fn member<'a>(entry: &ReleaseEntry, observed: Option<&'a ObservedComponent>) -> 
         capabilities: &component.capabilities,
         reads: &component.reads,
         backends: &component.backends,
+        out: &component.out,
     })
 }
 
@@ -201,8 +209,8 @@ fn is_down(component: &ObservedComponent) -> bool {
     component.capabilities.contains(&up)
 }
 
-/// For the proxies that can take backends out: on which of them users can count. One that was found drained has lost
-/// some already, nobody knows which, and is resumed as a whole.
+/// For the proxies that can take backends out: on which of them users can count, and which are out already. One that was
+/// found in maintenance serves nobody, and is resumed as a whole.
 fn count_backends(members: &mut [Member<'_>], observed: &ObservedFleet) {
     let restored: BTreeSet<Target> = members
         .iter()
@@ -216,7 +224,13 @@ fn count_backends(members: &mut [Member<'_>], observed: &ObservedFleet) {
         Some(ObservedHost::Unreachable { .. }) | None => false,
     };
     let proxies = members.iter_mut().filter(|m| m.role() == Role::Proxy);
-    for proxy in proxies.filter(|m| m.can_pause() && !m.restored()) {
+    for proxy in proxies.filter(|m| m.can_pause()) {
+        if proxy.restored() {
+            proxy.change.out = proxy.out.clone();
+        }
+        if proxy.found_down() {
+            continue;
+        }
         let serving = |upstream: &BTreeSet<Target>| upstream.iter().filter(|b| serves(b)).cloned().collect();
         let upstreams = proxy.backends.iter().map(serving);
         proxy.change.backends = upstreams

@@ -106,7 +106,8 @@ pub fn fleet_with_a_backend_down() -> GetFleetResponse {
             revision: Some(rev("v3.0.0", "sha256:29cc01bc04de55")),
             health: i32::from(Health::Drained),
             detail: "master 91, 2 workers, 1 of 2 backends gets no requests: app-1/api".to_owned(),
-            problem: None,
+            backends_out: vec!["app-1/api".to_owned()],
+            ..ComponentState::default()
         }],
         problem: None,
     });

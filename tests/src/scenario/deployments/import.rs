@@ -12,9 +12,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::control::Control;
-use crate::deployed::PROXY;
 use crate::ctl::Answer;
 use crate::deployed::Deployed;
+use crate::deployed::PROXY;
 use crate::zekka::Version;
 
 const RELEASE: &str = "v2.9.0";

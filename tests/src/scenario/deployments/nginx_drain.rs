@@ -2,7 +2,7 @@
 //! which server was asked for each request, beside what the applications noted of their starts and stops.
 //!
 //! Three hosts behind proxy-1, and the last two of them behind proxy-2 as well. The runbook takes the last two in one
-//! batch, which would leave proxy-2 with nobody: so they have to go one after the other. Five rollbacks, one after the
+//! batch, which would leave proxy-2 with nobody: so they have to go one after the other. Six rollbacks, one after the
 //! other, while users ask both proxies:
 //! 1. to v2.9.0, as it should be;
 //! 2. to v3.0.0, which never gets healthy on app-3: undone in the middle, and every backend gets requests again;
@@ -11,7 +11,9 @@
 //! 4. to v3.0.0, with kill -9 of proxy-1's agent between a drain and its resume, and in the middle of a drain: what it
 //!    left is recognised, and resumed;
 //! 5. to v3.0.0, which runs already, but app-1 is out of proxy-1, as a rollback that never ended would have left it: it
-//!    is given back, and nothing else happens.
+//!    is given back, and nothing else happens;
+//! 6. to v2.9.0, and somebody took app-3 out of proxy-2 by hand before: app-3 restarts first, nobody has to take it out,
+//!    and it is given back; only then is app-2 taken out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -58,8 +60,10 @@ pub async fn tell(options: Options) -> Result<Found> {
         let last = site.last_backend(control, options).await.context("last backend")?;
         let killed = site.agent_killed(control, options).await.context("agent killed")?;
         let left = site.left_out(control, options).await.context("left out")?;
+        let by_hand = site.out_by_hand(control, options).await.context("out by hand")?;
         Ok(found(json!({
             "back": back, "undone": undone, "last_backend": last, "agent_killed": killed, "left_out": left,
+            "out_by_hand": by_hand,
         })))
     })
     .await
@@ -227,7 +231,7 @@ impl Site {
                     self.first.drained()?
                 );
                 control.agent(PROXY)?.run().await?;
-                expect_recognised(control, "app-1/api").await?;
+                expect_recognised(control, PROXY, "app-1/api").await?;
                 let what = "app-2 is being taken out of proxy-1";
                 wait::until_true(what, SOON, async || {
                     self.first.drained().is_ok_and(|out| out == [second.address()])
@@ -251,7 +255,7 @@ impl Site {
         options.say("5. To v3.0.0, which runs already; app-1 was left out of proxy-1 …");
         let first = &self.apps[0];
         take_out(&self.first, first).await?;
-        expect_recognised(control, "app-1/api").await?;
+        expect_recognised(control, PROXY, "app-1/api").await?;
         let told = self.roll(control, Version::V3_0_0, async |_| Ok(())).await?;
         told.answer.clone().expect_code(0)?;
         self.expect_everywhere(Version::V3_0_0)?;
@@ -264,6 +268,38 @@ impl Site {
             );
         }
         told.figures()
+    }
+
+    async fn out_by_hand(&self, control: &mut Control, options: Options) -> Result<Value> {
+        options.say("6. To v2.9.0; app-3 was taken out of proxy-2 by hand …");
+        let (second, third) = (&self.apps[1], &self.apps[2]);
+        take_out(&self.second, third).await?;
+        expect_recognised(control, SECOND_PROXY, "app-3/api").await?;
+        let told = self.roll(control, Version::V2_9_0, async |_| Ok(())).await?;
+        told.answer.clone().expect_code(0)?;
+        self.expect_everywhere(Version::V2_9_0)?;
+        ensure!(
+            told.most_out == [1, 1],
+            "at most {:?} backends were out at once, not one of each proxy",
+            told.most_out
+        );
+        for app in &self.apps {
+            expect_spared(&self.first, app, &told, Version::V3_0_0, Version::V2_9_0).context("requests of proxy-1")?;
+        }
+        let spared = expect_spared(&self.second, second, &told, Version::V3_0_0, Version::V2_9_0)
+            .context("requests of proxy-2")?;
+        let back = noted(third, told.begun, "start", Version::V2_9_0)?;
+        let stopped = noted(second, told.begun, "stop", Version::V3_0_0)?;
+        let server = third.address();
+        let first = requests_since(&self.second, told.begun)?.find(|r| r.is_of(&server));
+        let first = first.context("app-3 gets no requests of proxy-2")?.ended;
+        ensure!(
+            back < first && first < stopped,
+            "app-3 starts at {back}, gets requests from {first} on, and app-2 stops at {stopped}"
+        );
+        let mut figures = told.figures()?;
+        figures[SECOND_PROXY] = json!([spared]);
+        Ok(figures)
     }
 
     fn proxies(&self) -> [(&str, &Nginx, &[ReleaseApp]); 2] {
@@ -377,9 +413,9 @@ async fn wait_starting(app: &ReleaseApp, version: Version) -> Result<()> {
     .await
 }
 
-/// The agent that was started anew says which backend is out.
-async fn expect_recognised(control: &Control, backend: &str) -> Result<()> {
-    let what = format!("fleet status says of {PROXY} that {backend} is out");
+/// The proxy's agent, started anew or not, says which backend is out.
+async fn expect_recognised(control: &Control, proxy: &str, backend: &str) -> Result<()> {
+    let what = format!("fleet status says of {proxy} that {backend} is out");
     wait::until_true(&what, SOON, async || {
         let Ok(answer) = control.ctl.run(&["fleet", "status", "-o", "json"]).await else {
             return false;
@@ -388,7 +424,7 @@ async fn expect_recognised(control: &Control, backend: &str) -> Result<()> {
         let hosts = json["hosts"].as_array().cloned().unwrap_or_default();
         let components = hosts
             .iter()
-            .filter(|h| h["name"] == PROXY)
+            .filter(|h| h["name"] == proxy)
             .flat_map(|h| h["components"].as_array());
         components.flatten().any(|c| {
             let detail = c["detail"].as_str().unwrap_or_default();
