@@ -1,6 +1,7 @@
 #!/bin/sh
 # Runs a command with a Docker engine that answers: the one that is there (DOCKER_HOST, or /var/run/docker.sock), or one
-# of our own, which ends with the command. Ours keeps its images in target/docker, so that a second run is quick.
+# of our own at /var/run/docker.sock, which ends with the command. Ours keeps its images in target/docker, so that a second
+# run is quick.
 #
 #   tests/with-docker.sh cargo nextest run -p fleet-tests
 #
@@ -31,8 +32,10 @@ exec 9>"$data/lock"
 flock 9
 
 run=$(mktemp -d /tmp/rollback-docker-XXXXXX)
+# Where everybody looks for one, agents under test included: nobody answers there.
+unset DOCKER_HOST
 dockerd --data-root "$data/data" --exec-root "$run/exec" --pidfile "$run/pid" \
-    --host "unix://$run/docker.sock" >"$data/dockerd.log" 2>&1 9>&- &
+    --host unix:///var/run/docker.sock >"$data/dockerd.log" 2>&1 9>&- &
 dockerd=$!
 command=""
 # dockerd ends its containers and its containerd when it is asked to; the directory can go only then.
@@ -41,13 +44,12 @@ end() {
     [ -z "$command" ] || kill "$command" 2>/dev/null || :
     kill "$dockerd" 2>/dev/null || :
     wait "$dockerd" 2>/dev/null || :
+    umount "$run/exec/netns/default" 2>/dev/null || :
     rm -rf "$run"
 }
 trap end EXIT
 trap 'exit 143' TERM INT HUP
 
-DOCKER_HOST=unix://$run/docker.sock
-export DOCKER_HOST
 tries=0
 until answers; do
     tries=$((tries + 1))

@@ -444,10 +444,8 @@ async fn containers_are_asked_for_their_log_and_their_restarts() {
     let l = Logged::new().await;
     let image = l.host.path().join("image");
     let go = "echo ERROR long ago; trap 'echo ERROR now' USR1; while :; do /bin/busybox sleep 0.05; done";
-    let Some(container) = Container::run(&image, &[], go) else {
-        eprintln!("no container engine answers: nothing was tested");
-        return;
-    };
+    let container =
+        Container::run(&image, &[], go).expect("a container engine answers: tests/with-docker.sh starts one");
     let name = &container.name;
     let said = |text: &str| docker(&["logs", name]).is_some_and(|log| log.contains(text));
     eventually("the container writes", || said("long ago")).await;
