@@ -23,16 +23,16 @@ const ECOSYSTEM: &str = "module.exports = { apps: [{ name: 'zekka-app', script: 
 const CLUSTER: &str = "module.exports = { apps: [{ name: 'zekka-app', script: 'server.js', instances: 2, exec_mode: \
     'cluster' }] };\n";
 
-/// Where the real pm2 is.
+/// The real one: on the path, or where `make dependencies` puts it.
 fn pm2_program() -> PathBuf {
-    if let Some(path) = std::env::var_os("ROLLBACK_TEST_PM2") {
-        return path.into();
-    }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("../target"), PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .map(|dir| dir.join("pm2"))
+        .chain([target.join("pm2/node_modules/.bin/pm2")])
         .find(|program| program.is_file())
-        .expect("pm2 is missing: npm install --global pm2, or name it in ROLLBACK_TEST_PM2")
+        .expect("pm2 is missing: `make dependencies` installs it")
 }
 
 struct App {
