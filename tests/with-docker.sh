@@ -31,7 +31,7 @@ mkdir -p "$data"
 exec 9>"$data/lock"
 flock 9
 
-run=$(mktemp -d /tmp/rollback-docker-XXXXXX)
+run=$(mktemp -d "${TMPDIR:-/tmp}/rollback-docker-XXXXXX")
 # Where everybody looks for one, agents under test included: nobody answers there.
 unset DOCKER_HOST
 dockerd --data-root "$data/data" --exec-root "$run/exec" --pidfile "$run/pid" \

@@ -25,6 +25,11 @@ use jiff::Timestamp;
 use rollback_proto::problem::{Code, Problem};
 use tokio::sync::Mutex;
 
+use crate::check::redact;
+
+/// Bytes of a log that a message quotes.
+const LAST_WORDS: usize = 600;
+
 /// Where the engine listens unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/var/run/docker.sock";
 
@@ -91,6 +96,16 @@ impl Engine {
         Ok(seen.filter(|c| {
             c.id.as_deref() == Some(name) || c.name.as_deref().map(|n| n.trim_start_matches('/')) == Some(name)
         }))
+    }
+
+    /// The end of a container's log as the end of a message, on one line; empty when there is none. The message leaves this
+    /// host, and the application may have written down what it was given: the names of `given` stand for their values.
+    pub async fn last_words<'a>(&self, id: &str, given: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+        let log = self.logs(id, UNIX_EPOCH, LAST_WORDS).await;
+        match log.map(|text| redact::hide(text, given)) {
+            Ok(text) if !text.trim().is_empty() => format!("; its log ends: {}", text.trim().replace('\n', " | ")),
+            Ok(_) | Err(_) => String::new(),
+        }
     }
 
     /// What the container wrote to stdout and stderr since a moment: whole lines in the order of the engine, the newest

@@ -10,7 +10,6 @@ use rollback_proto::problem::{Code, Problem};
 use super::ComposeDriver;
 use super::pin::{self, Image, Pin};
 use super::running::{self, Container, Presence};
-use crate::check::redact;
 use crate::driver::env_file::variables::{Variables, listed};
 use crate::driver::{Action, Done, Health, Probe};
 use crate::files::{self, blocking};
@@ -27,7 +26,6 @@ const TO_CLEAN_UP: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// A container that the engine had to restart so often since it was made does not start.
 const RESTARTS: i64 = 3;
-const LOG_BYTES: usize = 600;
 
 impl ComposeDriver {
     async fn containers(&self) -> Result<Vec<Container>, Problem> {
@@ -210,11 +208,8 @@ impl ComposeDriver {
                 Err(_) => return String::new(),
             }
         }
-        let log = self.engine.logs(&container.id, std::time::UNIX_EPOCH, LOG_BYTES).await;
-        match log.map(|text| redact::hide(text, given.iter().flat_map(Variables::iter))) {
-            Ok(text) if !text.trim().is_empty() => format!("; it said: {}", text.trim().replace('\n', " | ")),
-            Ok(_) | Err(_) => String::new(),
-        }
+        let given = given.iter().flat_map(Variables::iter);
+        self.engine.last_words(&container.id, given).await
     }
 
     /// How many containers each service has: a number that was given by hand is kept.

@@ -13,7 +13,6 @@ use rollback_proto::problem::{Code, Problem};
 
 use super::managed::{LOOK_EVERY, Managed, Names, Operation, Undone};
 use super::seen::{LABEL_ROLLBACK, Seen, is_never, never};
-use crate::check::redact;
 use crate::driver::{Done, Failure, Health, Probe};
 use crate::step::StepContext;
 
@@ -22,9 +21,6 @@ const VERIFY_WITHIN: Duration = Duration::from_secs(5);
 
 /// A container that the engine had to restart so often since it was started does not start.
 const RESTARTS: i64 = 3;
-
-/// Quoted of the log of a container that does not start.
-const LOG_BYTES: usize = 600;
 
 /// The exit status of a process that SIGKILL ended.
 const KILLED: i64 = 137;
@@ -138,7 +134,8 @@ impl Managed {
             }
             Err(problem) => {
                 // Now: the undo may take the container away, and its log with it.
-                let said = self.last_words(&live).await;
+                let given = live.environment();
+                let said = self.engine.last_words(live.id(), given.into_iter()).await;
                 step.operation("stop_container", self.halted(&live, step.deadline))
                     .await?;
                 Err(Failure::Failed(Problem {
@@ -146,16 +143,6 @@ impl Managed {
                     ..problem
                 }))
             }
-        }
-    }
-
-    /// The end of its log on one line, with the names of its variables in the place of their values: the message leaves
-    /// this host.
-    async fn last_words(&self, container: &Seen) -> String {
-        let log = self.engine.logs(container.id(), std::time::UNIX_EPOCH, LOG_BYTES).await;
-        match log.map(|text| redact::hide(text, container.environment().into_iter())) {
-            Ok(text) if !text.trim().is_empty() => format!("; its log ends: {}", text.trim().replace('\n', " | ")),
-            Ok(_) | Err(_) => String::new(),
         }
     }
 
