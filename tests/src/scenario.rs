@@ -152,6 +152,18 @@ impl Scenario {
         Self::all().find(|s| s.name == name)
     }
 
+    /// For tests: tells the scenario of this name without a word, and panics with the whole story when it fails.
+    pub async fn expect(name: &str) {
+        let scenario = Self::find(name).expect("the scenario exists");
+        let options = Options {
+            quiet: true,
+            ..Options::default()
+        };
+        if let Some(error) = scenario.run(options).await.error {
+            panic!("{name}: {error}");
+        }
+    }
+
     pub async fn run(&self, options: Options) -> Report {
         let begun = Instant::now();
         let result = (self.tell)(options).await;

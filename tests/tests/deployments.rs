@@ -14,26 +14,15 @@ use fleet_tests::nginx::Nginx;
 use fleet_tests::pm2::Pm2;
 use fleet_tests::prober::Prober;
 use fleet_tests::process::is_alive;
+use fleet_tests::scenario::Scenario;
 use fleet_tests::scenario::deployments::ALL;
-use fleet_tests::scenario::{Options, Scenario};
 use fleet_tests::zekka::Version;
-
-async fn tell(name: &str) {
-    let scenario = Scenario::find(name).expect("the scenario exists");
-    let options = Options {
-        quiet: true,
-        ..Options::default()
-    };
-    if let Some(error) = scenario.run(options).await.error {
-        panic!("{name}: {error}");
-    }
-}
 
 macro_rules! scenarios {
     ($($test:ident = $name:literal,)*) => {
         $(#[tokio::test(flavor = "multi_thread")]
         async fn $test() {
-            tell($name).await;
+            Scenario::expect($name).await;
         })*
 
         #[test]

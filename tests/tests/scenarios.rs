@@ -1,25 +1,12 @@
 //! Every scenario, the demo among them, as a test. Each has a fleet of its own.
 
-use fleet_tests::scenario::{ALL, Options, Scenario};
-
-async fn tell(name: &str) {
-    let scenario = Scenario::find(name).expect("the scenario exists");
-    let report = scenario
-        .run(Options {
-            quiet: true,
-            ..Options::default()
-        })
-        .await;
-    if let Some(error) = report.error {
-        panic!("{name}: {error}");
-    }
-}
+use fleet_tests::scenario::{ALL, Scenario};
 
 macro_rules! scenarios {
     ($($test:ident = $name:literal,)*) => {
         $(#[tokio::test(flavor = "multi_thread")]
         async fn $test() {
-            tell($name).await;
+            Scenario::expect($name).await;
         })*
 
         #[test]
