@@ -108,7 +108,8 @@ async fn never_healthy_leaves_nothing_running_and_the_old_one_is_back_within_its
     let health =
         format!("health = {{ http = 'http://127.0.0.1:{port}/version', version = '/version', within = '2s' }}");
     let env = format!("PORT={port}");
-    let arguments = ["--network", "host", "-e", &env, "--restart", "always"];
+    let secret = "PASSWORD=correct-horse";
+    let arguments = ["--network", "host", "-e", &env, "-e", secret, "--restart", "always"];
     let app = App::new(images, &arguments, &health);
     app.forward(Action::Stop).await.expect("stop");
     // What the old one takes to start: the measure of its way back.
@@ -123,6 +124,11 @@ async fn never_healthy_leaves_nothing_running_and_the_old_one_is_back_within_its
     }
     let problem = failed(app.forward(Action::Start).await);
     assert_eq!(problem.code, Code::Unhealthy);
+    // The undo takes the container and its log away; what it was given stays on the host.
+    assert!(
+        problem.message.contains("no database for [PASSWORD]") && !problem.message.contains("correct-horse"),
+        "{problem}"
+    );
     assert!(!app.docker.running(&app.name()) && !app.docker.running(&app.before()));
     let policy = app.docker.inspect(&app.name(), "{{.HostConfig.RestartPolicy.Name}}");
     assert_eq!(policy, "no", "nothing brings it up again");

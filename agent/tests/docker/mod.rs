@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The content of the base image is known by this name; another content needs another one.
-const BASE: &str = "rollbackctl-test-base:2";
+const BASE: &str = "rollbackctl-test-base:3";
 
 /// Serves `/www` on `$PORT`; ends at once when it is told to. `/www/version` is the version of the image, unless the
 /// container's `SERVED` says otherwise; `NEVER_READY` serves nothing.
@@ -19,7 +19,7 @@ trap 'kill $child 2>/dev/null; exit 0' TERM INT
 mkdir -p /www
 echo "${SERVED:-$VERSION}" > /www/version
 echo "serving $VERSION"
-if [ -n "$NEVER_READY" ]; then sleep 3600 & else httpd -f -p "${PORT:-8080}" -h /www & fi
+if [ -n "$NEVER_READY" ]; then echo "no database for $PASSWORD"; sleep 3600 & else httpd -f -p "${PORT:-8080}" -h /www & fi
 child=$!
 wait $child
 "#;
