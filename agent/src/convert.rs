@@ -30,7 +30,11 @@ impl From<v1::Revision> for Revision {
 
 impl From<Finding> for v1::Finding {
     fn from(finding: Finding) -> Self {
-        let Finding { severity, problem } = finding;
+        let Finding {
+            severity,
+            problem,
+            loss,
+        } = finding;
         let severity = match severity {
             Severity::Ok => v1::Severity::Ok,
             Severity::Warning => v1::Severity::Warning,
@@ -44,6 +48,7 @@ impl From<Finding> for v1::Finding {
             // The coordinator fills these: it knows whom it asked.
             host: String::new(),
             component: String::new(),
+            loss,
         }
     }
 }
@@ -84,6 +89,7 @@ pub fn component_info(name: &str, info: &DriverInfo) -> v1::ComponentInfo {
         capabilities: info.capabilities.iter().map(|action| (*action).into()).collect(),
         reads: info.reads.iter().cloned().collect(),
         upstreams: info.backends.iter().map(upstream).collect(),
+        restores: info.restores,
     }
 }
 
@@ -127,6 +133,7 @@ pub fn succeeded(done: Done) -> v1::Outcome {
         status: Status::Succeeded.into(),
         observed: done.observed.map(Into::into),
         receipt: done.receipt,
+        loss: done.loss.map(|loss| *loss),
         summary: done.summary,
         ..v1::Outcome::default()
     }

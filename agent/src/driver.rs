@@ -60,6 +60,8 @@ pub struct DriverInfo {
     /// Proxies: the components (`host/component`) that `drain` and `resume` can be asked for one by one, upstream by
     /// upstream. One that is alone in some upstream cannot be drained.
     pub backends: BTreeSet<BTreeSet<String>>,
+    /// Databases: steps with `from_backup` are understood.
+    pub restores: bool,
 }
 
 /// What `observe` saw.
@@ -94,6 +96,8 @@ pub enum Severity {
 pub struct Finding {
     pub severity: Severity,
     pub problem: Problem,
+    /// What a restore of a database would cost, as far as it can be said now.
+    pub loss: Option<DataLoss>,
 }
 
 impl Finding {
@@ -101,6 +105,7 @@ impl Finding {
         Self {
             severity: Severity::Blocker,
             problem,
+            loss: None,
         }
     }
 
@@ -108,12 +113,31 @@ impl Finding {
         Self {
             severity: Severity::Warning,
             problem,
+            loss: None,
         }
+    }
+
+    /// Not a reason to worry, but good to know.
+    pub fn ok(problem: Problem) -> Self {
+        Self {
+            severity: Severity::Ok,
+            problem,
+            loss: None,
+        }
+    }
+
+    #[must_use]
+    pub fn with_loss(mut self, loss: DataLoss) -> Self {
+        self.loss = Some(loss);
+        self
     }
 }
 
 /// Proof that a backup was made, and what was checked. See `rollback.v1.Receipt`.
 pub use rollback_proto::v1::Receipt;
+
+/// What is in a live database and not in a backup, and an operator's consent to losing it.
+pub use rollback_proto::v1::{Consent, DataLoss, TableLoss};
 
 /// What a move that ended well has to say.
 #[derive(Clone, Debug, Default)]
@@ -124,6 +148,8 @@ pub struct Done {
     pub observed: Option<Revision>,
     /// `snapshot` only.
     pub receipt: Option<Receipt>,
+    /// `switch` of a database from a backup: what it cost.
+    pub loss: Option<Box<DataLoss>>,
 }
 
 impl Done {
@@ -138,7 +164,7 @@ impl Done {
         Self {
             summary: summary.into(),
             observed: Some(revision),
-            receipt: None,
+            ..Self::default()
         }
     }
 }

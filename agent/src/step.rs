@@ -5,7 +5,8 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rollback_proto::v1::Action;
+use rollback_proto::kill_point;
+use rollback_proto::v1::{Action, Consent};
 use tracing::Instrument;
 
 use crate::driver::Revision;
@@ -44,6 +45,12 @@ pub struct StepContext {
     pub to: Revision,
     /// `drain` and `resume` of a proxy: only what concerns this one of its backends, which the driver declares.
     pub backend: Option<String>,
+    /// Databases: the change goes by restoring a backup beside the live database and exchanging the two.
+    pub from_backup: bool,
+    /// What may be lost for that; `None`: nothing.
+    pub consent: Option<Consent>,
+    /// It reverses an earlier step; `from` and `to` are exchanged already, and may be equal.
+    pub undo: bool,
     /// The step is refused, or its current operation cut off, after this instant.
     pub deadline: Instant,
     pub vault: Arc<Vault>,
@@ -85,6 +92,9 @@ impl StepContext {
             from,
             to,
             backend: None,
+            from_backup: false,
+            consent: None,
+            undo: false,
             deadline: Instant::now() + timeout,
             vault,
             progress,
@@ -95,6 +105,18 @@ impl StepContext {
     #[must_use]
     pub fn for_backend(mut self, backend: Option<String>) -> Self {
         self.backend = backend;
+        self
+    }
+
+    #[must_use]
+    pub fn from_backup(mut self, from_backup: bool, consent: Option<Consent>) -> Self {
+        (self.from_backup, self.consent) = (from_backup, consent);
+        self
+    }
+
+    #[must_use]
+    pub fn reversing(mut self, undo: bool) -> Self {
+        self.undo = undo;
         self
     }
 
@@ -117,8 +139,11 @@ impl StepContext {
     /// snake_case. Do not nest: the durations of a step are summed.
     pub async fn operation<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
         let span = tracing::info_span!("operation", otel.name = name, component = %self.component);
+        let kill_point = |when| kill_point::pass(|| format!("{}.{name}.{when}", self.action.as_str_name()));
+        kill_point("before");
         let begun = Instant::now();
         let result = work.instrument(span).await;
+        kill_point("after");
         self.operations
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

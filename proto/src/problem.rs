@@ -72,6 +72,8 @@ codes! {
     PlanStale = "0206", FailedPrecondition, "the fleet has moved: look at the new plan, and ask again";
     /// A release could not be imported because part of the fleet has nothing that goes by its name.
     ImportIncomplete = "0207", FailedPrecondition, "put what is missing where the message says, or leave it out: --as-is HOST/COMPONENT, --without HOST/COMPONENT";
+    /// The plan loses data, and nobody agreed to that, or not to so much.
+    ConsentNeeded = "0208", FailedPrecondition, "look at what would be lost: rollbackctl fleet plan; then agree: --accept-data-loss[=ROWS]";
     /// Cannot reach a host's agent.
     HostUnreachable = "0300", Unavailable, "look at the host and its rollback-agent; rollbackctl agent list shows when it was last seen";
     /// The peer is not the agent it should be.
@@ -156,6 +158,16 @@ codes! {
     DatabaseLocked = "0706", Aborted, "end the sessions that the message names, then try again";
     /// The database is in a state that only a person can judge.
     DatabaseUnclear = "0707", Unknown, "look at the database by hand: the message says what was found";
+    /// There is no proven backup of the release's schema.
+    NoBackup = "0708", NotFound, "take one in on the host: rollback-agent database adopt COMPONENT DUMP; or list what there is: rollback-agent database list COMPONENT";
+    /// A backup could not be restored beside the live database, or what came out is not what it should be.
+    RestoreFailed = "0709", FailedPrecondition, "nothing was exchanged, the live database is as it was; read the message";
+    /// A restore would lose more rows than was agreed to, or nobody knows how many.
+    LossTooGreat = "0710", FailedPrecondition, "look at the figures; agree to more: --accept-data-loss=ROWS, or to any loss: --accept-data-loss=all";
+    /// A declared check of the data does not hold.
+    IntegrityFailed = "0711", FailedPrecondition, "look at what the check asks, in the database itself";
+    /// The project's own migration tool failed, or did something else than its name says.
+    MigrationToolFailed = "0712", FailedPrecondition, "run the command that the message names by hand, against a copy";
     /// The coordinator's store refuses or cannot be reached.
     StoreUnavailable = "0900", Unavailable, "look at the coordinator's disk and log";
     /// This coordinator does not lead any more.

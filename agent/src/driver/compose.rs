@@ -275,6 +275,7 @@ impl Driver for ComposeDriver {
             ],
             reads: self.reads.clone(),
             backends: BTreeSet::new(),
+            restores: false,
         }
     }
 

@@ -178,6 +178,7 @@ impl Driver for ContainerDriver {
             ],
             reads: self.reads.clone(),
             backends: BTreeSet::new(),
+            restores: false,
         }
     }
 

@@ -269,9 +269,8 @@ impl EnvFileDriver {
         let now = Variables::parse(&String::from_utf8_lossy(&live.content));
         let then = Variables::parse(&String::from_utf8_lossy(wanted));
         let names = now.names_that_differ(&then);
-        (!names.is_empty()).then(|| Finding {
-            severity: super::Severity::Ok,
-            problem: Problem {
+        (!names.is_empty()).then(|| {
+            Finding::ok(Problem {
                 code: Code::WrongRevision,
                 message: format!(
                     "{}: these variables will change: {}",
@@ -279,7 +278,7 @@ impl EnvFileDriver {
                     listed(&names)
                 ),
                 remedy: String::new(),
-            },
+            })
         })
     }
 
@@ -394,6 +393,7 @@ impl Driver for EnvFileDriver {
             ],
             reads: BTreeSet::new(),
             backends: BTreeSet::new(),
+            restores: false,
         }
     }
 

@@ -244,6 +244,7 @@ impl Driver for GitDriver {
             capabilities,
             reads: self.reads.clone(),
             backends: BTreeSet::new(),
+            restores: false,
         }
     }
 

@@ -236,6 +236,7 @@ impl Driver for NginxDriver {
             ],
             reads: BTreeSet::new(),
             backends: self.backends(),
+            restores: false,
         }
     }
 

@@ -29,7 +29,9 @@ mod loss;
 mod migrate;
 mod prepare;
 mod privileges;
+mod protect;
 mod put_back;
+mod rehearse;
 mod route;
 mod scratch;
 mod sql;
@@ -289,6 +291,7 @@ impl Driver for PostgresDriver {
             ],
             reads: BTreeSet::new(),
             backends: BTreeSet::new(),
+            restores: false,
         }
     }
 

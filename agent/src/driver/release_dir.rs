@@ -180,6 +180,7 @@ impl Driver for ReleaseDirDriver {
             capabilities,
             reads: self.reads.clone(),
             backends: BTreeSet::new(),
+            restores: false,
         }
     }
 

@@ -51,6 +51,8 @@ pub(super) fn context(
         progress,
     )
     .for_backend(order.backend.clone())
+    .from_backup(order.request.from_backup, order.request.consent)
+    .reversing(order.request.undo)
 }
 
 async fn call(driver: &dyn Driver, step: &StepContext) -> Outcome {

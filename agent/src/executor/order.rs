@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
-use rollback_proto::v1::{Action, ExecuteRequest};
+use rollback_proto::v1::{Action, Consent, ExecuteRequest};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
@@ -68,6 +68,15 @@ impl Order {
                 ),
             ));
         }
+        if order.request.from_backup && !info.restores {
+            return Err(Problem::new(
+                Code::UnsupportedAction,
+                format!(
+                    "{} component {} cannot be restored from a backup",
+                    info.kind, order.component
+                ),
+            ));
+        }
         if let Some(backend) = &order.backend
             && !info.backends.iter().any(|upstream| upstream.contains(backend))
         {
@@ -126,7 +135,7 @@ impl Order {
                 epoch: request.epoch,
                 leader: request.leader_id.clone(),
             },
-            digest: args_digest(&request.component, action, &from, &to, backend.as_deref()),
+            digest: args_digest(&request, action, &from, &to),
             component: request.component.clone(),
             action,
             from,
@@ -176,13 +185,26 @@ fn revision(what: &str, revision: rollback_proto::v1::Revision) -> Result<Revisi
 }
 
 /// Over what the step does; not over how long it may take or who leads. Each part goes in with its length: no two
-/// different lists of parts read the same. A step without a backend has no part for it, as in ledgers from before
-/// there were any.
-fn args_digest(component: &str, action: Action, from: &Revision, to: &Revision, backend: Option<&str>) -> ArgsDigest {
+/// different lists of parts read the same. What a step does not have has no part, as in ledgers from before there was
+/// any such thing; the direction is in the step's id.
+fn args_digest(request: &ExecuteRequest, action: Action, from: &Revision, to: &Revision) -> ArgsDigest {
     let mut hash = Sha256::new();
     let action = action.as_str_name();
-    let parts = [component, action, &from.version, &from.digest, &to.version, &to.digest];
-    for part in parts.into_iter().chain(backend) {
+    let parts = [
+        &request.component,
+        action,
+        &from.version,
+        &from.digest,
+        &to.version,
+        &to.digest,
+    ];
+    let backend = Some(request.backend.as_str()).filter(|backend| !backend.is_empty());
+    let from_backup = request.from_backup.then(|| match &request.consent {
+        None => "from backup, no loss".to_owned(),
+        Some(Consent { max_rows: None }) => "from backup, any loss".to_owned(),
+        Some(Consent { max_rows: Some(rows) }) => format!("from backup, {rows} rows"),
+    });
+    for part in parts.into_iter().chain(backend).chain(from_backup.as_deref()) {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part.as_bytes());
     }

@@ -114,6 +114,7 @@ fn request(component: &str, step: &str, action: Action) -> ExecuteRequest {
         timeout: prost_types::Duration::try_from(Duration::from_secs(20)).ok(),
         ledger_generation: String::new(),
         backend: String::new(),
+        ..ExecuteRequest::default()
     }
 }
 

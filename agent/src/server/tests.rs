@@ -119,6 +119,7 @@ fn execute(step: &str) -> ExecuteRequest {
         timeout: prost_types::Duration::try_from(Duration::from_secs(20)).ok(),
         ledger_generation: String::new(),
         backend: String::new(),
+        ..ExecuteRequest::default()
     }
 }
 

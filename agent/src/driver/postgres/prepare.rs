@@ -10,7 +10,7 @@ use super::route::{Direction, Leg};
 use super::sql_error::sql_problem;
 use super::tools::Tools;
 use super::{PostgresDriver, State, backup, scratch};
-use crate::driver::{Finding, Severity};
+use crate::driver::Finding;
 use crate::step::StepContext;
 
 /// A scratch copy needs a little more room than the database it is made from.
@@ -100,18 +100,17 @@ impl PostgresDriver {
                 expected.kept.origin(),
                 expected.contents()
             );
-            let severity = match expected.older.as_slice() {
-                [] => Severity::Ok,
+            let finding = match expected.older.as_slice() {
+                [] => Finding::ok,
                 older => {
                     message.push_str(&format!("; older ones stay as they are: {}", older.join(", ")));
-                    Severity::Warning
+                    Finding::warning
                 }
             };
-            findings.push(Finding {
-                severity,
-                problem: Problem::new(Code::DatabaseUnclear, message)
+            findings.push(finding(
+                Problem::new(Code::DatabaseUnclear, message)
                     .remedy("nothing; if these rows are not wanted, drop the schema first"),
-            });
+            ));
             served.push(expected.schema);
         }
         let inventory = Inventory::read(&mut c, &served)

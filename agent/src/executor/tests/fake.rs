@@ -101,6 +101,7 @@ impl Driver for Fake {
             capabilities: vec![Prepare, Stage, Discard, Switch, Verify, Finish],
             reads: BTreeSet::new(),
             backends: BTreeSet::new(),
+            restores: false,
         }
     }
 
