@@ -1,6 +1,7 @@
 //! The command line: one file for each verb. Data goes to stdout, everything else to stderr.
 
 mod check_config;
+mod database;
 mod enroll;
 mod observe;
 mod run;
@@ -71,6 +72,17 @@ enum Verb {
 Exit status: 0 when every component could be observed and no check failed, 1 otherwise. An unhealthy component that
 could be observed does not count; checks of logs are not asked, because they judge what follows a switch.")]
     Observe(observe::Args),
+    /// List, make, take in and collect backups of a database
+    #[command(
+        subcommand,
+        long_about = "What an operator does with the backups of a database on its own host. Works beside a running agent \
+                      and needs no coordinator. Run it as the agent's user.",
+        after_long_help = "Examples:
+  rollback-agent database list db
+  rollback-agent database backup db
+  rollback-agent database adopt db /var/backups/shop-v2.9.0.dump"
+    )]
+    Database(database::Verb),
 }
 
 /// Where the configuration is; the same for every verb.
@@ -128,6 +140,7 @@ impl Verb {
             Verb::Enroll(args) => enroll::run(args).await,
             Verb::CheckConfig(args) => check_config::run(&args),
             Verb::Observe(args) => observe::run(args).await,
+            Verb::Database(verb) => database::run(verb).await,
         }
     }
 }

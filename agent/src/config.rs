@@ -23,6 +23,7 @@ pub use self::mistake::{ConfigError, Mistake};
 use crate::application::ProcessConfig;
 use crate::driver::Driver;
 use crate::driver::checked::{Checked, NamedCheck};
+use crate::driver::postgres::PostgresDriver;
 use crate::vault::Vault;
 
 /// A driver and the name of the component that it is for.
@@ -106,6 +107,26 @@ impl Settings {
             drivers.push((component.name.clone(), driver));
         }
         Ok(drivers)
+    }
+
+    /// The driver of a database, with what only databases can do. `None`: no component of this name is one.
+    pub fn database(&self, component: &str, vault: &Arc<Vault>) -> Result<Option<PostgresDriver>, Mistake> {
+        let found = self.components.iter().find(|c| c.name == component);
+        let Some((component, component::Kind::Postgres(config))) = found.map(|c| (c, &c.kind)) else {
+            return Ok(None);
+        };
+        PostgresDriver::new(&component.name, config.as_ref().clone(), Arc::clone(vault))
+            .map(Some)
+            .map_err(|problem| Mistake::at(component.line, problem.message))
+    }
+
+    /// The names of the databases among the components.
+    pub fn databases(&self) -> Vec<&str> {
+        let databases = self
+            .components
+            .iter()
+            .filter(|c| matches!(c.kind, component::Kind::Postgres(_)));
+        databases.map(|c| c.name.as_str()).collect()
     }
 
     /// The env files among the components, and those that applications are started with: what is in them is quoted to

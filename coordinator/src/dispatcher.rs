@@ -15,6 +15,7 @@ use opentelemetry::Context;
 use rand::Rng as _;
 use rollback_engine::event::{Direction, Outcome, StepResult};
 use rollback_engine::ids::{Epoch, RollbackId};
+use rollback_engine::loss::Consent;
 use rollback_engine::plan::Step;
 use rollback_engine::release::{Action, Revision};
 use rollback_proto::problem::{Code, Problem};
@@ -38,6 +39,8 @@ pub struct Order {
     pub step: Step,
     pub direction: Direction,
     pub attempt: u32,
+    /// What may be lost by restoring a database. `None`: nobody agreed to anything, as in a plan that is only shown.
+    pub consent: Option<Consent>,
     /// When the intent was written down.
     pub intended_at: Timestamp,
     /// The step's span: the agent's spans become its children.
@@ -183,6 +186,13 @@ impl Dispatcher {
                 .map(|record| record.ledger_generation)
                 .unwrap_or_default(),
             backend: convert::backend_to_wire(&order.step),
+            from_backup: order.step.from_backup,
+            // Only to those whom it concerns.
+            consent: order
+                .consent
+                .filter(|_| order.step.from_backup)
+                .map(convert::consent_to_wire),
+            undo: order.direction == Direction::Undo,
         });
         telemetry::inject(&order.context, request.metadata_mut());
         let mut stream = client
@@ -251,5 +261,6 @@ fn ended(result: StepResult) -> Outcome {
         receipt: None,
         operations: Vec::new(),
         summary: String::new(),
+        loss: None,
     }
 }

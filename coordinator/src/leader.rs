@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 use rollback_engine::event::Command;
 use rollback_engine::ids::{RollbackId, Target};
-use rollback_engine::machine::{self, State};
+use rollback_engine::loss::Consent;
+use rollback_engine::machine::{self, Rejected, State};
 use rollback_engine::plan::Plan;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
@@ -31,6 +32,21 @@ pub struct Start {
     /// W3C ids of the caller's span.
     pub trace_id: String,
     pub parent_span_id: String,
+    /// To the loss that this plan may cost.
+    pub consent: Option<Consent>,
+}
+
+/// Why the machine takes no such rollback.
+fn refused(rejected: Rejected) -> Problem {
+    let code = match rejected {
+        Rejected::NoConsent(_) => Code::ConsentNeeded,
+        Rejected::NotCreated
+        | Rejected::AlreadyCreated
+        | Rejected::Unsound(_)
+        | Rejected::NotInFlight { .. }
+        | Rejected::Corrupt(_) => Code::PlanRefused,
+    };
+    Problem::from_error(code, "create rollback", &rejected)
 }
 
 type Running = Arc<Mutex<HashMap<RollbackId, broadcast::Sender<v1::RollbackEvent>>>>;
@@ -97,9 +113,9 @@ impl Leader {
             incident: start.incident,
             trace_id: start.trace_id,
             parent_span_id: start.parent_span_id,
+            consent: start.consent,
         };
-        let events = machine::transition(&mut state, command)
-            .map_err(|e| Problem::from_error(Code::PlanRefused, "create rollback", &e))?;
+        let events = machine::transition(&mut state, command).map_err(refused)?;
         let summary = serde_json::to_string(&Summary::of(&id, &state))
             .map_err(|e| Problem::from_error(Code::Internal, "write summary", &e))?;
         let new = NewRollback {

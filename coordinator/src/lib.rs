@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod authority;
+pub mod closing;
 pub mod config;
 mod convert;
 pub mod daemon;

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rollback_engine::event::{Direction, Ending, Event, Problem};
 use rollback_engine::ids::RollbackId;
+use rollback_engine::loss::Consent;
 use rollback_engine::machine::State;
 use rollback_engine::machine::judge::{Judgement, judge};
 use rollback_engine::view::Kind;
@@ -30,6 +31,8 @@ pub struct Summary {
     pub steps_done: u32,
     pub problem: Option<Problem>,
     pub failed_hosts: Vec<String>,
+    #[serde(default)]
+    pub consent: Option<Consent>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +96,7 @@ impl Summary {
             steps_done: view.steps_done,
             problem: problem.cloned(),
             failed_hosts: view.failed_hosts.iter().map(|h| h.0.clone()).collect(),
+            consent: run.creation.consent,
         })
     }
 
@@ -114,6 +118,7 @@ impl Summary {
             steps_done: self.steps_done,
             problem: self.problem.as_ref().map(convert::problem_to_wire),
             failed_hosts: self.failed_hosts.clone(),
+            consent: self.consent.map(convert::consent_to_wire),
         }
     }
 }
@@ -133,11 +138,17 @@ pub fn event(state: &State, seq: u64, event: &Event) -> v1::RollbackEvent {
             plan,
             started_by,
             reason,
+            consent,
             ..
         } => v1::RollbackEvent {
-            message: match reason.as_str() {
-                "" => format!("{started_by} rolls back to {}", plan.body.release),
-                reason => format!("{started_by} rolls back to {}: {reason}", plan.body.release),
+            message: {
+                let agreed = consent.map_or_else(String::new, |consent| format!(", agreed to {consent}"));
+                let why = if reason.is_empty() {
+                    String::new()
+                } else {
+                    format!(": {reason}")
+                };
+                format!("{started_by} rolls back to {}{agreed}{why}", plan.body.release)
             },
             ..plain(at, Wire::Created)
         },

@@ -14,13 +14,12 @@ use opentelemetry_sdk::trace::SdkTracer;
 use rollback_engine::event::{Command, Direction, Effect, Ending, Event};
 use rollback_engine::ids::{Epoch, RollbackId, StepId};
 use rollback_engine::machine::{self, Rejected, State};
-use rollback_engine::plan::Change;
-use rollback_engine::release::{Release, ReleaseEntry};
 use rollback_proto::v1;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::closing;
 use crate::dispatcher::{Dispatcher, Order};
 use crate::journal_spans::JournalSpans;
 use crate::metrics::Metrics;
@@ -194,26 +193,12 @@ impl Runner {
         let (Some(ending), Some(plan)) = (self.state.ending(), self.state.plan()) else {
             return Ok(None);
         };
-        let moved = plan.body.changes.iter().any(Change::is_needed);
-        if ending != &Ending::Verified || !moved {
+        // Only a good end says anything, and only for that the releases are read: a bad one must not fail over them.
+        if ending != &Ending::Verified {
             return Ok(Some(Closing::default()));
         }
-        let was = |entry: &ReleaseEntry| {
-            plan.body
-                .changes
-                .iter()
-                .any(|change| change.target == entry.target && change.from == entry.revision)
-        };
         let releases = self.shared.store.releases().await?;
-        let target = releases.iter().find(|r| r.name == plan.body.release).map(Release::rank);
-        // Only what is newer than the target: going forward says nothing against what was left behind.
-        let abandoned = releases
-            .into_iter()
-            .filter(|r| target.is_some_and(|target| r.rank() > target) && r.entries.iter().all(was));
-        Ok(Some(Closing {
-            works: Some(plan.body.release.clone()),
-            abandoned: abandoned.map(|r| r.name).collect(),
-        }))
+        Ok(Some(closing::of_verified(&plan.body, &releases)))
     }
 
     async fn has_been_written(&self, events: &[Event]) -> bool {
@@ -246,6 +231,7 @@ impl Runner {
             step: planned,
             direction,
             attempt,
+            consent: self.state.run().and_then(|run| run.creation.consent),
         };
         let line = projection::place(
             &self.state,

@@ -99,6 +99,9 @@ pub struct ComponentRecord {
     /// Proxies: "host/component" of what they can take out and give back, one by one; upstream by upstream.
     #[serde(default)]
     pub backends: rollback_engine::release::Upstreams,
+    /// Databases: steps that restore a backup are understood. Agents from before that did not say so.
+    #[serde(default)]
+    pub restores: bool,
 }
 
 #[derive(Debug, thiserror::Error)]

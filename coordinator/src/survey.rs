@@ -97,6 +97,7 @@ fn components(agent: &AgentView, states: &[v1::ComponentState]) -> BTreeMap<Comp
             capabilities: record.capabilities.clone(),
             reads: record.reads.iter().map(|n| n.as_str().into()).collect(),
             backends: record.backends.clone(),
+            restores: record.restores,
             out: by_name
                 .get(record.name.as_str())
                 .map_or_else(BTreeSet::new, |state| out(state)),

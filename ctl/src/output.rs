@@ -9,6 +9,7 @@ pub mod event;
 pub mod findings;
 pub mod imports;
 pub mod json;
+pub mod loss;
 pub mod paint;
 pub mod plan;
 pub mod problem;

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use fake::{Ended, Fake, ID, StartReply, WatchReply, blocker, ending, plan, progress};
 use rollback_proto::problem::{Code, Problem};
-use rollback_proto::v1::RollbackState;
+use rollback_proto::v1::{self, RollbackState};
 
 const ROLLBACK: [&str; 5] = ["fleet", "rollback", "--to", "v2.9.0", "--yes"];
 
@@ -284,4 +284,129 @@ fn a_plan_says_what_it_would_do() {
     assert_eq!(ended.code, 0);
     assert_eq!(ended.json()["changes"], 0);
     assert!(fake.state().starts.is_empty());
+}
+
+/// A fleet whose plan restores a database that would lose so many rows; `None`: nobody knows.
+fn restoring(fake: &Fake, rows: Option<u64>) {
+    let mut plan = plan(true);
+    plan.database = v1::DatabaseChoice::Restore.into();
+    let database = plan.changes.first_mut().expect("has changes");
+    database.from_backup = true;
+    let loss = v1::DataLoss {
+        backup: "db-20261121".to_owned(),
+        taken_at: "2026-11-21T03:00:00Z".to_owned(),
+        tables: rows
+            .map(|written| v1::TableLoss {
+                table: "public.users".to_owned(),
+                written,
+                replaced: 0,
+            })
+            .into_iter()
+            .collect(),
+        unknown: if rows.is_none() {
+            "a dump of somebody else".to_owned()
+        } else {
+            String::new()
+        },
+    };
+    let finding = v1::Finding {
+        severity: v1::Severity::Ok.into(),
+        host: database.host.clone(),
+        component: database.component.clone(),
+        loss: Some(loss),
+        ..v1::Finding::default()
+    };
+    let mut state = fake.state();
+    state.plan.plan = Some(plan);
+    state.plan.findings = vec![finding];
+}
+
+/// The digest and the consent of the only start.
+fn started(fake: &Fake) -> (String, Option<v1::Consent>) {
+    let state = fake.state();
+    let [start] = &state.starts[..] else {
+        panic!("{:?}", state.starts)
+    };
+    (start.plan_digest.clone(), start.consent)
+}
+
+fn at_most(rows: u64) -> Option<v1::Consent> {
+    Some(v1::Consent { max_rows: Some(rows) })
+}
+
+#[test]
+fn bare_consent_is_to_what_the_plan_shows_and_to_no_other_plan() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    restoring(&fake, Some(120));
+    let ended = fake.run(&rollback_with(&["--database", "restore", "--accept-data-loss"]));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let words = "agreed to the loss of at most 1,132 rows; the plan shows 120";
+    assert!(ended.stderr.contains(words), "{ended:?}");
+    assert!(ended.stderr.contains("public.users  120 rows"), "{ended:?}");
+    assert_eq!(started(&fake), ("sha256:77cc".to_owned(), at_most(1132)));
+    let target = fake.state().starts[0].target.clone().expect("a target");
+    assert_eq!(target.database(), v1::DatabaseChoice::Restore);
+}
+
+#[test]
+fn bare_consent_to_a_loss_that_nobody_knows_is_refused() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    restoring(&fake, None);
+    let ended = fake.run(&rollback_with(&["--accept-data-loss", "-o", "json"]));
+    assert_eq!(ended.code, 3, "{ended:?}");
+    assert_eq!(ended.json()["error"]["code"], "RB0208");
+    assert!(ended.stderr.contains("--accept-data-loss=all"), "{ended:?}");
+    assert!(ended.stderr.contains("a dump of somebody else"), "{ended:?}");
+    assert!(fake.state().starts.is_empty());
+}
+
+#[test]
+fn consent_in_numbers_needs_no_look_at_the_plan() {
+    for (flag, consent) in [
+        ("--accept-data-loss=500", at_most(500)),
+        ("--accept-data-loss=all", Some(v1::Consent { max_rows: None })),
+    ] {
+        let fake = Fake::start(RollbackState::Verified, false);
+        restoring(&fake, None);
+        let ended = fake.run(&rollback_with(&[flag]));
+        assert_eq!(ended.code, 0, "{ended:?}");
+        assert!(ended.stderr.contains("agreed, for each database: "), "{ended:?}");
+        assert_eq!(started(&fake), (String::new(), consent));
+    }
+}
+
+#[test]
+fn consent_that_is_missing_or_needless() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    let refused = Problem::new(
+        Code::ConsentNeeded,
+        "what was written to db-1/db since the backup is lost",
+    );
+    fake.state().start_replies.push_back(StartReply::Refused(refused));
+    let ended = fake.run(&ROLLBACK);
+    assert_eq!(ended.code, 3, "{ended:?}");
+    assert!(ended.stderr.contains("--accept-data-loss"), "{ended:?}");
+    assert_eq!(started(&fake).1, None);
+
+    let fake = Fake::start(RollbackState::Verified, false);
+    let ended = fake.run(&rollback_with(&["--accept-data-loss"]));
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.stderr.contains("there is no loss to agree to"), "{ended:?}");
+    assert_eq!(started(&fake).1, None);
+}
+
+#[test]
+fn plan_names_its_losses() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    restoring(&fake, Some(120));
+    let args = ["fleet", "plan", "--to", "v2.9.0", "--database", "restore"];
+    let ended = fake.run(&args);
+    assert_eq!(ended.code, 2, "{ended:?}");
+    assert!(
+        ended.stdout.contains("RESTORES app-1/api from backup db-20261121"),
+        "{ended:?}"
+    );
+    let document = fake.run(&[&args[..], &["-o", "json"]].concat()).json();
+    assert_eq!(document["losses"][0]["loss"]["rows"], 120);
+    assert_eq!(document["plan"]["database"], "restore");
 }

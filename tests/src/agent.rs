@@ -1,7 +1,7 @@
 //! An agent as a process: its configuration, enrollment by token, its life and its death.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -117,6 +117,11 @@ impl Agent {
         self.launch.env.insert(name.to_owned(), value.to_owned());
     }
 
+    /// It has the variable no more, from its next start on.
+    pub fn unexport(&mut self, name: &str) {
+        self.launch.env.remove(name);
+    }
+
     /// Starts the process; also after [`Agent::kill`] and [`Agent::stop`].
     pub async fn run(&mut self) -> Result<()> {
         match std::fs::remove_file(&self.ready_file) {
@@ -140,8 +145,21 @@ impl Agent {
         Ok(())
     }
 
+    /// A command that a person types on the host, beside the running agent: `database backup db`. It answers on stdout.
+    pub fn tool(&self, args: &[&str]) -> Result<String> {
+        run(Command::new(&self.program)
+            .args(args)
+            .arg("--config")
+            .arg(self.spec.config()))
+    }
+
     pub fn kill(&mut self) -> Result<()> {
         self.daemon.as_mut().context("the agent runs")?.kill()
+    }
+
+    /// How it ended, once it has ended by itself.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.daemon.as_mut().and_then(Daemon::ended)
     }
 
     pub async fn stop(&mut self) -> Result<()> {

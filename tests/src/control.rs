@@ -152,7 +152,8 @@ impl Control {
         Ok(())
     }
 
-    /// Waits until the coordinator says of every one of these hosts that it is connected.
+    /// Waits until the coordinator says of every one of these hosts that it is connected, at the address that its agent has
+    /// since it was started last.
     pub async fn wait_connected(&self, hosts: &[&str]) -> Result<()> {
         let what = format!("the coordinator is in touch with {}", hosts.join(", "));
         wait::until_true(&what, CONNECTED_WITHIN, async || {
@@ -161,7 +162,11 @@ impl Control {
             };
             let Ok(json) = answer.json() else { return false };
             let agents = json["agents"].as_array().cloned().unwrap_or_default();
-            let connected = |name: &&str| agents.iter().any(|a| a["name"] == **name && a["connected"] == true);
+            let connected = |name: &&str| {
+                let ours = self.agents.get(*name).map(Agent::address);
+                let is_it = |a: &&serde_json::Value| a["name"] == **name && ours.is_none_or(|ours| a["address"] == ours);
+                agents.iter().find(is_it).is_some_and(|a| a["connected"] == true)
+            };
             hosts.iter().all(connected)
         })
         .await

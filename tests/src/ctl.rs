@@ -96,6 +96,11 @@ impl Running {
     }
 
     pub async fn answer(self) -> Result<Answer> {
+        self.answer_within(ANSWER_WITHIN).await
+    }
+
+    /// As [`Running::answer`], for a command that has much to move.
+    pub async fn answer_within(self, within: Duration) -> Result<Answer> {
         let Self {
             mut child,
             shown,
@@ -111,9 +116,9 @@ impl Running {
             }
         };
         let ended = async { tokio::try_join!(child.wait(), out.read_to_end(&mut stdout), read_stderr) };
-        let (status, _, _) = tokio::time::timeout(ANSWER_WITHIN, ended)
+        let (status, _, _) = tokio::time::timeout(within, ended)
             .await
-            .with_context(|| format!("{shown} did not end within {} s", ANSWER_WITHIN.as_secs()))?
+            .with_context(|| format!("{shown} did not end within {} s", within.as_secs()))?
             .with_context(|| format!("run {shown}"))?;
         said.push_str(&String::from_utf8_lossy(&rest));
         Ok(Answer {

@@ -1,7 +1,8 @@
 //! What a fleet is in fact, without asking the programs under test: files by hash, links, processes through `/proc`,
-//! the schema through psql and pg_dump, the data by checksums, answers through curl.
+//! the schema through psql and pg_dump, the data by checksums and row by row, answers through curl.
 
 mod data;
+mod rows;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +13,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 pub use self::data::{Data, StageData, Table};
+pub use self::rows::Rows;
 use crate::fleet::Fleet;
 use crate::postgres::DATABASE;
 use crate::process::{self, run};

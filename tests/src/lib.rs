@@ -8,6 +8,7 @@
 //! | [`postgres`], [`nginx`], [`zekka`] | the servers that they roll back, and a deployment done by hand |
 //! | [`deployed`] | the sample application in every other form: containers, Compose, git and pm2, archives |
 //! | [`docker`], [`pm2`] | the engine and the process manager that these forms need, and what they say |
+//! | [`ballast`], [`writers`] | a database of a size that counts, and those who go on writing to it |
 //! | [`facts`], [`prober`], [`collector`] | what can be seen without asking the programs under test |
 //! | [`figures`] | durations and overhead of a rollback, from its report |
 //! | [`scenario`] | stories that are told with all of this; `scenario list` names them |
@@ -18,6 +19,7 @@
 //! - Whether a rollback did what it says is judged from [`facts`], not from what the programs answer.
 
 pub mod agent;
+pub mod ballast;
 pub mod binaries;
 pub mod collector;
 pub mod control;
@@ -36,4 +38,5 @@ pub mod process;
 pub mod scenario;
 pub mod systemd_host;
 pub mod wait;
+pub mod writers;
 pub mod zekka;

@@ -1,5 +1,7 @@
 //! A PostgreSQL cluster of our own: initdb, server, psql.
 
+mod by_hand;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
+pub use self::by_hand::ByHand;
 use crate::control::{Control, Held};
 use crate::process::{Daemon, End, Launch, free_port, run};
 use crate::wait;
@@ -170,6 +173,22 @@ impl Postgres {
     pub fn migrate(&self, sql: &str) -> Result<()> {
         let mut psql = self.client("psql", ROLE, DATABASE);
         run(psql.args(["-Xq", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-c", sql])).map(drop)
+    }
+
+    /// Looks at a database that takes no connections: it takes them for that long. Others are looked at as they are.
+    pub fn while_open<T>(&self, database: &str, look: impl FnOnce() -> Result<T>) -> Result<T> {
+        let allow = |yes: bool| {
+            let sql = format!("ALTER DATABASE \"{database}\" ALLOW_CONNECTIONS {yes}");
+            self.psql("postgres", &sql).map(drop)
+        };
+        let closed = format!("SELECT 1 FROM pg_database WHERE datname = '{database}' AND NOT datallowconn");
+        if self.psql("postgres", &closed)?.is_empty() {
+            return look();
+        }
+        allow(true)?;
+        let seen = look();
+        allow(false)?;
+        seen
     }
 
     /// The application's schema as SQL, without what differs from run to run, and without what a rollback keeps of the

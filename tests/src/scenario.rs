@@ -5,6 +5,7 @@
 mod agent_killed;
 mod blocked_preflight;
 mod coordinator_killed;
+pub mod database;
 pub mod deployments;
 mod forth_and_back;
 mod held_then_recovered;
@@ -36,6 +37,10 @@ pub struct Options {
     pub quiet: bool,
     /// How often a scenario that repeats itself does so; others do not care.
     pub rounds: Option<usize>,
+    /// How large the database of a scenario that measures one is, in MiB; others do not care.
+    pub size_mib: Option<u64>,
+    /// Of a scenario that throws dice, to repeat what it did; others do not care.
+    pub seed: Option<u64>,
 }
 
 impl Options {
@@ -143,9 +148,9 @@ pub struct Report {
 }
 
 impl Scenario {
-    /// Those of zekka's fleet, and those of other deployments.
+    /// Those of zekka's fleet, those of other deployments, and those of databases.
     pub fn all() -> impl Iterator<Item = &'static Self> {
-        ALL.iter().chain(deployments::ALL)
+        ALL.iter().chain(deployments::ALL).chain(database::ALL)
     }
 
     pub fn find(name: &str) -> Option<&'static Self> {

@@ -235,11 +235,17 @@ impl AppHost {
         run(&mut command).map(drop)
     }
 
-    /// Stops what runs, lets the env file be written, swaps the link and starts the version, which is unpacked already.
-    pub fn replace(&self, version: Version, write_env: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Ends what runs here, and waits until it has ended.
+    pub fn stop(&self) -> Result<()> {
         if self.pid().is_some() {
             self.call("stop")?;
         }
+        Ok(())
+    }
+
+    /// Stops what runs, lets the env file be written, swaps the link and starts the version, which is unpacked already.
+    pub fn replace(&self, version: Version, write_env: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.stop()?;
         write_env()?;
         let temp = self.root.join("current.new");
         std::os::unix::fs::symlink(Path::new("releases").join(version.name()), &temp).context("make the link")?;
@@ -391,17 +397,27 @@ impl Zekka {
             version.unpack(binaries, &host.release_dir(version))?;
         }
         self.deploy_database(postgres, version)?;
-        for host in &self.hosts {
-            host.replace(version, || {
-                write_secret(&host.env_file(), &self.render_env(postgres, host, version))
-            })?;
-        }
+        self.replace_all(postgres, version)?;
         std::fs::write(nginx.site(), self.render_site(nginx, version)).context("write the site")?;
         if nginx.pid().is_some() {
             nginx.reload().await?;
         } else {
             nginx.start().await?;
         }
+        self.wait_healthy(version).await
+    }
+
+    /// Starts a version, which is unpacked already, on every host, in place of what runs there.
+    pub fn replace_all(&self, postgres: &Postgres, version: Version) -> Result<()> {
+        self.hosts.iter().try_for_each(|host| {
+            host.replace(version, || {
+                write_secret(&host.env_file(), &self.render_env(postgres, host, version))
+            })
+        })
+    }
+
+    /// Waits until every host says that it is healthy.
+    pub async fn wait_healthy(&self, version: Version) -> Result<()> {
         let client = reqwest::Client::new();
         for host in &self.hosts {
             let what = format!("{} of {} is healthy", version.name(), host.name);

@@ -111,6 +111,7 @@ async fn client(fleet: &Fleet) -> Result<FleetClient<Channel>> {
 
 fn target(release: &str) -> Option<v1::RollbackTarget> {
     Some(v1::RollbackTarget {
+        database: v1::DatabaseChoice::Unspecified.into(),
         release: release.to_owned(),
         runbook: String::new(),
     })

@@ -14,24 +14,33 @@
 //! environment, a log or a message; no content of a row is in a message ([`sql_error`]). A server that restarts is waited
 //! for ([`connect`]).
 //!
-//! Left out, on purpose or for now: restoring a database from a backup; migrations that cannot run in a transaction;
+//! Left out, on purpose or for now: migrations that cannot run in a transaction;
 //! other layouts than one up and one down file for each migration.
 
+mod adopt;
+mod alone;
 mod archive;
 mod backup;
+mod backups;
 mod catalog;
 mod config;
 mod connect;
+mod dump;
 mod figures;
+mod forms;
+mod horizon;
+mod integrity;
 mod keep;
 mod kept;
 mod loss;
+mod manifest;
 mod migrate;
 mod prepare;
 mod privileges;
 mod protect;
 mod put_back;
 mod rehearse;
+mod restore;
 mod route;
 mod scratch;
 mod sql;
@@ -39,8 +48,10 @@ mod sql_error;
 mod stage;
 mod staging;
 mod switch;
+mod tool;
 mod tool_locks;
 mod tools;
+mod travel;
 mod versions;
 
 use std::collections::BTreeSet;
@@ -51,16 +62,20 @@ use rollback_proto::problem::{Code, Problem};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
-use self::archive::{Archive, Prefer};
+pub use self::adopt::Adopted;
+use self::archive::{Archive, Hand, Prefer, Recorded};
+pub use self::backup::people_bytes;
+pub use self::backups::BackupLine;
 use self::catalog::Schema;
-pub use self::config::{PostgresConfig, Verify};
+pub use self::config::{IntegrityCheck, PostgresConfig, ToolConfig, Verify};
 use self::connect::{Connector, Sessions};
+use self::forms::Forms;
 use self::kept::Inventory;
 use self::route::{End, Route};
 use self::sql_error::sql_problem;
 use self::versions::Applied;
 use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Health, Observation, Probe, Retained, Revision, Role};
-use crate::step::StepContext;
+use crate::step::{NoProgress, StepContext};
 use crate::vault::Vault;
 
 const KIND: &str = "postgres";
@@ -100,6 +115,19 @@ impl State {
     }
 }
 
+/// What people call the state that these migrations lead to.
+fn version_of(archive: &Archive, applied: &Applied) -> Result<String, Problem> {
+    Ok(match applied.highest() {
+        None => NO_MIGRATIONS.to_owned(),
+        Some(number) => match archive.name(number)? {
+            Some(name) => name,
+            None => applied
+                .text_of(number)
+                .map_or_else(|| number.to_string(), str::to_owned),
+        },
+    })
+}
+
 impl PostgresDriver {
     /// Checks the configuration; does not connect.
     pub fn new(component: &str, config: PostgresConfig, vault: Arc<Vault>) -> Result<Self, Problem> {
@@ -109,7 +137,7 @@ impl PostgresDriver {
         Ok(Self {
             component: component.to_owned(),
             connector: Connector::new(config.clone(), component),
-            archive: Archive::new(component, vault, &config.migrations),
+            archive: Archive::new(component, vault, &config),
             config,
             recording: tokio::sync::Mutex::new(()),
         })
@@ -144,14 +172,11 @@ impl PostgresDriver {
         let failed = |e| sql_problem(Code::DatabaseDown, "read the schema", &e);
         let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         sqlx::raw_sql(begin).execute(&mut *c).await.map_err(failed)?;
-        let schema = Schema::read(c).await.map_err(failed)?;
-        let applied = Applied::read(c, &self.config.version_table).await?;
+        let schema = Forms::load(&self.config)?.recorded(Schema::read(c).await.map_err(failed)?);
+        let applied = tool::applied(&self.config, &self.component, c, &self.config.database).await?;
         sqlx::raw_sql("COMMIT").execute(c).await.map_err(failed)?;
         let digest = schema.digest(&applied);
-        let version = match applied.highest() {
-            None => NO_MIGRATIONS.to_owned(),
-            Some(number) => self.archive.name(number)?.unwrap_or_else(|| number.to_string()),
-        };
+        let version = version_of(&self.archive, &applied)?;
         Ok(State {
             schema,
             applied,
@@ -205,12 +230,46 @@ impl PostgresDriver {
     async fn record(&self, state: &State, prefer: Prefer) -> Result<Vec<String>, Problem> {
         let _one_at_a_time = self.recording.lock().await;
         let applied = self.applied_set(state)?;
-        self.archive
-            .record(&state.digest, &state.version, &applied, &state.schema, prefer)
+        self.archive.record(
+            &state.digest,
+            &state.version,
+            &applied,
+            &state.applied,
+            &state.schema,
+            prefer,
+        )
     }
 
     /// The way from the live schema to `step.to`.
     fn route(&self, state: &State, step: &StepContext) -> Result<Route, Vec<Problem>> {
+        let one = |problem| vec![problem];
+        let live = self.archive.recorded(&state.digest).map_err(one)?;
+        let from = End {
+            applied: self.applied_set(state).map_err(one)?,
+            schema: state.schema.clone(),
+        };
+        self.route_from(from, live.as_ref(), step)
+    }
+
+    /// The way from `step.from` as it was recorded to `step.to`, wherever the live database is.
+    fn planned_route(&self, step: &StepContext) -> Result<Route, Vec<Problem>> {
+        let one = |problem| vec![problem];
+        let recorded = self.archive.recorded(&step.from.digest).map_err(one)?;
+        let Some(recorded) = recorded else {
+            let message = format!(
+                "revision {} ({}) was never recorded",
+                step.from.version, step.from.digest
+            );
+            return Err(one(Problem::new(Code::RevisionMissing, message)));
+        };
+        let from = End {
+            applied: recorded.applied.keys().copied().collect(),
+            schema: self.archive.schema_of(&recorded).map_err(one)?,
+        };
+        self.route_from(from, Some(&recorded), step)
+    }
+
+    fn route_from(&self, from: End, live: Option<&Recorded>, step: &StepContext) -> Result<Route, Vec<Problem>> {
         let one = |problem| vec![problem];
         let Some(target) = self.archive.recorded(&step.to.digest).map_err(one)? else {
             let message = format!(
@@ -219,11 +278,6 @@ impl PostgresDriver {
             );
             return Err(one(Problem::new(Code::RevisionMissing, message)));
         };
-        let live = self.archive.recorded(&state.digest).map_err(one)?;
-        let from = End {
-            applied: self.applied_set(state).map_err(one)?,
-            schema: state.schema.clone(),
-        };
         let to = End {
             applied: target.applied.keys().copied().collect(),
             schema: self.archive.schema_of(&target).map_err(one)?,
@@ -231,9 +285,12 @@ impl PostgresDriver {
         let changing = from.applied.symmetric_difference(&to.applied).copied().collect();
         let known = self
             .archive
-            .resolve(&[live.as_ref(), Some(&target)], &changing)
+            .resolve(&[live, Some(&target)], &changing, Hand::of(step.action))
             .map_err(one)?;
-        Route::find(from, to, &known)
+        match &self.config.tool {
+            Some(tool) => Route::by_tool(from, to, &known, tool),
+            None => Route::find(from, to, &known),
+        }
     }
 
     /// Why the live schema is not the one that the step begins with.
@@ -291,12 +348,15 @@ impl Driver for PostgresDriver {
             ],
             reads: BTreeSet::new(),
             backends: BTreeSet::new(),
-            restores: false,
+            restores: true,
         }
     }
 
     async fn observe(&self) -> Result<Observation, Problem> {
-        self.look(self.connector.quick()).await
+        match self.look(self.connector.quick()).await {
+            Ok(seen) => Ok(seen),
+            Err(problem) => Err(self.closed().await.unwrap_or(problem)),
+        }
     }
 
     async fn retain(&self, _release: &str) -> Result<Retained, Problem> {
@@ -306,45 +366,81 @@ impl Driver for PostgresDriver {
         if !one_way.is_empty() {
             summary.push_str(&format!("; without a way down: {}", one_way.join(", ")));
         }
+        if self.config.backup_on_record {
+            let backup = self.back_up(protect::RETAINING, Arc::new(NoProgress)).await?;
+            summary.push_str(&format!("; {}", backup.summary));
+        }
         Ok(Retained {
             revision: state.revision(),
             summary,
         })
     }
 
+    async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
+        self.do_resolve(release).await
+    }
+
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
-        self.do_prepare(step).await
+        if step.from_backup {
+            return self.restore_prepare(step).await;
+        }
+        let mut findings = self.do_prepare(step).await;
+        self.tell_of_restores(step, &mut findings).await;
+        findings
     }
 
     async fn stage(&self, step: &StepContext) -> Result<Done, Failure> {
+        if step.from_backup {
+            return self.restore_stage(step).await;
+        }
         self.do_stage(step).await
     }
 
     async fn discard(&self, step: &StepContext) -> Result<Done, Failure> {
+        if step.from_backup {
+            return self.restore_clear(step).await;
+        }
         self.do_clear(step).await
     }
 
     async fn snapshot(&self, step: &StepContext) -> Result<Done, Failure> {
+        if step.from_backup {
+            return self.restore_snapshot(step);
+        }
         self.do_snapshot(step).await
     }
 
     async fn switch(&self, step: &StepContext) -> Result<Done, Failure> {
+        if step.from_backup {
+            return self.restore_switch(step).await;
+        }
         self.do_switch(step).await
     }
 
     async fn verify(&self, step: &StepContext) -> Result<Done, Failure> {
+        if step.from_backup {
+            self.restore_verify(step).await?;
+        }
         let seen = step
             .operation("read_schema", self.look(self.connector.patient(step)))
             .await
             .map_err(|p| Problem::new(Code::Unhealthy, p.message).remedy(p.remedy))?;
+        let asking = self.ask_live(self.connector.patient(step));
+        step.operation("integrity_checks", asking).await?;
         Ok(Done::at(seen.revision, seen.detail))
     }
 
     async fn finish(&self, step: &StepContext) -> Result<Done, Failure> {
+        if step.from_backup {
+            return self.restore_clear(step).await;
+        }
         self.do_clear(step).await
     }
 
     async fn probe(&self, step: &StepContext) -> Probe {
+        if step.from_backup {
+            return self.restore_probe(step).await;
+        }
         match step.action {
             Action::Switch => self.settle(step).await,
             // Nothing of these touches the live database, and each begins by clearing what it finds.

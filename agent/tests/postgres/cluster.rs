@@ -132,7 +132,7 @@ impl Cluster {
         tokio::task::spawn_blocking(work).await.expect("pg_ctl");
     }
 
-    async fn try_connect(&self, database: &str) -> Result<PgConnection, sqlx::Error> {
+    pub async fn try_connect(&self, database: &str) -> Result<PgConnection, sqlx::Error> {
         PgConnectOptions::new_without_pgpass()
             .socket(&self.socket)
             .port(5432)

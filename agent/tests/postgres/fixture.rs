@@ -242,7 +242,8 @@ impl Fixture {
             .await
     }
 
-    /// Nothing of a rollback may be left beside the database, but sealed backups.
+    /// Nothing of a rollback may be left beside the database, but sealed backups and the lock that keeps those who make
+    /// copies apart.
     pub async fn assert_clean(&self) {
         let scratch = "SELECT string_agg(datname, ' ') FROM pg_database d
                        WHERE shobj_description(d.oid, 'pg_database') LIKE $$copy of ";
@@ -255,7 +256,7 @@ impl Fixture {
             let hidden: Vec<_> = entries
                 .flatten()
                 .map(|e| e.file_name())
-                .filter(|n| n.to_string_lossy().starts_with('.'))
+                .filter(|n| n.to_string_lossy().starts_with('.') && !n.to_string_lossy().starts_with(".lock-"))
                 .collect();
             assert!(hidden.is_empty(), "{hidden:?} are left");
         }

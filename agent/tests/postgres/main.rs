@@ -2,10 +2,15 @@
 
 #![expect(clippy::expect_used, reason = "a test says what it expected")]
 
+mod backups;
 mod cluster;
 mod faults;
 mod fixture;
 mod kept;
+mod parts;
 mod refusals;
 mod restarts;
+mod restore;
 mod round_trip;
+mod sources;
+mod tool;

@@ -188,11 +188,14 @@ async fn a_dropped_column_whose_table_has_no_key() {
 }
 
 #[tokio::test]
-async fn what_cannot_run_in_one_transaction() {
+async fn what_the_driver_cannot_run_for_a_migration() {
     for (down, part) in [
-        ("DROP INDEX CONCURRENTLY i", "DROP INDEX CONCURRENTLY"),
         ("DROP INDEX i; COMMIT; SELECT 1", "COMMIT"),
-        ("-- no-transaction\nDROP INDEX i", "no-transaction"),
+        ("-- no-transaction\nDROP DATABASE shop", "concerns the whole server"),
+        (
+            "DROP INDEX i; ALTER SYSTEM SET work_mem = '1GB'",
+            "concerns the whole server",
+        ),
     ] {
         let f = Fixture::empty().await;
         f.write("001_users", UP_1, Some(DOWN_1));

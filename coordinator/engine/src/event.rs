@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{HostName, StepId};
+use crate::loss::{Consent, DataLoss};
 use crate::plan::{PhaseName, Plan};
 use crate::release::Revision;
 
@@ -41,6 +42,9 @@ pub struct Finding {
     pub code: String,
     pub message: String,
     pub remedy: String,
+    /// What a restore would cost, seen at that moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<DataLoss>,
 }
 
 /// Proof that a backup was made, and what was checked.
@@ -78,6 +82,9 @@ pub struct Outcome {
     pub operations: Vec<Operation>,
     #[serde(default)]
     pub summary: String,
+    /// The switch of a database to a backup: what it cost, counted when writers had stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<DataLoss>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +129,9 @@ pub enum Event {
         /// W3C trace id (32 hex digits) and the caller's span id (16), so that every leader continues one trace.
         trace_id: String,
         parent_span_id: String,
+        /// What may be lost by restoring databases from backups; always there when the plan does that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        consent: Option<Consent>,
     },
     PhaseStarted {
         at: Timestamp,
@@ -177,6 +187,7 @@ pub enum Command {
         incident: String,
         trace_id: String,
         parent_span_id: String,
+        consent: Option<Consent>,
     },
     /// A dispatched step came to an end.
     StepEnded {

@@ -10,6 +10,7 @@
 pub mod event;
 pub mod ids;
 pub mod lint;
+pub mod loss;
 pub mod machine;
 pub mod plan;
 pub mod planner;

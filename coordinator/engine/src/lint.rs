@@ -86,6 +86,16 @@ pub enum LintError {
     NotGivenBack { step: StepId, backend: Target },
     #[error("step {step}: no backend of {target} is left to serve during its batch")]
     NobodyServes { step: StepId, target: Target },
+    #[error("{target}: goes another way than the plan says of databases")]
+    ChoiceBroken { target: Target },
+    #[error("{target}: is said to be left where it is, and is not, or is where the release has it")]
+    NothingLeft { target: Target },
+    #[error("step {step}: does not say of the backup what the change of {target} says")]
+    BackupUnclear { step: StepId, target: Target },
+    #[error("step {step}: database {target} is switched while {busy} is up, which the plan pauses")]
+    NotQuiet { step: StepId, target: Target, busy: Target },
+    #[error("{target}: is to be taken to a backup, and is never switched")]
+    NeverRestored { target: Target },
     #[error("{target}: is not verified at the end")]
     NotVerified { target: Target },
 }

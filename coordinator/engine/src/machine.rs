@@ -38,7 +38,7 @@ mod wave;
 use jiff::Timestamp;
 
 use crate::event::{Command, Direction, Effect, Ending, Event};
-use crate::ids::StepId;
+use crate::ids::{StepId, Target};
 use crate::lint::LintError;
 use crate::plan::{Plan, Step};
 
@@ -74,6 +74,9 @@ pub enum Rejected {
     AlreadyCreated,
     #[error("the plan breaks the rules: {}", crate::problems::name_some(.0.iter()))]
     Unsound(Vec<LintError>),
+    /// Nobody agreed to lose what was written to these databases since their backups.
+    #[error("what was written since the backup is lost in {}, and nobody agreed to that", crate::problems::name_some(.0.iter()))]
+    NoConsent(Vec<Target>),
     /// A late or repeated answer. To be ignored.
     #[error("step {step} ({direction:?}, attempt {attempt}) is not in flight")]
     NotInFlight {

@@ -7,7 +7,8 @@
 //! - steps are numbered in plan order, from 0, without gaps;
 //! - every step that changes the service has an undo or is marked irreversible;
 //! - nothing that changes the service stands before the last `stage` step;
-//! - no database is switched before its snapshot;
+//! - no database is switched before its snapshot, or while an application or a proxy that the plan pauses is up;
+//! - a database goes to a backup only in a plan that was asked to do so, and its way back is to exchange the two again;
 //! - while one backend of a proxy is drained, another one of it serves.
 
 mod seal;
@@ -84,6 +85,28 @@ pub enum OnFailure {
     Continue,
 }
 
+/// How databases go back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DatabaseChoice {
+    /// By migrations, when every one of them has a way down and that was rehearsed; otherwise preflight blocks, and says
+    /// what a restore would cost.
+    #[default]
+    Auto,
+    /// Not at all.
+    Keep,
+    /// By migrations, or not at all.
+    Migrate,
+    /// By restoring a backup of the release's schema. What was written since is lost, so it needs consent.
+    Restore,
+}
+
+impl DatabaseChoice {
+    pub fn is_auto(&self) -> bool {
+        *self == DatabaseChoice::Auto
+    }
+}
+
 /// How a step is reversed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -114,6 +137,9 @@ pub struct Step {
     /// absent: plans from before this field keep their digests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<Target>,
+    /// Of a change that restores a backup: as [`Change::from_backup`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_backup: bool,
 }
 
 /// What a step asks its agent for in one direction.
@@ -125,6 +151,9 @@ pub struct Move<'a> {
     pub to: &'a Revision,
     /// The same in both directions: what one takes out, the other gives back.
     pub backend: Option<&'a Target>,
+    pub from_backup: bool,
+    /// It takes an earlier step back. `from` and `to` alone do not tell: a database can be restored at its own schema.
+    pub undo: bool,
 }
 
 impl Step {
@@ -150,12 +179,16 @@ impl Step {
                 from: &self.from,
                 to: &self.to,
                 backend: self.backend.as_ref(),
+                from_backup: self.from_backup,
+                undo: false,
             }),
             (Direction::Undo, Undo::By(action)) => Some(Move {
                 action,
                 from: &self.to,
                 to: &self.from,
                 backend: self.backend.as_ref(),
+                from_backup: self.from_backup,
+                undo: true,
             }),
             (Direction::Undo, Undo::Nothing | Undo::Impossible) => None,
         }
@@ -170,6 +203,11 @@ impl PlanBody {
             .flat_map(|p| &p.batches)
             .flat_map(|b| &b.lanes)
             .flat_map(|l| &l.steps)
+    }
+
+    /// The databases that lose what was written since their backups.
+    pub fn restored_databases(&self) -> impl Iterator<Item = &Target> {
+        self.changes.iter().filter(|c| c.from_backup).map(|c| &c.target)
     }
 }
 
@@ -210,11 +248,24 @@ pub struct Change {
     /// serves the target, or with the proxy at the end. Left out when empty.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub out: BTreeSet<Target>,
+    /// A database that is taken to a backup beside it, whether its schema moves or not: `from` and `to` may be equal. Left
+    /// out when false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_backup: bool,
+    /// The release's revision, when it is not that of `to`: the plan leaves the component where it is, on purpose. Left out
+    /// when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Revision>,
 }
 
 impl Change {
-    /// False: the component is at its target already and is only verified, or restored.
+    /// False: the component stays what it is and is only verified, or brought up.
     pub fn is_needed(&self) -> bool {
+        self.moves() || self.from_backup
+    }
+
+    /// It goes to another revision.
+    pub fn moves(&self) -> bool {
         self.from != self.to
     }
 }
@@ -234,6 +285,10 @@ pub struct PlanBody {
     pub release: ReleaseName,
     /// Name and version: "default@1".
     pub runbook: String,
+    /// Left out when it is `auto`: plans from before this field keep their digests.
+    #[serde(default, skip_serializing_if = "DatabaseChoice::is_auto")]
+    pub database: DatabaseChoice,
+    /// A database changes: its schema, or all that is in it.
     pub schema_changes: bool,
     /// Every component in scope, sorted by target; also those that are at the target already.
     pub changes: Vec<Change>,

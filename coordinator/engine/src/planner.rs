@@ -12,6 +12,9 @@
 //! While an application restarts and others serve, the proxies in scope that declare it as a backend send it nothing: its
 //! lane begins with a drain and ends with a resume of that one backend, and backwards it does so, too.
 //!
+//! What the runbook leaves alone stays in scope, with its own revision as its target: it is backed up, paused and verified
+//! like all others, because what changes around it concerns it.
+//!
 //! Deliberately left out: findings (that is `prepare`, on the hosts), consent, and any knowledge of kinds of components.
 
 mod batches;
@@ -29,7 +32,8 @@ use crate::runbook::Runbook;
 use phases::Drafter;
 use scope::Scope;
 
-/// Plans a rollback of everything that the release names. Components that the release does not know are left alone.
+/// Plans a rollback of everything that the release names and the runbook changes. Components that the release does not know
+/// are left alone.
 ///
 /// A fleet that is at its target already is no reason to refuse: such a plan only verifies.
 pub fn plan(observed: &ObservedFleet, release: &Release, runbook: &Runbook) -> Result<Plan, PlanRefused> {
@@ -41,6 +45,7 @@ pub fn plan(observed: &ObservedFleet, release: &Release, runbook: &Runbook) -> R
         format: FORMAT,
         release: release.name.clone(),
         runbook: runbook.label(),
+        database: runbook.database,
         schema_changes: scope.schema_changes,
         changes: scope.members.iter().map(|m| m.change.clone()).collect(),
         excused: scope.excused,

@@ -1,8 +1,8 @@
 //! The problems that the engine itself finds. Codes are those of the one list of error codes that operators search.
 
 use crate::event::Problem;
-use crate::ids::{HostName, ReleaseName, Target};
-use crate::plan::{Excused, Step};
+use crate::ids::{HostName, Target};
+use crate::plan::{DatabaseChoice, Excused, PlanBody, Step};
 use crate::release::{Action, Revision};
 
 /// How many names a message spells out before it only counts.
@@ -102,15 +102,37 @@ pub(crate) fn undo_failed(step: &Step, action: Action, why: &Problem, cause: &Pr
 }
 
 /// Why it is held, and the way on: the planner starts from what it finds, also from what is stopped or drained.
-pub(crate) fn held(cause: Problem, release: &ReleaseName) -> Problem {
+pub(crate) fn held(cause: Problem, plan: &PlanBody) -> Problem {
+    let go_on = go_on_with(plan);
+    // That runbook would take along what this plan was to leave.
+    let emergency = if plan.changes.iter().all(|change| change.left.is_none()) {
+        "; with `--runbook emergency` hosts that cannot come back are left out"
+    } else {
+        ""
+    };
     Problem {
         remedy: format!(
-            "{}; then go on with `rollbackctl fleet rollback --to {release}`, or go to another release in the same way; with \
-             `--runbook emergency` hosts that cannot come back are left out",
+            "{}; then go on with `{go_on}`, or go to another release in the same way{emergency}",
             cause.remedy
         ),
         ..cause
     }
+}
+
+/// The command that does the rest of what this plan was to do, and nothing that it was to leave alone. It never restores a
+/// backup: that may be done already, and a second time it would lose what was written since.
+fn go_on_with(plan: &PlanBody) -> String {
+    let mut command = format!("rollbackctl fleet rollback --to {}", plan.release);
+    let runbook = plan.runbook.split('@').next().unwrap_or_default();
+    if !["default", "restore"].contains(&runbook) {
+        command.push_str(&format!(" --runbook {runbook}"));
+    }
+    match plan.database {
+        DatabaseChoice::Auto | DatabaseChoice::Restore => {}
+        DatabaseChoice::Keep => command.push_str(" --database keep"),
+        DatabaseChoice::Migrate => command.push_str(" --database migrate"),
+    }
+    command
 }
 
 /// Hosts failed where the runbook says to go on; `why` is the first failure.

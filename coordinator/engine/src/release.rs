@@ -187,6 +187,9 @@ pub struct ObservedComponent {
     pub revision: Result<Revision, String>,
     #[serde(default)]
     pub serving: Serving,
+    /// Databases: it can be taken to a backup.
+    #[serde(default)]
+    pub restores: bool,
 }
 
 /// What the planner knows of one host.

@@ -5,19 +5,24 @@
 //!
 //! Invariants, checked when a runbook is read:
 //! - every key is there and no other (a misspelt key must not silently mean the default);
+//! - databases that the runbook does not change are also said to be kept;
 //! - "continue" stands only where going on cannot break a promise: never before everything is staged and backed up.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use jiff::fmt::friendly::SpanParser;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{OnFailure, PhaseName};
-use crate::release::Action;
+use crate::plan::{DatabaseChoice, OnFailure, PhaseName};
+use crate::release::{Action, Role};
 
-const BUILTIN: [(&str, &str); 2] = [
+const BUILTIN: [(&str, &str); 5] = [
     ("default", include_str!("../runbooks/default.toml")),
     ("emergency", include_str!("../runbooks/emergency.toml")),
+    ("schema-only", include_str!("../runbooks/schema-only.toml")),
+    ("app-only", include_str!("../runbooks/app-only.toml")),
+    ("restore", include_str!("../runbooks/restore.toml")),
 ];
 
 /// A checked runbook.
@@ -27,6 +32,11 @@ pub struct Runbook {
     pub name: String,
     pub version: u32,
     pub unreachable: Unreachable,
+    /// How databases go back.
+    pub database: DatabaseChoice,
+    /// What the rollback changes. Everything else that the release names stays where it is; it is paused where that is
+    /// needed, and verified.
+    pub roles: BTreeSet<Role>,
     /// Batches of the app phase.
     pub batches: Vec<BatchSize>,
     /// The same when all apps are stopped for a schema change.
@@ -77,6 +87,16 @@ pub struct Timeouts {
     pub switch: Span,
     pub verify: Span,
     pub finish: Span,
+    pub database: DatabaseTimeouts,
+}
+
+/// What takes longer the more a database holds. Apart from the others, because this is also how long a lost host is
+/// waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatabaseTimeouts {
+    pub stage: Span,
+    pub snapshot: Span,
 }
 
 /// What a failed step leads to, by phase. The finish phase is absent on purpose: when it runs, the rollback is decided.
@@ -142,9 +162,27 @@ impl Runbook {
         }
     }
 
+    /// The same with this choice. Whoever says how databases go back wants them to, whatever the runbook leaves alone.
+    #[must_use]
+    pub fn with_database(mut self, choice: DatabaseChoice) -> Self {
+        match choice {
+            DatabaseChoice::Keep => {}
+            DatabaseChoice::Auto | DatabaseChoice::Migrate | DatabaseChoice::Restore => {
+                self.roles.insert(Role::Database);
+            }
+        }
+        self.database = choice;
+        self
+    }
+
+    /// Does it change components of this role?
+    pub fn changes(&self, role: Role) -> bool {
+        self.roles.contains(&role) && (role != Role::Database || self.database != DatabaseChoice::Keep)
+    }
+
     /// Milliseconds.
-    pub fn timeout_ms(&self, action: Action) -> u64 {
-        self.timeouts.of(action).millis
+    pub fn timeout_ms(&self, action: Action, role: Role) -> u64 {
+        self.timeouts.of(action, role).millis
     }
 
     pub fn on_failure(&self, phase: PhaseName) -> OnFailure {
@@ -174,12 +212,23 @@ impl Runbook {
                 return Err(invalid(key, "give at least one batch; [\"100%\"] is all hosts at once"));
             }
         }
+        if self.roles.is_empty() {
+            return Err(invalid("roles", "name at least one of database, config, app, proxy"));
+        }
+        if !self.roles.contains(&Role::Database) && self.database != DatabaseChoice::Keep {
+            return Err(invalid(
+                "database",
+                "`roles` does not name databases, so they are kept: write \"keep\"",
+            ));
+        }
         for action in Action::ALL {
-            if self.timeout_ms(action) == 0 {
-                return Err(invalid(
-                    &format!("timeouts.{action}"),
-                    "a step needs some time; give at least 1ms",
-                ));
+            for (role, table) in [(Role::App, "timeouts"), (Role::Database, "timeouts.database")] {
+                if self.timeout_ms(action, role) == 0 {
+                    return Err(invalid(
+                        &format!("{table}.{action}"),
+                        "a step needs some time; give at least 1ms",
+                    ));
+                }
             }
         }
         for phase in PhaseName::ALL {
@@ -212,8 +261,10 @@ fn invalid(key: &str, problem: &str) -> RunbookError {
 }
 
 impl Timeouts {
-    fn of(&self, action: Action) -> Span {
+    fn of(&self, action: Action, role: Role) -> Span {
         match action {
+            Action::Stage if role == Role::Database => self.database.stage,
+            Action::Snapshot if role == Role::Database => self.database.snapshot,
             Action::Prepare => self.prepare,
             Action::Stage => self.stage,
             Action::Discard => self.discard,

@@ -22,6 +22,7 @@ fn blocker(code: &str) -> Outcome {
         code: code.to_owned(),
         message: "not there".to_owned(),
         remedy: "put it there".to_owned(),
+        loss: None,
     };
     let findings = vec![finding(Severity::Warning, "RB0000"), finding(Severity::Blocker, code)];
     Outcome {

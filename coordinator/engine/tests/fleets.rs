@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use rollback_engine::event::{Command, Direction, Event, Outcome, Problem, StepResult};
 use rollback_engine::ids::{HostName, StepId, Target};
+use rollback_engine::loss::Consent;
 use rollback_engine::machine::{State, transition};
-use rollback_engine::plan::Plan;
+use rollback_engine::plan::{DatabaseChoice, Plan};
 use rollback_engine::planner::plan;
 use rollback_engine::release::{
     Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Revision, Role, Serving,
@@ -60,6 +61,7 @@ impl Fleet {
             out: BTreeSet::new(),
             revision: Ok(revision(live, name)),
             serving: Serving::Yes,
+            restores: role == Role::Database,
         };
         match self
             .observed
@@ -121,7 +123,16 @@ impl Fleet {
     }
 
     pub fn plan(&self) -> Plan {
-        plan(&self.observed, &self.release, &default_runbook()).expect("a plan")
+        self.plan_by(&default_runbook())
+    }
+
+    pub fn plan_by(&self, runbook: &Runbook) -> Plan {
+        plan(&self.observed, &self.release, runbook).expect("a plan")
+    }
+
+    /// By the default runbook, with another way for databases.
+    pub fn plan_with(&self, choice: DatabaseChoice) -> Plan {
+        self.plan_by(&default_runbook().with_database(choice))
     }
 }
 
@@ -151,7 +162,11 @@ pub fn capabilities(role: Role) -> BTreeSet<Action> {
 }
 
 pub fn default_runbook() -> Runbook {
-    Runbook::builtin("default").expect("the built-in runbook is sound")
+    builtin("default")
+}
+
+pub fn builtin(name: &str) -> Runbook {
+    Runbook::builtin(name).expect("the built-in runbook is sound")
 }
 
 /// Two app servers with env files, a database whose schema changes when `schema_changes`, and a proxy.
@@ -170,6 +185,9 @@ pub fn rolling() -> Fleet {
     demo(false).behind("proxy-1", "proxy", &["app-1/api", "app-2/api"])
 }
 
+/// What [`create`] agrees to when the plan needs it.
+pub const CONSENT: Consent = Consent { max_rows: Some(1132) };
+
 pub fn create(plan: &Plan) -> Command {
     Command::Create {
         at: at(0),
@@ -179,6 +197,7 @@ pub fn create(plan: &Plan) -> Command {
         incident: "INC-7".to_owned(),
         trace_id: "0af7651916cd43dd8448eb211c80319c".to_owned(),
         parent_span_id: "b7ad6b7169203331".to_owned(),
+        consent: plan.body.restored_databases().next().map(|_| CONSENT),
     }
 }
 
@@ -198,6 +217,7 @@ pub fn outcome(result: StepResult, observed: Option<Revision>) -> Outcome {
         receipt: None,
         operations: Vec::new(),
         summary: String::new(),
+        loss: None,
     }
 }
 

@@ -2,9 +2,12 @@
 //! cannot read them would strand a rollback that was under way when the coordinator was upgraded.
 
 use rollback_engine::event::{Ending, Event};
+use rollback_engine::loss::Consent;
 use rollback_engine::machine::State;
 
 const V1_DEMO: &str = include_str!("journals/v1-demo.jsonl");
+/// A restore that lost too much at the switch, with consent, findings and outcomes that tell the loss.
+const V1_RESTORE: &str = include_str!("journals/v1-restore.jsonl");
 
 fn events(journal: &str) -> Vec<Event> {
     journal
@@ -33,4 +36,25 @@ fn v1_replays() {
             "the first {length} events"
         );
     }
+}
+
+#[test]
+fn v1_with_a_restore_replays() {
+    let events = events(V1_RESTORE);
+    let state = State::replay(events.iter().cloned()).expect("a readable journal");
+    let Some(Ending::Undone { blocked: false, cause }) = state.ending() else {
+        panic!("{:?}", state.ending())
+    };
+    assert_eq!(cause.code, "RB0710");
+    let plan = state.plan().expect("it was created");
+    assert!(plan.verify().is_ok(), "the seal is still computed the same way");
+    assert_eq!(plan.body.restored_databases().count(), 1);
+    let run = state.run().expect("it was created");
+    assert_eq!(run.creation.consent, Some(Consent { max_rows: Some(1132) }));
+    let losses: Vec<u64> = state
+        .reports()
+        .filter_map(|r| r.outcome?.loss.as_ref())
+        .flat_map(|loss| loss.tables.iter().map(|t| t.written))
+        .collect();
+    assert_eq!(losses, [5000]);
 }

@@ -1,6 +1,7 @@
 //! Tests of the engine, one file for each subject; see the modules.
 
 mod behaviour;
+mod databases;
 mod fleets;
 mod journals;
 mod linting;

@@ -13,7 +13,7 @@ use rollback_engine::runbook::Runbook;
 use crate::fleets::{Fleet, default_runbook, demo, rolling};
 
 /// A plan as people read it: a block for each batch, a line for each lane.
-fn render(plan: &Plan) -> String {
+pub fn render(plan: &Plan) -> String {
     let mut text = format!("{} by {}\n", plan.body.release, plan.body.runbook);
     for phase in &plan.body.phases {
         for (i, batch) in phase.batches.iter().enumerate() {
@@ -25,7 +25,8 @@ fn render(plan: &Plan) -> String {
                         Undo::By(action) => action.to_string(),
                         Undo::Impossible => "impossible".to_owned(),
                     };
-                    let revisions = format!("{} → {}", s.from.version, s.to.version);
+                    let backup = if s.from_backup { " from a backup" } else { "" };
+                    let revisions = format!("{} → {}{backup}", s.from.version, s.to.version);
                     format!(
                         "#{} {} {} [{revisions}; {} s; undo {undo}]",
                         s.id,

@@ -11,7 +11,7 @@ use rollback_engine::ids::{StepId, Target};
 use rollback_engine::lint::lint;
 use rollback_engine::machine::judge::{Judgement, judge};
 use rollback_engine::machine::{Rejected, State, effects_of, outstanding, transition};
-use rollback_engine::plan::{OnFailure, Plan, Step};
+use rollback_engine::plan::{DatabaseChoice, OnFailure, Plan, Step};
 use rollback_engine::planner::plan;
 use rollback_engine::release::{Action, Role, Serving};
 use rollback_engine::runbook::{BatchSize, Runbook, Unreachable};
@@ -150,23 +150,41 @@ fn runbook() -> impl Strategy<Value = Runbook> {
     let sizes = || prop::collection::vec(size.clone(), 1..4);
     let strict = || prop_oneof![4 => Just(OnFailure::Undo), 1 => Just(OnFailure::Hold)];
     let any = || prop_oneof![2 => Just(OnFailure::Undo), 1 => Just(OnFailure::Hold), 2 => Just(OnFailure::Continue)];
-    (sizes(), sizes(), [strict(), strict(), strict()], [any(), any(), any()]).prop_map(
-        |(batches, batches_when_quiesced, [stage, protect, database], [app, proxy, verify])| {
-            let mut runbook = Runbook {
-                batches,
-                batches_when_quiesced,
-                unreachable: Unreachable::Skip(9),
-                ..default_runbook()
-            };
-            runbook.on_failure.stage = stage;
-            runbook.on_failure.protect = protect;
-            runbook.on_failure.database = database;
-            runbook.on_failure.app = app;
-            runbook.on_failure.proxy = proxy;
-            runbook.on_failure.verify = verify;
-            runbook
-        },
+    let roles = [Role::Database, Role::Config, Role::App, Role::Proxy];
+    let roles = prop_oneof![2 => Just(roles.to_vec()), 1 => prop::sample::subsequence(roles.to_vec(), 1..=4)];
+    let choice = prop::sample::select(vec![
+        DatabaseChoice::Auto,
+        DatabaseChoice::Keep,
+        DatabaseChoice::Migrate,
+        DatabaseChoice::Restore,
+    ]);
+    let scope = (roles, choice);
+    (
+        sizes(),
+        sizes(),
+        [strict(), strict(), strict()],
+        [any(), any(), any()],
+        scope,
     )
+        .prop_map(
+            |(batches, batches_when_quiesced, [stage, protect, database], [app, proxy, verify], (roles, choice))| {
+                let mut runbook = Runbook {
+                    batches,
+                    batches_when_quiesced,
+                    unreachable: Unreachable::Skip(9),
+                    roles: roles.into_iter().collect(),
+                    ..default_runbook()
+                }
+                .with_database(choice);
+                runbook.on_failure.stage = stage;
+                runbook.on_failure.protect = protect;
+                runbook.on_failure.database = database;
+                runbook.on_failure.app = app;
+                runbook.on_failure.proxy = proxy;
+                runbook.on_failure.verify = verify;
+                runbook
+            },
+        )
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -509,7 +527,7 @@ proptest! {
             Some(Ending::Verified) => {
                 prop_assert_eq!(verified(&story.state).len(), plan.body.changes.len());
                 prop_assert!(plan.body.excused.is_empty());
-                prop_assert_eq!(&world, &origin.at_target(&case.fleet.release));
+                prop_assert_eq!(&world, &origin.at_target(&case.fleet.release, &case.runbook));
             }
             Some(Ending::Undone { blocked: true, .. }) => prop_assert_eq!(&world, &origin),
             Some(Ending::Undone { blocked: false, .. }) => {

@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-use rollback_engine::plan::{OnFailure, PhaseName};
-use rollback_engine::release::Action;
+use rollback_engine::plan::{DatabaseChoice, OnFailure, PhaseName};
+use rollback_engine::release::{Action, Role};
 use rollback_engine::runbook::{Runbook, RunbookError, Unreachable};
 
 fn with(what: &str, instead: &str) -> Result<Runbook, RunbookError> {
@@ -16,7 +16,7 @@ fn with(what: &str, instead: &str) -> Result<Runbook, RunbookError> {
 fn built_in_runbooks_are_sound() {
     for name in Runbook::builtin_names() {
         let runbook = Runbook::builtin(name).expect("a sound built-in");
-        assert_eq!(runbook.label(), format!("{name}@1"));
+        assert_eq!(runbook.name, name);
         let text = toml::to_string(&runbook).expect("a runbook is TOML");
         assert_eq!(Runbook::parse(&text).expect("its own output"), runbook);
     }
@@ -24,7 +24,13 @@ fn built_in_runbooks_are_sound() {
     assert_eq!(default.unreachable, Unreachable::Block);
     let emergency = Runbook::builtin("emergency").expect("a sound built-in");
     assert_eq!(emergency.unreachable, Unreachable::SkipAll);
-    assert_eq!(default.timeout_ms(Action::Stage), 15 * 60 * 1000);
+    assert_eq!(default.timeout_ms(Action::Stage, Role::App), 15 * 60 * 1000);
+    assert_eq!(default.timeout_ms(Action::Stage, Role::Database), 60 * 60 * 1000);
+    assert_eq!(default.label(), "default@2");
+    for name in ["default", "emergency", "schema-only"] {
+        let runbook = Runbook::builtin(name).expect("a sound built-in");
+        assert_eq!(runbook.database, DatabaseChoice::Auto, "{name} loses nothing");
+    }
     assert_eq!(default.on_failure(PhaseName::Finish), OnFailure::Continue);
 }
 
@@ -49,6 +55,15 @@ fn mistakes_are_named_with_what_to_write_instead() {
         (r#"batches = ["1", "100%"]"#, "batches = []", "give at least one batch"),
         (r#"stage = "15m""#, r#"stage = "15""#, "write 500ms, 30s, 15m or 1h"),
         (r#"stage = "15m""#, r#"stage = "0s""#, "timeouts.stage"),
+        (r#"stage = "1h""#, r#"stage = "0s""#, "timeouts.database.stage"),
+        (r#"database = "auto""#, "", "missing field `database`"),
+        (r#"database = "auto""#, r#"database = "drop""#, "unknown variant `drop`"),
+        (r#"["database", "config", "app", "proxy"]"#, "[]", "at least one of"),
+        (
+            r#"["database", "config", "app", "proxy"]"#,
+            r#"["app"]"#,
+            r#"write "keep""#,
+        ),
         (r#"stage = "15m""#, r#"stagee = "15m""#, "unknown field `stagee`"),
         (r#"stage = "undo""#, r#"stage = "continue""#, "on_failure.stage"),
         (r#"protect = "undo""#, r#"protect = "continue""#, "not backed up"),
@@ -84,6 +99,6 @@ fn unknown_built_in_lists_those_that_there_are() {
     let error = Runbook::builtin("fast").expect_err("no such runbook").to_string();
     assert_eq!(
         error,
-        "there is no built-in runbook `fast`; there are: default, emergency"
+        "there is no built-in runbook `fast`; there are: default, emergency, schema-only, app-only, restore"
     );
 }

@@ -83,6 +83,7 @@ fn events() -> Vec<(&'static str, Event)> {
         incident,
         trace_id,
         parent_span_id,
+        consent,
     } = create(&small())
     else {
         panic!("create makes a Create")
@@ -98,6 +99,7 @@ fn events() -> Vec<(&'static str, Event)> {
                 incident,
                 trace_id,
                 parent_span_id,
+                consent,
             },
         ),
         ("P", Event::PhaseStarted { at: at(1), phase }),
@@ -189,7 +191,7 @@ fn every_command_in_every_state() {
         Err(Rejected::NotCreated) => "not created".to_owned(),
         Err(Rejected::AlreadyCreated) => "already created".to_owned(),
         Err(Rejected::NotInFlight { .. }) => "not in flight".to_owned(),
-        Err(error @ (Rejected::Unsound(_) | Rejected::Corrupt(_))) => error.to_string(),
+        Err(error @ (Rejected::Unsound(_) | Rejected::NoConsent(_) | Rejected::Corrupt(_))) => error.to_string(),
     };
     let ended = |step, direction, attempt| Command::StepEnded {
         at: at(9),
@@ -313,6 +315,7 @@ fn events_about_other_steps_phases_and_batches_are_refused() {
         incident,
         trace_id,
         parent_span_id,
+        consent,
         ..
     } = events().remove(0).1
     else {
@@ -326,6 +329,7 @@ fn events_about_other_steps_phases_and_batches_are_refused() {
         incident,
         trace_id,
         parent_span_id,
+        consent,
     };
     refused("new", misnumbered);
 }

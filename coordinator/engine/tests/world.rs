@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollback_engine::ids::{Digest, Target};
-use rollback_engine::plan::Move;
+use rollback_engine::plan::{DatabaseChoice, Move};
 use rollback_engine::release::{Action, ObservedFleet, ObservedHost, Release, Role, Serving, Upstreams};
+use rollback_engine::runbook::Runbook;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Component {
@@ -15,6 +16,8 @@ struct Component {
     pausable: bool,
     reads: BTreeSet<Target>,
     revision: Digest,
+    /// A database whose data are those of a backup.
+    restored: bool,
     running: bool,
     drained: bool,
     /// Of a proxy: what it can hand requests to, and to which of these it hands none.
@@ -57,6 +60,7 @@ impl World {
                         })
                         .collect(),
                     revision: c.revision.as_ref().expect("an observed component").digest.clone(),
+                    restored: false,
                     running: c.serving != Serving::Stopped,
                     drained: c.serving == Serving::Drained && c.out.is_empty(),
                     backends: c.backends.clone(),
@@ -82,16 +86,20 @@ impl World {
         world
     }
 
-    /// The same fleet as the release wants it: everything serves.
-    pub fn at_target(mut self, release: &Release) -> Self {
+    /// The same fleet as the release wants it, as far as the runbook changes it: everything serves.
+    pub fn at_target(mut self, release: &Release, runbook: &Runbook) -> Self {
         for component in self.components.values_mut() {
             (component.running, component.drained) = (true, false);
             component.without.clear();
         }
-        for entry in &release.entries {
-            if let Some(component) = self.components.get_mut(&entry.target) {
+        for entry in release.entries.iter().filter(|e| runbook.roles.contains(&e.role)) {
+            let Some(component) = self.components.get_mut(&entry.target) else {
+                continue;
+            };
+            if entry.role != Role::Database || runbook.database != DatabaseChoice::Keep {
                 component.revision = entry.revision.digest.clone();
             }
+            component.restored = entry.role == Role::Database && runbook.database == DatabaseChoice::Restore;
         }
         for target in self.components.keys().cloned().collect::<Vec<_>>() {
             self.load(&target);
@@ -175,6 +183,9 @@ impl World {
             Action::Switch => {
                 self.may_switch(target)?;
                 self.component_mut(target).revision = asked.to.digest.clone();
+                if asked.from_backup {
+                    self.component_mut(target).restored = !asked.undo;
+                }
                 let component = self.component(target);
                 // What cannot be stopped and started takes its new revision up by itself.
                 if component.role != Role::App || !component.pausable {

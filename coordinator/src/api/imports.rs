@@ -206,6 +206,7 @@ mod tests {
             capabilities: BTreeSet::new(),
             reads: BTreeSet::new(),
             backends: BTreeSet::new(),
+            restores: false,
         };
         AgentView {
             record: AgentRecord {

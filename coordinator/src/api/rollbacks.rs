@@ -46,6 +46,10 @@ impl Api {
         };
         check_name("runbook", runbook)?;
         let runbook = Runbook::builtin(runbook).map_err(|e| Problem::from_error(Code::BadRequest, "runbook", &e))?;
+        let runbook = match convert::choice_from_wire(target.database)? {
+            Some(choice) => runbook.with_database(choice),
+            None => runbook,
+        };
         if target.release != "previous" {
             // Before anything is asked of the fleet: a misspelt release is the commonest mistake, and that somebody else
             // is at it already is better to know than what a fleet in the middle of a rollback looks like.
@@ -78,6 +82,7 @@ impl Api {
                 step,
                 direction: Direction::Forward,
                 attempt: 1,
+                consent: None,
                 intended_at: Timestamp::now(),
                 context: context.clone(),
             };
@@ -92,6 +97,7 @@ impl Api {
                         code,
                         message,
                         remedy,
+                        loss: None,
                     });
                 }
                 findings
@@ -142,6 +148,7 @@ impl Api {
                     .to_owned(),
                 host: host.clone(),
                 component: component.name.clone(),
+                loss: None,
             })
         };
         components().filter_map(strange).collect()
@@ -192,6 +199,7 @@ impl Api {
                 incident: request.incident,
                 trace_id,
                 parent_span_id,
+                consent: request.consent.map(convert::consent_from_wire),
             })
             .await?;
         self.started(id).await

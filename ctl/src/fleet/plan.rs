@@ -1,17 +1,17 @@
 //! `rollbackctl fleet plan`
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rollback_proto::names::check_name;
 use rollback_proto::problem::Problem;
-use rollback_proto::v1::{PlanRollbackRequest, PlanRollbackResponse, RollbackTarget};
+use rollback_proto::v1::{DatabaseChoice, PlanRollbackRequest, PlanRollbackResponse, RollbackTarget};
 use serde_json::json;
 
 use crate::cli::{Format, OutputArgs};
 use crate::client::{CallError, Client, PREPARE};
 use crate::exit::ExitCode;
 use crate::output::paint::Paint;
-use crate::output::{self, findings, json as documents, plan};
+use crate::output::{self, findings, json as documents, loss, plan};
 use crate::session::Session;
 
 /// Show what a rollback would do, and whether it could; changes nothing
@@ -26,6 +26,7 @@ use crate::session::Session;
 /// Examples:
 ///   rollbackctl fleet plan --to v2.9.0
 ///   rollbackctl fleet plan --to previous -o json
+///   rollbackctl fleet plan --to v2.9.0 --database restore    what would be lost?
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct PlanArgs {
@@ -41,9 +42,37 @@ pub struct TargetArgs {
     /// The release to go back to, or `previous`: the newest stable one that is not what runs now
     #[arg(long, value_name = "RELEASE")]
     pub to: String,
-    /// The procedure that shapes the plan (phases, batches, what happens on failure)
+    /// The procedure that shapes the plan: default, emergency (no batches, leaves out hosts that are gone), app-only (databases
+    /// stay), schema-only (only databases go back), restore (databases go back to a backup)
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub runbook: String,
+    /// How databases go back [default: what the runbook says]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub database: Option<DatabaseArg>,
+}
+
+/// How databases go back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DatabaseArg {
+    /// By migrations that were rehearsed on a copy; where that cannot be, the plan is blocked and says what a restore costs
+    Auto,
+    /// Not at all: the schema stays as it is
+    Keep,
+    /// By migrations, or not at all
+    Migrate,
+    /// By the newest proven backup of the release's schema. What was written since is lost: see --accept-data-loss
+    Restore,
+}
+
+impl DatabaseArg {
+    fn choice(self) -> DatabaseChoice {
+        match self {
+            DatabaseArg::Auto => DatabaseChoice::Auto,
+            DatabaseArg::Keep => DatabaseChoice::Keep,
+            DatabaseArg::Migrate => DatabaseChoice::Migrate,
+            DatabaseArg::Restore => DatabaseChoice::Restore,
+        }
+    }
 }
 
 impl TargetArgs {
@@ -54,6 +83,10 @@ impl TargetArgs {
         Ok(RollbackTarget {
             release: self.to.clone(),
             runbook: self.runbook.clone(),
+            database: self
+                .database
+                .map_or(DatabaseChoice::Unspecified, DatabaseArg::choice)
+                .into(),
         })
     }
 }
@@ -73,6 +106,7 @@ pub async fn run(session: &Session, args: PlanArgs) -> anyhow::Result<ExitCode> 
             let body = json!({
                 "plan": documents::plan(planned),
                 "findings": documents::findings(&response.findings),
+                "losses": documents::expected_losses(planned, &response.findings),
                 "changes": plan::changing(planned),
                 "restores": plan::restoring(planned),
                 "blocked": exit == ExitCode::Blocked,
@@ -115,10 +149,13 @@ pub fn text(response: &PlanRollbackResponse, paint: Paint) -> String {
         .as_ref()
         .map(|p| plan::render(p, paint))
         .unwrap_or_default();
+    let losses = response
+        .plan
+        .as_ref()
+        .map(|p| loss::of_plan(p, &response.findings, paint))
+        .unwrap_or_default();
     let findings = findings::render(&response.findings, paint);
-    if findings.is_empty() {
-        plan
-    } else {
-        format!("{plan}\n{findings}")
-    }
+    let parts = [plan, losses, findings];
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join("\n")
 }

@@ -8,6 +8,7 @@ use rollback_proto::v1;
 use serde_json::{Value, json};
 
 use super::checks::Check;
+use super::loss::{self, Fate};
 use super::releases::Difference;
 use super::text::{millis, timestamp};
 use super::words;
@@ -109,6 +110,7 @@ pub fn plan(plan: &v1::Plan) -> Value {
             "undo": (s.undo != 0).then(|| words::action(s.undo)),
             "irreversible": s.irreversible,
             "backend": text(&s.backend),
+            "from_backup": s.from_backup,
         })
     };
     let batch = |b: &v1::PlanBatch| {
@@ -131,12 +133,15 @@ pub fn plan(plan: &v1::Plan) -> Value {
             "to": revision(c.to.as_ref()),
             "changes": c.changes,
             "restores": c.restores,
+            "from_backup": c.from_backup,
+            "left": revision(c.left.as_ref()),
         })
     };
     json!({
         "digest": plan.digest,
         "release": plan.release,
         "runbook": plan.runbook,
+        "database": words::database(plan.database),
         "schema_changes": plan.schema_changes,
         "changes": plan.changes.iter().map(change).collect::<Vec<_>>(),
         "excused": plan.excused.iter().map(|e| json!({"host": e.host, "reason": e.reason})).collect::<Vec<_>>(),
@@ -159,9 +164,48 @@ pub fn findings(findings: &[v1::Finding]) -> Value {
             "remedy": text(&f.remedy),
             "host": text(&f.host),
             "component": text(&f.component),
+            "loss": data_loss(f.loss.as_ref()),
         })
     };
     Value::Array(findings.iter().map(finding).collect())
+}
+
+/// `rows` is `null` when nobody knows them all.
+fn data_loss(loss: Option<&v1::DataLoss>) -> Value {
+    let table = |t: &v1::TableLoss| json!({"table": t.table, "written": t.written, "replaced": t.replaced});
+    loss.map_or(Value::Null, |l| {
+        json!({
+            "backup": l.backup,
+            "taken_at": l.taken_at,
+            "rows": loss::known(l),
+            "tables": l.tables.iter().map(table).collect::<Vec<_>>(),
+            "unknown": text(&l.unknown),
+        })
+    })
+}
+
+/// What a plan's restores would cost: one for each database.
+pub fn expected_losses(plan: &v1::Plan, findings: &[v1::Finding]) -> Value {
+    let one = |e: &loss::Expected<'_>| json!({"host": e.host, "component": e.component, "loss": data_loss(e.loss)});
+    Value::Array(loss::expected(plan, findings).iter().map(one).collect())
+}
+
+/// What was counted when databases were exchanged. `lost`: is the restored one live? `null` when nobody can tell.
+fn losses(details: &v1::GetRollbackResponse) -> Value {
+    let one = |c: loss::Counted<'_>| {
+        let lost = match c.fate {
+            Fate::Lost => Some(true),
+            Fate::TakenBack | Fate::NotExchanged => Some(false),
+            Fate::Unclear => None,
+        };
+        json!({
+            "host": c.step.host,
+            "component": c.step.component,
+            "lost": lost,
+            "loss": data_loss(Some(c.loss)),
+        })
+    };
+    Value::Array(loss::counted(details).map(one).collect())
 }
 
 pub fn summary(r: &v1::RollbackSummary) -> Value {
@@ -184,6 +228,7 @@ pub fn summary(r: &v1::RollbackSummary) -> Value {
         "steps_done": r.steps_done,
         "problem": problem(r.problem.as_ref()),
         "failed_hosts": r.failed_hosts,
+        "consent": r.consent.map(|c| json!({"max_rows": c.max_rows})),
     })
 }
 
@@ -200,6 +245,7 @@ pub fn rollback(details: &v1::GetRollbackResponse) -> Value {
     let mut body = summary(&details.summary.clone().unwrap_or_default());
     body["phases"] = Value::Array(details.phases.iter().map(phase).collect());
     body["findings"] = findings(&details.findings);
+    body["losses"] = losses(details);
     body
 }
 
@@ -234,6 +280,7 @@ pub fn rollback_in_full(details: &v1::GetRollbackResponse) -> Value {
             "observed": revision(outcome.observed.as_ref()),
             "summary": text(&outcome.summary),
             "operations": outcome.operations.iter().map(operation).collect::<Vec<_>>(),
+            "loss": data_loss(outcome.loss.as_ref()),
         })
     };
     let mut body = rollback(details);
@@ -293,6 +340,7 @@ pub fn agent(a: &v1::AgentInfo) -> Value {
             "role": words::role(c.role),
             "capabilities": c.capabilities.iter().map(|a| words::action(*a)).collect::<Vec<_>>(),
             "reads": c.reads,
+            "restores": c.restores,
             "upstreams": c.upstreams.iter().map(|u| &u.backends).collect::<Vec<_>>(),
         })
     };
@@ -340,5 +388,22 @@ mod tests {
             serde_json::to_string_pretty(&value).expect("is a value")
         };
         golden!("json", format!("{}\n{}", pretty(&fleet), pretty(&rollback)));
+        let response = samples::restore::plan_response();
+        let losses = expected_losses(response.plan.as_ref().expect("has a plan"), &response.findings);
+        let report = rollback_in_full(&samples::restore::details(Fate::Lost));
+        let parts = json!({
+            "plan": {
+                "database": report["plan"]["database"],
+                "change": report["plan"]["changes"][4],
+                "step": report["plan"]["phases"][2]["batches"][0]["lanes"][0][0],
+                "losses": losses,
+            },
+            "report": {
+                "consent": report["consent"],
+                "losses": report["losses"],
+                "loss_of_step": report["steps"][0]["loss"],
+            },
+        });
+        golden!("json_databases", pretty(&document("parts", parts)));
     }
 }

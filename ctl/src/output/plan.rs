@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use rollback_proto::v1::{Action, Plan, PlanBatch, PlanChange, PlanPhase, PlanStep, Role};
+use rollback_proto::v1::{Action, DatabaseChoice, Plan, PlanBatch, PlanChange, PlanPhase, PlanStep, Role};
 
 use super::paint::{Paint, Tone};
 use super::table::{Table, cell, plain};
 use super::text::{change, clean, count, name_some, short, target};
 use super::words;
+
+/// Components that are left where they are and named, before they are only counted.
+const NAMED_LEFT: usize = 10;
 
 /// Hosts that a line of a batch names before it only counts.
 const NAMED_HOSTS: usize = 6;
@@ -39,13 +42,22 @@ pub fn render(plan: &Plan, paint: Paint) -> String {
 /// Release, runbook, digest and what it means for users.
 fn heading(plan: &Plan, paint: Paint) -> String {
     let title = format!("Rollback to {}", clean(&plan.release));
+    // What every runbook says unless somebody wants it otherwise needs no word.
+    let database = match DatabaseChoice::try_from(plan.database) {
+        Ok(DatabaseChoice::Auto | DatabaseChoice::Unspecified) => String::new(),
+        Ok(DatabaseChoice::Keep | DatabaseChoice::Migrate | DatabaseChoice::Restore) | Err(_) => {
+            format!("   database {}", words::database(plan.database))
+        }
+    };
     let mut text = format!(
-        "{}   runbook {}   plan {}\n",
+        "{}   runbook {}{database}   plan {}\n",
         paint.tone(Tone::Strong, &title),
         clean(&plan.runbook),
         short(&plan.digest)
     );
-    text.push_str(if plan.schema_changes {
+    text.push_str(if plan.changes.iter().any(|c| c.from_backup) {
+        "Databases go back to a backup: users get a maintenance answer while each is exchanged with the restored one.\n"
+    } else if plan.schema_changes {
         "The database schema changes: users get a maintenance answer while it does.\n"
     } else if changing(plan) > 0 {
         if plan.phases.iter().flat_map(|p| &p.batches).flat_map(steps).any(|s| !s.backend.is_empty()) {
@@ -56,6 +68,8 @@ fn heading(plan: &Plan, paint: Paint) -> String {
         }
     } else if restoring(plan) > 0 {
         "Every component is at the target already: what does not serve is brought up, and all is verified.\n"
+    } else if left(plan).next().is_some() {
+        "Nothing changes: what this plan takes back is at the target already and is only verified.\n"
     } else {
         "Nothing changes: every component is at the target already and is only verified.\n"
     });
@@ -78,7 +92,10 @@ pub fn changes(plan: &Plan, paint: Paint) -> String {
     );
     let mut table = Table::new(paint, &[]);
     for c in plan.changes.iter().filter(|c| c.changes) {
-        let (from, to) = change(c.from.as_ref(), c.to.as_ref());
+        let (from, mut to) = change(c.from.as_ref(), c.to.as_ref());
+        if c.from_backup {
+            to.push_str(", from a backup");
+        }
         table.row([
             plain(target(&c.host, &c.component)),
             plain(words::role(c.role)),
@@ -91,7 +108,8 @@ pub fn changes(plan: &Plan, paint: Paint) -> String {
         text.push_str(&table.render(2));
     }
     text.push_str(&restores(plan, paint));
-    let stays: Vec<&PlanChange> = plan.changes.iter().filter(|c| !c.changes).collect();
+    text.push_str(&stays(plan, paint));
+    let stays: Vec<&PlanChange> = plan.changes.iter().filter(|c| !c.changes && c.left.is_none()).collect();
     if !stays.is_empty() {
         let names: Vec<String> = stays.iter().map(|c| target(&c.host, &c.component)).collect();
         let names = name_some(names.iter().map(String::as_str), NAMED_HOSTS);
@@ -104,6 +122,27 @@ pub fn changes(plan: &Plan, paint: Paint) -> String {
             clean(&excused.host),
             clean(&excused.reason)
         ));
+    }
+    text
+}
+
+/// What is left where it is on purpose, while the release has it elsewhere.
+pub fn left(plan: &Plan) -> impl Iterator<Item = &PlanChange> {
+    plan.changes.iter().filter(|c| c.left.is_some())
+}
+
+/// "db-1/db stays at 002_scores (v2.9.0 has 001_users)", a line for each.
+pub fn stays(plan: &Plan, paint: Paint) -> String {
+    let mut text = String::new();
+    for c in left(plan).take(NAMED_LEFT) {
+        let (at, has) = change(c.from.as_ref(), c.left.as_ref());
+        let stays = paint.tone(Tone::Warn, "stays");
+        let (place, release) = (target(&c.host, &c.component), clean(&plan.release));
+        text.push_str(&format!("  {place} {stays} at {at} ({release} has {has})\n"));
+    }
+    match left(plan).count().saturating_sub(NAMED_LEFT) {
+        0 => {}
+        more => text.push_str(&format!("  and {more} more stay where they are\n")),
     }
     text
 }
@@ -235,6 +274,18 @@ mod tests {
     #[test]
     fn plan_with_backends() {
         golden!("plan_backends", render(&samples::rolling::plan(), Paint::PLAIN));
+    }
+
+    #[test]
+    fn plan_with_a_restore() {
+        let response = samples::restore::plan_response();
+        golden!("plan_from_backup", crate::fleet::plan::text(&response, Paint::PLAIN));
+    }
+
+    #[test]
+    fn plan_that_leaves_a_database() {
+        let response = samples::restore::plan_that_leaves();
+        golden!("plan_keep", render(&response.plan.expect("has a plan"), Paint::PLAIN));
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Made-up messages for the golden tests: the fleet of the runbooks, with something wrong everywhere.
 
+pub mod restore;
 pub mod rolling;
 
 use jiff::Timestamp;
 use rollback_proto::v1::rollback_event::Kind;
 use rollback_proto::v1::{
-    Action, AgentInfo, ComponentInfo, ComponentState, Finding, GetFleetResponse, GetRollbackResponse, Health,
-    HostState, Outcome, PhaseTiming, Plan, PlanBatch, PlanChange, PlanLane, PlanPhase, PlanRollbackResponse, PlanStep,
-    Problem, Release, ReleaseEntry, Revision, Role, RollbackEvent, RollbackState, RollbackSummary, Severity,
+    Action, AgentInfo, ComponentInfo, ComponentState, DatabaseChoice, Finding, GetFleetResponse, GetRollbackResponse,
+    Health, HostState, Outcome, PhaseTiming, Plan, PlanBatch, PlanChange, PlanLane, PlanPhase, PlanRollbackResponse,
+    PlanStep, Problem, Release, ReleaseEntry, Revision, Role, RollbackEvent, RollbackState, RollbackSummary, Severity,
     StepReport, outcome,
 };
 
@@ -117,6 +118,7 @@ fn agent(name: &str, connected: bool) -> AgentInfo {
             capabilities: vec![i32::from(Action::Prepare), i32::from(Action::Switch)],
             reads: Vec::new(),
             upstreams: Vec::new(),
+            restores: false,
         });
     AgentInfo {
         name: name.to_owned(),
@@ -192,6 +194,8 @@ pub fn plan_response() -> PlanRollbackResponse {
                 role: i32::from(*role),
                 changes: from != to,
                 restores: false,
+                from_backup: false,
+                left: None,
                 from: Some(from),
                 to: Some(to),
             }
@@ -244,6 +248,7 @@ pub fn plan_response() -> PlanRollbackResponse {
         ],
         changes,
         excused: Vec::new(),
+        database: i32::from(DatabaseChoice::Auto),
     };
     PlanRollbackResponse {
         plan: Some(plan),
@@ -301,6 +306,7 @@ pub fn findings() -> Vec<Finding> {
         component: component.to_owned(),
         message: message.to_owned(),
         remedy: remedy.to_owned(),
+        loss: None,
     };
     vec![
         finding(Severity::Ok, "", "app-1", "api", "v2.9.0 is on the host", ""),
@@ -468,6 +474,7 @@ pub fn details(state: RollbackState, blocked: bool) -> GetRollbackResponse {
         } else {
             Vec::new()
         },
+        consent: None,
     };
     let timing = |name: &str, start, end| PhaseTiming {
         name: name.to_owned(),

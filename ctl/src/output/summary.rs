@@ -1,12 +1,12 @@
 //! How a rollback ended, or how far it is: the last thing on the screen, and what gets copied into the incident's chat.
 
-use rollback_proto::v1::{GetRollbackResponse, PhaseTiming, Plan, RollbackState, RollbackSummary};
+use rollback_proto::v1::{DatabaseChoice, GetRollbackResponse, PhaseTiming, Plan, RollbackState, RollbackSummary};
 
-use super::findings;
 use super::paint::{Paint, Tone};
 use super::table::{Table, plain, right};
 use super::text::{clean, count, duration, millis, name_some, or_none, stamp, timestamp};
 use super::words;
+use super::{findings, loss, plan};
 
 /// Failed hosts that are named before they are only counted.
 const NAMED_HOSTS: usize = 20;
@@ -16,14 +16,22 @@ pub fn render(details: &GetRollbackResponse, paint: Paint) -> String {
     let summary = details.summary.as_ref().unwrap_or(&unknown);
     let state = RollbackState::try_from(summary.state).unwrap_or(RollbackState::Unspecified);
     let mut text = verdict(summary, state, details.plan.as_ref(), paint);
+    if let (RollbackState::Verified | RollbackState::Partial, Some(plan)) = (state, &details.plan) {
+        text.push_str(&plan::stays(plan, paint));
+    }
     text.push('\n');
     text.push_str(&timings(&details.phases, paint));
     text.push_str(&facts(summary, paint));
+    let losses = loss::of_report(details, paint);
+    if !losses.is_empty() {
+        text.push('\n');
+        text.push_str(&losses);
+    }
     if summary.blocked {
         text.push('\n');
         text.push_str(&findings::render(&details.findings, paint));
     }
-    text.push_str(&next(summary, state, paint));
+    text.push_str(&next(summary, state, details.plan.as_ref(), paint));
     text
 }
 
@@ -32,16 +40,22 @@ fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>,
     let (word, tone) = words::state_told(state, summary.blocked);
     let release = clean(&summary.release);
     let scope = plan.map(|plan| {
-        let hosts: std::collections::BTreeSet<&str> = plan.changes.iter().map(|c| c.host.as_str()).collect();
+        let reached = || plan.changes.iter().filter(|c| c.left.is_none());
+        let hosts: std::collections::BTreeSet<&str> = reached().map(|c| c.host.as_str()).collect();
         (
-            count(plan.changes.len(), "component", "components"),
+            count(reached().count(), "component", "components"),
             count(hosts.len(), "host", "hosts"),
         )
     });
+    let left = plan.map_or(0, |plan| plan::left(plan).count());
     let sentence = match (state, summary.blocked) {
         (RollbackState::Verified, _) => match scope {
-            Some((components, hosts)) => {
+            Some((components, hosts)) if left == 0 => {
                 format!("the fleet is at {release}: {components} on {hosts} observed at the target.")
+            }
+            Some((components, hosts)) => {
+                let left = count(left, "was left where it was", "were left where they were");
+                format!("what was to go back is at {release}: {components} on {hosts} observed at the target; {left}.")
             }
             None => format!("the fleet is at {release}: every component was observed at the target."),
         },
@@ -114,6 +128,8 @@ fn facts(summary: &RollbackSummary, paint: Paint) -> String {
     fact("reason", &clean(&summary.reason));
     fact("incident", &clean(&summary.incident));
     fact("trace", &clean(&summary.trace_id));
+    let consent = summary.consent.map(loss::consent).unwrap_or_default();
+    fact("agreed loss", &consent);
     if let Some(problem) = &summary.problem {
         let code = paint.tone(Tone::Bad, &clean(&problem.code));
         fact("cause", &format!("{code} {}", clean(&problem.message)));
@@ -125,14 +141,18 @@ fn facts(summary: &RollbackSummary, paint: Paint) -> String {
 }
 
 /// Where to go from here.
-fn next(summary: &RollbackSummary, state: RollbackState, paint: Paint) -> String {
+fn next(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>, paint: Paint) -> String {
     let id = clean(&summary.id);
     let release = clean(&summary.release);
+    let same = |from_start| same_again(summary, plan, from_start);
     let steps = match (state, summary.blocked) {
         (RollbackState::Verified, _) | (RollbackState::Unspecified, _) => return String::new(),
         (RollbackState::Undone, true) => vec![
             "mend the blockers above, then run the same command again".to_owned(),
-            format!("check without touching anything: rollbackctl fleet plan --to {release}"),
+            format!(
+                "check without touching anything: rollbackctl fleet plan --to {release}{}",
+                same(true)
+            ),
         ],
         (RollbackState::Undone, false) => vec![
             format!("see every step: rollbackctl rollback show {id}"),
@@ -142,17 +162,29 @@ fn next(summary: &RollbackSummary, state: RollbackState, paint: Paint) -> String
         (RollbackState::Partial, _) => vec![
             "keep the failed hosts away from users until they are mended".to_owned(),
             format!("see every step: rollbackctl rollback show {id}"),
-            format!("when they are mended: rollbackctl fleet rollback --to {release}"),
+            format!(
+                "when they are mended: rollbackctl fleet rollback --to {release}{}",
+                same(false)
+            ),
         ],
         (RollbackState::Held, _) => vec![
             "see what runs now: rollbackctl fleet status".to_owned(),
             format!("see every step: rollbackctl rollback show {id}"),
-            format!("mend what the cause names, then go on: rollbackctl fleet rollback --to {release}"),
-            "or go to another release: rollbackctl release list".to_owned(),
             format!(
-                "hosts that cannot come back are left out with: rollbackctl fleet rollback --to {release} --runbook emergency"
+                "mend what the cause names, then go on: rollbackctl fleet rollback --to {release}{}",
+                same(false)
             ),
-        ],
+            "or go to another release: rollbackctl release list".to_owned(),
+        ]
+        .into_iter()
+        // That runbook would take along what this rollback was to leave.
+        .chain(plan.is_none_or(|plan| plan::left(plan).next().is_none()).then(|| {
+            format!(
+                "hosts that cannot come back are left out with: rollbackctl fleet rollback --to {release} --runbook emergency{}",
+                database_again(plan, false)
+            )
+        }))
+        .collect(),
         (RollbackState::Running | RollbackState::Undoing, _) => {
             vec![format!("watch it: rollbackctl rollback watch {id}")]
         }
@@ -162,6 +194,29 @@ fn next(summary: &RollbackSummary, state: RollbackState, paint: Paint) -> String
         text.push_str(&format!("  - {step}\n"));
     }
     text
+}
+
+/// What shaped the plan and is not said by default: the same command without it would do something else. Once a rollback has
+/// begun, nothing restores a backup again: that may be done already, and would lose what was written since.
+fn same_again(summary: &RollbackSummary, plan: Option<&Plan>, from_start: bool) -> String {
+    let mut options = String::new();
+    let runbook = summary.runbook.split('@').next().unwrap_or_default();
+    let plain = ["", "default"].contains(&runbook) || (runbook == "restore" && !from_start);
+    if !plain {
+        options.push_str(&format!(" --runbook {}", clean(runbook)));
+    }
+    options.push_str(&database_again(plan, from_start));
+    options
+}
+
+fn database_again(plan: Option<&Plan>, from_start: bool) -> String {
+    match plan.map(Plan::database) {
+        None | Some(DatabaseChoice::Unspecified | DatabaseChoice::Auto) => String::new(),
+        Some(DatabaseChoice::Restore) if !from_start => String::new(),
+        Some(choice @ (DatabaseChoice::Keep | DatabaseChoice::Migrate | DatabaseChoice::Restore)) => {
+            format!(" --database {}", words::database(choice.into()))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -183,5 +238,15 @@ mod tests {
             .map(|(state, blocked)| render(&samples::details(state, blocked), Paint::PLAIN))
             .collect();
         golden!("summaries", all.join("\n----------\n\n"));
+    }
+
+    #[test]
+    fn restores_and_what_was_left() {
+        use crate::output::loss::Fate;
+        let of_restores = [Fate::Lost, Fate::NotExchanged, Fate::Unclear].map(samples::restore::details);
+        let left = samples::restore::details_with_something_left();
+        let all = of_restores.iter().chain([&left]);
+        let all: Vec<String> = all.map(|details| render(details, Paint::PLAIN)).collect();
+        golden!("summaries_databases", all.join("\n----------\n\n"));
     }
 }

@@ -1,6 +1,6 @@
 //! The words for the wire's closed sets. A value that this version does not know reads "unknown".
 
-use rollback_proto::v1::{Action, Health, Role, RollbackState, Severity};
+use rollback_proto::v1::{Action, DatabaseChoice, Health, Role, RollbackState, Severity};
 
 use super::paint::Tone;
 
@@ -28,6 +28,17 @@ pub fn action(value: i32) -> &'static str {
         Ok(Action::Verify) => "verify",
         Ok(Action::Finish) => "finish",
         Ok(Action::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// How databases go back, as it is typed.
+pub fn database(value: i32) -> &'static str {
+    match DatabaseChoice::try_from(value) {
+        Ok(DatabaseChoice::Auto) => "auto",
+        Ok(DatabaseChoice::Keep) => "keep",
+        Ok(DatabaseChoice::Migrate) => "migrate",
+        Ok(DatabaseChoice::Restore) => "restore",
+        Ok(DatabaseChoice::Unspecified) | Err(_) => "unknown",
     }
 }
 

@@ -2,9 +2,9 @@
 
 use rollback_proto::v1::rollback_event::Kind;
 use rollback_proto::v1::{
-    Action, AgentInfo, ComponentState, Finding, GetFleetResponse, GetRollbackResponse, Health, HostState, PhaseTiming,
-    Plan, PlanBatch, PlanChange, PlanLane, PlanPhase, PlanStep, Problem, Revision, Role, RollbackEvent, RollbackState,
-    RollbackSummary, Severity,
+    Action, AgentInfo, ComponentState, DatabaseChoice, Finding, GetFleetResponse, GetRollbackResponse, Health,
+    HostState, PhaseTiming, Plan, PlanBatch, PlanChange, PlanLane, PlanPhase, PlanStep, Problem, Revision, Role,
+    RollbackEvent, RollbackState, RollbackSummary, Severity,
 };
 
 pub const ID: &str = "0193a5c2-7d10-7b3e-9f60-4a5b6c7d8e9f";
@@ -44,6 +44,8 @@ pub fn plan(changes: bool) -> Plan {
         to: Some(revision("v2.9.0")),
         changes,
         restores: false,
+        from_backup: false,
+        left: None,
     };
     Plan {
         digest: "sha256:77cc".to_owned(),
@@ -59,6 +61,7 @@ pub fn plan(changes: bool) -> Plan {
         }],
         changes: vec![change("app-1"), change("app-2")],
         excused: Vec::new(),
+        database: i32::from(DatabaseChoice::Auto),
     }
 }
 
@@ -70,6 +73,7 @@ pub fn blocker() -> Finding {
         remedy: "put the release back on the host".to_owned(),
         host: "app-2".to_owned(),
         component: "api".to_owned(),
+        loss: None,
     }
 }
 

@@ -1,5 +1,5 @@
 //! Tells scenarios on a real fleet: `scenario list`, `scenario run NAME [--json] [--keep]
-//! [--rounds N]`. The last line of stdout is
+//! [--rounds N] [--size-mib N] [--seed N]`. The last line of stdout is
 //! one JSON object; the exit status is 0 only if all expectations were met.
 
 use std::io::Write;
@@ -34,6 +34,12 @@ enum Verb {
         /// How often a scenario that repeats itself (kill-sweep) does so.
         #[arg(long)]
         rounds: Option<usize>,
+        /// How large the database of a scenario that measures one (db-downtime) is.
+        #[arg(long)]
+        size_mib: Option<u64>,
+        /// What a scenario that throws dice (db-corrupt-backups) said in the run that is to be repeated.
+        #[arg(long)]
+        seed: Option<u64>,
     },
 }
 
@@ -52,6 +58,8 @@ fn main() -> Result<ExitCode> {
             json,
             keep,
             rounds,
+            size_mib,
+            seed,
         } => {
             let scenario = Scenario::find(&name)
                 .with_context(|| format!("there is no scenario {name}; `scenario list` names all of them"))?;
@@ -60,6 +68,8 @@ fn main() -> Result<ExitCode> {
                 keep,
                 quiet: json,
                 rounds,
+                size_mib,
+                seed,
             };
             runtime.block_on(run(scenario, options))
         }

@@ -83,7 +83,10 @@ pub const ALL: &[Scenario] = &[
 
 /// Starts a coordinator, tells the story on it and ends it: the story starts the servers that it wants, and adds agents for them. What it
 /// [holds](Control::hold) ends after the programs under test.
-async fn on_control(options: Options, story: impl AsyncFnOnce(&mut Control) -> Result<Found>) -> Result<Found> {
+pub(super) async fn on_control(
+    options: Options,
+    story: impl AsyncFnOnce(&mut Control) -> Result<Found>,
+) -> Result<Found> {
     on_traced_control(options, None, story).await
 }
 

@@ -4,38 +4,34 @@
 //! The archive goes before the directory: it holds what was there when the release was recorded as working. A file that
 //! was edited since is reported; recording a release again takes the edited file in.
 //!
+//! A hand-written way down goes before both. It is looked at until it is rehearsed; then the vault's copy of what was
+//! rehearsed counts ([`Hand`]).
+//!
 //! Two kinds of pins: one for each recorded revision, and one, the library, with every migration that was ever seen, by
-//! number.
+//! number. Of migrations that the project's own tool runs only the names are recorded.
+
+mod dbmate;
+mod directory;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rollback_proto::problem::{Code, Problem};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::directory::leading_digits;
+use self::directory::{Files, Texts, read_directory, read_manual};
 use super::catalog::Schema;
-use super::versions::parse_number;
+use super::config::PostgresConfig;
+use super::versions::Applied;
+use crate::driver::Action;
 use crate::vault::{ObjectId, Vault, VaultError};
-
-/// Larger migration files are refused.
-const MAX_SQL: u64 = 16 * 1024 * 1024;
 
 /// The pin under which the library is kept; no digest looks like this.
 const LIBRARY: &str = "migrations";
 
 const FORMAT: u32 = 1;
-
-/// The files of one migration in the directory.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Files {
-    /// `002_scores`
-    pub name: String,
-    /// `002`
-    pub digits: String,
-    pub up: Option<PathBuf>,
-    pub down: Option<PathBuf>,
-}
 
 /// A migration in the vault.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -44,6 +40,12 @@ pub(super) struct Archived {
     pub digits: String,
     pub up: Option<ObjectId>,
     pub down: Option<ObjectId>,
+    /// The hand-written way down that was there when it was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manual: Option<ObjectId>,
+    /// What its row in the version table said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub row: Option<String>,
 }
 
 /// What is pinned for a revision.
@@ -66,9 +68,12 @@ struct Library {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub name: String,
+    /// What its row in the version table says, or would say.
     pub digits: String,
     pub up: Option<String>,
     pub down: Option<String>,
+    /// The way down was written by hand: it may take its row out of the version table itself.
+    pub manual: bool,
     /// File names whose content is not what was archived.
     pub edited: Vec<String>,
 }
@@ -82,20 +87,55 @@ pub(super) enum Prefer {
     Archive,
 }
 
+/// Which hand-written ways down count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hand {
+    /// Those in the directory now: nothing was rehearsed yet.
+    Now,
+    /// Those that were recorded when the rollback was staged: these were rehearsed.
+    Staged,
+}
+
+impl Hand {
+    /// A switch runs what `stage` rehearsed.
+    pub fn of(action: Action) -> Self {
+        match action {
+            Action::Switch => Self::Staged,
+            Action::Unspecified
+            | Action::Prepare
+            | Action::Stage
+            | Action::Discard
+            | Action::Snapshot
+            | Action::Verify
+            | Action::Finish
+            | Action::Drain
+            | Action::Resume
+            | Action::Stop
+            | Action::Start => Self::Now,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Archive {
     component: String,
     vault: Arc<Vault>,
-    directory: PathBuf,
+    migrations: Option<PathBuf>,
+    manual: Option<PathBuf>,
 }
 
 impl Archive {
-    pub fn new(component: &str, vault: Arc<Vault>, directory: &Path) -> Self {
+    pub fn new(component: &str, vault: Arc<Vault>, config: &PostgresConfig) -> Self {
         Self {
             component: component.to_owned(),
             vault,
-            directory: directory.to_owned(),
+            migrations: config.migrations.clone(),
+            manual: config.manual.clone(),
         }
+    }
+
+    pub fn vault(&self) -> Arc<Vault> {
+        Arc::clone(&self.vault)
     }
 
     /// What was pinned for this revision; `None` when it was never recorded.
@@ -117,17 +157,25 @@ impl Archive {
             .unwrap_or_default())
     }
 
+    fn files(&self) -> Result<BTreeMap<i64, Files>, Problem> {
+        self.migrations
+            .as_deref()
+            .map_or_else(|| Ok(BTreeMap::new()), read_directory)
+    }
+
+    fn hand_written(&self) -> Result<BTreeMap<i64, Files>, Problem> {
+        self.manual.as_deref().map_or_else(|| Ok(BTreeMap::new()), read_manual)
+    }
+
     /// Every migration number that the directory or the vault knows.
     pub fn numbers(&self) -> Result<BTreeSet<i64>, Problem> {
-        Ok(read_directory(&self.directory)?
-            .into_keys()
-            .chain(self.library()?.migrations.into_keys())
-            .collect())
+        let files = self.files()?.into_keys();
+        Ok(files.chain(self.library()?.migrations.into_keys()).collect())
     }
 
     /// `002_scores` for 2, if any source knows the name.
     pub fn name(&self, number: i64) -> Result<Option<String>, Problem> {
-        if let Some(files) = read_directory(&self.directory)?.remove(&number) {
+        if let Some(files) = self.files()?.remove(&number) {
             return Ok(Some(files.name));
         }
         Ok(self.library()?.migrations.remove(&number).map(|m| m.name))
@@ -139,45 +187,39 @@ impl Archive {
         &self,
         digest: &str,
         version: &str,
-        applied: &BTreeSet<i64>,
+        numbers: &BTreeSet<i64>,
+        applied: &Applied,
         schema: &Schema,
         prefer: Prefer,
     ) -> Result<Vec<String>, Problem> {
-        let files = read_directory(&self.directory)?;
+        let (files, manual) = (self.files()?, self.hand_written()?);
         let mut library = self.library()?;
         let mut entries = BTreeMap::new();
         let mut one_way = Vec::new();
-        for number in applied {
+        for number in numbers {
             let mut entry = library.migrations.remove(number).unwrap_or_default();
             if let Some(files) = files.get(number) {
-                let up = files
-                    .up
-                    .as_deref()
-                    .map(|p| self.vault.put_file(p))
-                    .transpose()
-                    .map_err(vault_problem)?;
-                let down = files
-                    .down
-                    .as_deref()
-                    .map(|p| self.vault.put_file(p))
-                    .transpose()
-                    .map_err(vault_problem)?;
+                let texts = files.read()?;
                 let choose = |file: Option<ObjectId>, shelved: Option<ObjectId>| match prefer {
                     Prefer::Files => file.or(shelved),
                     Prefer::Archive => shelved.or(file),
                 };
-                entry = Archived {
-                    name: files.name.clone(),
-                    digits: files.digits.clone(),
-                    up: choose(up, entry.up),
-                    down: choose(down, entry.down),
-                };
+                entry.up = choose(self.shelve(texts.up.as_deref())?, entry.up);
+                entry.down = choose(self.shelve(texts.down.as_deref())?, entry.down);
+                (entry.name, entry.digits) = (files.name.clone(), files.digits.clone());
+            }
+            if let Some(row) = applied.text_of(*number) {
+                entry.row = Some(row.to_owned());
             }
             if entry.name.is_empty() {
-                entry.name = number.to_string();
+                entry.name = entry.row.clone().unwrap_or_else(|| number.to_string());
                 entry.digits = number.to_string();
             }
-            if entry.down.is_none() {
+            entry.manual = match manual.get(number) {
+                Some(files) => self.shelve(check_hand(files, &entry.name)?.read()?.down.as_deref())?,
+                None => None,
+            };
+            if entry.down.is_none() && entry.manual.is_none() && !applied.is_of_a_tool() {
                 one_way.push(entry.name.clone());
             }
             library.migrations.insert(*number, entry.clone());
@@ -202,13 +244,23 @@ impl Archive {
         Ok(one_way)
     }
 
+    fn shelve(&self, text: Option<&str>) -> Result<Option<ObjectId>, Problem> {
+        text.map(|text| self.vault.put_bytes(text.as_bytes()).map_err(vault_problem))
+            .transpose()
+    }
+
     /// The SQL of these migrations: from one of the revisions' own records, else the library, else the directory.
     pub fn resolve(
         &self,
         recorded: &[Option<&Recorded>],
         numbers: &BTreeSet<i64>,
+        hand: Hand,
     ) -> Result<BTreeMap<i64, Known>, Problem> {
-        let files = read_directory(&self.directory)?;
+        let files = self.files()?;
+        let manual = match hand {
+            Hand::Now => self.hand_written()?,
+            Hand::Staged => BTreeMap::new(),
+        };
         let library = self.library()?;
         let mut all = BTreeMap::new();
         for number in numbers {
@@ -225,94 +277,75 @@ impl Archive {
             } else {
                 (known.name, known.digits) = (number.to_string(), number.to_string());
             }
+            if let Some(row) = own
+                .and_then(|a| a.row.as_ref())
+                .or(shelved.and_then(|a| a.row.as_ref()))
+            {
+                known.digits.clone_from(row);
+            } else if library.names_its_rows() {
+                known.digits.clone_from(&known.name);
+            }
             let archived = |pick: fn(&Archived) -> Option<&ObjectId>| own.and_then(pick).or(shelved.and_then(pick));
-            let (up, down) = (archived(|a| a.up.as_ref()), archived(|a| a.down.as_ref()));
-            known.up = self.text(up, local.and_then(|f| f.up.as_deref()), &mut known.edited)?;
-            known.down = self.text(down, local.and_then(|f| f.down.as_deref()), &mut known.edited)?;
+            let texts = Texts::apart(
+                self.text(archived(|a| a.up.as_ref()))?,
+                self.text(archived(|a| a.down.as_ref()))?,
+                &known.name,
+            )?;
+            let local_texts = local.map(Files::read).transpose()?.unwrap_or_default();
+            if let Some(files) = local {
+                let differs = |kept: &Option<String>, file: &Option<String>| matches!((kept, file), (Some(kept), Some(file)) if kept != file);
+                known
+                    .edited
+                    .extend(differs(&texts.up, &local_texts.up).then(|| files.up_name()));
+                known
+                    .edited
+                    .extend(differs(&texts.down, &local_texts.down).then(|| files.down_name()));
+                known.edited.dedup();
+            }
+            known.up = texts.up.or(local_texts.up);
+            known.down = texts.down.or(local_texts.down);
+            let by_hand = match (hand, manual.get(number)) {
+                (Hand::Now, Some(files)) => check_hand(files, &known.name)?.read()?.down,
+                (Hand::Now, None) => None,
+                (Hand::Staged, _) => self.text(own.or(shelved).and_then(|a| a.manual.as_ref()))?,
+            };
+            if by_hand.is_some() {
+                (known.down, known.manual) = (by_hand, true);
+            }
             all.insert(*number, known);
         }
         Ok(all)
     }
 
-    fn text(
-        &self,
-        archived: Option<&ObjectId>,
-        file: Option<&Path>,
-        edited: &mut Vec<String>,
-    ) -> Result<Option<String>, Problem> {
-        let local = file.map(read_sql).transpose()?;
-        let Some(id) = archived else { return Ok(local) };
+    fn text(&self, archived: Option<&ObjectId>) -> Result<Option<String>, Problem> {
+        let Some(id) = archived else { return Ok(None) };
         let bytes = self.vault.get(id).map_err(vault_problem)?;
-        let text = String::from_utf8(bytes)
-            .map_err(|e| Problem::from_error(Code::RevisionDamaged, "read an archived migration", &e))?;
-        if let (Some(local), Some(name)) = (&local, file.and_then(Path::file_name))
-            && *local != text
-        {
-            edited.push(name.to_string_lossy().into_owned());
-        }
-        Ok(Some(text))
+        String::from_utf8(bytes)
+            .map(Some)
+            .map_err(|e| Problem::from_error(Code::RevisionDamaged, "read an archived migration", &e))
     }
 }
 
-/// The migrations directory. Files that are named otherwise are none of our business; two migrations of one number are.
-pub(super) fn read_directory(dir: &Path) -> Result<BTreeMap<i64, Files>, Problem> {
-    let failed = |e| {
-        Problem::from_error(
-            Code::FileFailed,
-            format!("read migrations directory {}", dir.display()),
-            &e,
-        )
-    };
-    let mut found: BTreeMap<i64, Files> = BTreeMap::new();
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let Some((digits, name, down)) = path.file_name().and_then(|n| n.to_str()).and_then(parse_file_name) else {
-            continue;
-        };
-        let Some(number) = parse_number(digits) else { continue };
-        let files = found.entry(number).or_default();
-        let place = if down { &mut files.down } else { &mut files.up };
-        if place.is_some() || (!files.name.is_empty() && files.name != name) {
-            return Err(Problem::new(
-                Code::MigrationsDiverged,
-                format!(
-                    "{} has two migrations with the number {number}: {} and {name}",
-                    dir.display(),
-                    files.name
-                ),
-            )
-            .remedy("give one of the files another number, or remove it"));
-        }
-        *place = Some(path.clone());
-        (files.name, files.digits) = (name.to_owned(), digits.to_owned());
+impl Library {
+    /// The project's tool writes whole names into its table (`20240115_security`), not numbers alone.
+    fn names_its_rows(&self) -> bool {
+        let mut rows = self.migrations.values().filter_map(|m| m.row.as_ref()).peekable();
+        rows.peek().is_some() && rows.all(|row| !row.bytes().all(|b| b.is_ascii_digit()))
     }
-    Ok(found)
 }
 
-/// `002_scores.down.sql` is `("002", "002_scores", true)`. Without `.up` or `.down` it is an up migration.
-fn parse_file_name(file: &str) -> Option<(&str, &str, bool)> {
-    let stem = file.strip_suffix(".sql")?;
-    let (name, down) = match (stem.strip_suffix(".up"), stem.strip_suffix(".down")) {
-        (Some(name), _) => (name, false),
-        (None, Some(name)) => (name, true),
-        (None, None) => (stem, false),
-    };
-    let digits = &name[..name.find(|c: char| !c.is_ascii_digit()).unwrap_or(name.len())];
-    let named = name.len() == digits.len() || name[digits.len()..].starts_with(['_', '-']);
-    (!digits.is_empty() && named && rollback_proto::names::check_name("migration", name).is_ok())
-        .then_some((digits, name, down))
-}
-
-fn read_sql(path: &Path) -> Result<String, Problem> {
-    let failed = |e| Problem::from_error(Code::FileFailed, format!("read {}", path.display()), &e);
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > MAX_SQL {
-        return Err(Problem::new(
-            Code::FileFailed,
-            format!("{} has {size} bytes, at most {MAX_SQL} are read", path.display()),
-        ));
+/// A hand-written file that has only the number in common with the migration was meant for another one.
+fn check_hand<'a>(files: &'a Files, name: &str) -> Result<&'a Files, Problem> {
+    if files.name == name || files.name == files.digits || leading_digits(name) == Some(name) {
+        return Ok(files);
     }
-    std::fs::read_to_string(path).map_err(failed)
+    let message = format!(
+        "the hand-written {} has the number of migration {name}, but another name",
+        files.down_name()
+    );
+    Err(Problem::new(Code::MigrationsDiverged, message).remedy(format!(
+        "call it {name}.sql if it is the way down of {name}; remove it otherwise"
+    )))
 }
 
 fn vault_problem(error: VaultError) -> Problem {
@@ -322,44 +355,4 @@ fn vault_problem(error: VaultError) -> Problem {
         VaultError::Io { .. } => Code::FileFailed,
     };
     Problem::from_error(code, "use the vault", &error)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn file_names_of_migrations_are_told_from_others() {
-        assert_eq!(parse_file_name("002_scores.up.sql"), Some(("002", "002_scores", false)));
-        assert_eq!(
-            parse_file_name("20240101120000_add-x.down.sql"),
-            Some(("20240101120000", "20240101120000_add-x", true))
-        );
-        assert_eq!(parse_file_name("3_plain.sql"), Some(("3", "3_plain", false)));
-        for other in [
-            "README.md",
-            "scores.up.sql",
-            "002_scores.up.sql.bak",
-            "002x.up.sql",
-            ".up.sql",
-            "1_a b.up.sql",
-        ] {
-            assert_eq!(parse_file_name(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn two_migrations_of_one_number_are_refused() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        for name in ["2_a.up.sql", "2_a.down.sql", "readme"] {
-            std::fs::write(dir.path().join(name), "SELECT 1").expect("write");
-        }
-        let files = read_directory(dir.path()).expect("one migration");
-        assert!(files[&2].up.is_some() && files[&2].down.is_some());
-        std::fs::write(dir.path().join("002_b.up.sql"), "SELECT 1").expect("write");
-        assert_eq!(
-            read_directory(dir.path()).expect_err("two").code,
-            Code::MigrationsDiverged
-        );
-    }
 }

@@ -5,23 +5,33 @@
 //! (0600) with its manifest beside it, `<database>-<UTC>-<tag>.dump` and `.manifest.json`; a dump without manifest was
 //! never sealed. Encryption at rest is the file system's.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rollback_proto::kill_point;
 use rollback_proto::problem::{Code, Problem};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+use sqlx::Row as _;
+use sqlx::postgres::PgConnection;
 
+use super::archive::Archive;
+use super::backups::manifest_path;
 use super::catalog::Schema;
-use super::config::{PostgresConfig, Verify};
-use super::connect::Sessions;
+use super::config::PostgresConfig;
+use super::connect::{Sessions, Settings, database_settings};
+use super::dump::{Dump, DumpFormat, Owners, Restoring, restore_dump, sha256_of};
 use super::figures::Figures;
-use super::scratch;
+use super::forms::Forms;
+use super::horizon::Horizon;
+use super::manifest::{DatedBy, FORMAT};
+pub(super) use super::manifest::{Manifest, Proof};
 use super::sql_error::sql_problem;
 use super::staging::{self, Staging, file_problem};
+use super::tool;
 use super::tools::Tools;
 use super::versions::Applied;
+use super::{integrity, scratch, version_of};
 use crate::driver::Receipt;
 use crate::step::StepContext;
 use crate::vault::sync_dir;
@@ -29,49 +39,8 @@ use crate::vault::sync_dir;
 /// How long `pg_dump` may wait for a table that somebody has locked.
 const DUMP_LOCK_WAIT: &str = "--lock-wait-timeout=30000";
 
-const FORMAT: u32 = 1;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Proof {
-    Restore,
-    Checksum,
-}
-
-/// What lies beside a dump.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Manifest {
-    format: u32,
-    pub database: String,
-    component: String,
-    pub rollback_id: String,
-    /// The revision that the backup shows: its digest.
-    revision: String,
-    server_version: u32,
-    pub taken_at: Timestamp,
-    pub sha256: String,
-    bytes: u64,
-    pub figures: Figures,
-    pub proof: Option<Proof>,
-}
-
-impl Manifest {
-    fn receipt(&self, path: &Path) -> Receipt {
-        Receipt {
-            path: path.display().to_string(),
-            sha256: self.sha256.clone(),
-            bytes: self.bytes,
-            verified: match self.proof {
-                Some(Proof::Restore) => "restore".to_owned(),
-                Some(Proof::Checksum) => "checksum".to_owned(),
-                None => String::new(),
-            },
-            tables: self.figures.tables.len() as u64,
-            rows: self.figures.rows(),
-            taken_at: self.taken_at.to_string(),
-        }
-    }
-}
+/// Of `pg_restore`. More would need more of the server than a host in use has to spare.
+pub(super) const JOBS: u32 = 2;
 
 /// What is needed to make one.
 #[derive(Debug)]
@@ -79,6 +48,7 @@ pub(super) struct Backup<'a> {
     pub sessions: Sessions<'a>,
     pub config: &'a PostgresConfig,
     pub step: &'a StepContext,
+    pub archive: &'a Archive,
     pub staging: &'a Staging,
     pub tag: &'a str,
 }
@@ -92,22 +62,12 @@ impl Backup<'_> {
         // Made by us with 0600: pg_dump would make it as the umask says.
         create_private(&dump)?;
         let failed = |e| sql_problem(Code::BackupUnproven, "read the database for the backup", &e);
-        let look = async {
-            let mut c = self.sessions.live().await?;
-            let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-            sqlx::raw_sql(begin).execute(&mut c).await.map_err(failed)?;
-            let snapshot: String = sqlx::query_scalar("SELECT pg_export_snapshot()")
-                .fetch_one(&mut c)
-                .await
-                .map_err(failed)?;
-            let taken_at = Timestamp::now();
-            let schema = Schema::read(&mut c).await.map_err(failed)?;
-            let applied = Applied::read(&mut c, &self.config.version_table).await?;
-            Ok::<_, Problem>((c, snapshot, taken_at, schema, applied))
-        };
         // The session stays open: the dump lives on its snapshot.
-        let (mut c, snapshot, taken_at, schema, applied) = self.step.operation("read_schema", look).await?;
-        let (snapshot_arg, file_arg) = (format!("--snapshot={snapshot}"), format!("--file={}", dump.display()));
+        let (mut c, seen) = self.step.operation("read_schema", self.look()).await?;
+        let (snapshot_arg, file_arg) = (
+            format!("--snapshot={}", seen.snapshot),
+            format!("--file={}", dump.display()),
+        );
         let args = [
             "--format=custom",
             "--compress=1",
@@ -123,16 +83,16 @@ impl Backup<'_> {
                 let dumping = tools.run(self.config, "pg_dump", database, &args, self.step.time_left());
                 let dumping = async {
                     let what = format!("dump database {database}");
-                    self.report_size(&dump, dumping)
+                    self.report_size(&dump, seen.database_bytes, dumping)
                         .await
                         .map_err(|e| e.problem(Code::BackupUnproven, what))
                 };
                 let counting = async {
-                    let seen = |name: &str, i: usize, of: usize| {
-                        self.step
-                            .progress(format!("figures of {name} taken ({i} of {of} tables)"));
+                    let told = |name: &str, i: usize, of: usize| {
+                        let message = format!("figures of {name} taken ({i} of {of} tables)");
+                        self.step.progress_fraction(message, share(i as u64, of as u64));
                     };
-                    Figures::read(&mut c, seen).await.map_err(failed)
+                    Figures::read(&mut c, told).await.map_err(failed)
                 };
                 // The first failure ends the other one: dropping pg_dump's future kills it.
                 tokio::try_join!(dumping, counting).map(|((), figures)| figures)
@@ -145,51 +105,126 @@ impl Backup<'_> {
             database: self.config.database.clone(),
             component: self.step.component.clone(),
             rollback_id: self.step.rollback_id.clone(),
-            revision: schema.digest(&applied),
+            revision: seen.schema.digest(&seen.applied),
+            version: version_of(self.archive, &seen.applied)?,
+            restored_revision: None,
             server_version,
-            taken_at,
+            taken_at: seen.taken_at,
+            dated_by: DatedBy::Snapshot,
             sha256,
             bytes,
+            dump_format: DumpFormat::Custom,
+            external: None,
             figures,
             proof: None,
+            horizon: Some(seen.horizon),
+            database_bytes: seen.database_bytes,
+            extensions: seen.needs.extensions,
+            roles: seen.needs.roles,
+            broken: Vec::new(),
         };
-        Ok((manifest, schema))
+        Ok((manifest, seen.schema))
     }
 
-    /// Restores the dump into a scratch database and compares every figure. Answers with the schema as the restore made
-    /// it. The scratch database stays: the caller rehearses in it and drops it.
+    /// Opens the snapshot that the backup is made of, and reads what belongs to it besides the rows.
+    async fn look(&self) -> Result<(PgConnection, Seen), Problem> {
+        let failed = |e| sql_problem(Code::BackupUnproven, "read the database for the backup", &e);
+        let mut c = self.sessions.live().await?;
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        sqlx::raw_sql(begin).execute(&mut c).await.map_err(failed)?;
+        let row = sqlx::query("SELECT pg_export_snapshot() AS snapshot, pg_database_size(current_database()) AS size")
+            .fetch_one(&mut c)
+            .await
+            .map_err(failed)?;
+        let taken_at = Timestamp::now();
+        let horizon = Horizon::read(&mut c).await.map_err(failed)?;
+        // As the live state is told elsewhere: a database that was restored once may print some things otherwise.
+        let schema = Forms::load(self.config)?.recorded(Schema::read(&mut c).await.map_err(failed)?);
+        let applied = tool::applied(self.config, &self.step.component, &mut c, &self.config.database).await?;
+        let needs = Needs::read(&mut c).await.map_err(failed)?;
+        let seen = Seen {
+            snapshot: row.try_get("snapshot").map_err(failed)?,
+            database_bytes: u64::try_from(row.try_get::<i64, _>("size").map_err(failed)?).unwrap_or_default(),
+            taken_at,
+            horizon,
+            schema,
+            applied,
+            needs,
+        };
+        Ok((c, seen))
+    }
+
+    /// Restores the dump into a scratch database and compares every figure; the proof is noted in the manifest. Answers
+    /// with the schema as the restore made it. The scratch database stays: the caller rehearses in it and drops it.
+    ///
+    /// Integrity checks that do not hold on the copy are noted and no failure: a backup of damaged data is worth keeping.
     pub async fn prove(
         &self,
         tools: &Tools,
-        manifest: &Manifest,
+        manifest: &mut Manifest,
         schema: &Schema,
         name: &str,
     ) -> Result<Schema, Problem> {
-        let dump = self.staging.dump();
         let step = self.step;
         step.progress(format!("restoring the backup into {name}"));
         let mut live = self.sessions.live().await?;
+        let settings = database_settings(&mut live)
+            .await
+            .map_err(|e| sql_problem(Code::BackupUnproven, "read the database's settings", &e))?;
         step.operation(
             "createdb",
             scratch::create(self.sessions, &mut live, name, &step.rollback_id),
         )
         .await?;
         let _ = sqlx::Connection::close(live).await;
-        restore(self, tools, &dump, name).await?;
-        step.operation("verify_figures", async {
+        let with = Restoring {
+            tools,
+            config: self.config,
+            sessions: self.sessions,
+            step,
+            expected_bytes: manifest.database_bytes,
+        };
+        let dump = Dump {
+            path: self.staging.dump(),
+            format: DumpFormat::Custom,
+        };
+        restore_dump(&with, &dump, name, Owners::Drop, JOBS)
+            .await
+            .map_err(as_unproven)?;
+        let verify = async {
             let failed = |e| sql_problem(Code::BackupUnproven, format!("read {name}"), &e);
             let mut c = self.sessions.reader(name).await?;
             let restored = Schema::read(&mut c).await.map_err(failed)?;
             if let Some(thing) = schema.missing_from(&restored).first() {
                 return Err(unproven(&format!("the restored copy has no {thing}")));
             }
-            let figures = Figures::read(&mut c, |_, _, _| {}).await.map_err(failed)?;
+            let applied = tool::applied(self.config, &self.step.component, &mut c, name).await?;
+            let told = |name: &str, i: usize, of: usize| {
+                let message = format!("figures of {name} verified ({i} of {of} tables)");
+                step.progress_fraction(message, share(i as u64, of as u64));
+            };
+            let figures = Figures::read(&mut c, told).await.map_err(failed)?;
+            let _ = sqlx::Connection::close(c).await;
             match figures.differences(&manifest.figures) {
                 Some(differences) => Err(unproven(&format!("the restored copy differs: {differences}"))),
-                None => Ok(restored),
+                None => Ok((restored.digest(&applied), restored)),
             }
-        })
-        .await
+        };
+        let (digest, restored) = step.operation("verify_figures", verify).await?;
+        manifest.restored_revision = Some(digest);
+        // What this restore printed otherwise, a dump of somebody else's will, too.
+        let mut forms = Forms::load(self.config)?;
+        if forms.learn(schema, &restored) {
+            forms.save(self.config)?;
+        }
+        manifest.broken = step
+            .operation("integrity_checks", broken(self.sessions, self.config, name, &settings))
+            .await?;
+        for what in &manifest.broken {
+            step.progress(format!("warning: in the backup, {what}"));
+        }
+        manifest.proof = Some(Proof::Restore);
+        Ok(restored)
     }
 
     /// Turns the staged dump into a sealed backup: its checksum is taken again, then it gets its name. Repeating after a
@@ -214,6 +249,7 @@ impl Backup<'_> {
                     std::fs::rename(&staged, &sealed)
                         .map_err(|e| file_problem(format!("rename to {}", sealed.display()), &e))?;
                 }
+                kill_point::pass(|| "backup.renamed".to_owned());
                 staging::write_json(&manifest_path(&sealed), manifest)?;
                 sync_dir(backups).map_err(|e| Problem::from_error(Code::FileFailed, "seal the backup", &e))
             })
@@ -221,42 +257,100 @@ impl Backup<'_> {
         Ok(manifest.receipt(&sealed))
     }
 
-    /// Runs a dump to its end, telling its size every second.
-    async fn report_size<T>(&self, dump: &Path, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        let mut tick = tokio::time::interval(Duration::from_secs(1));
-        tick.tick().await;
-        loop {
-            tokio::select! {
-                result = &mut work => return result,
-                _ = tick.tick() => {
-                    let bytes = std::fs::metadata(dump).map(|m| m.len()).unwrap_or_default();
-                    self.step.progress(format!("dump: {}", people_bytes(bytes)));
-                }
-            }
+    /// Runs a dump to its end, telling its size every second. How far it is can only be guessed from the size of the
+    /// database: the dump is compressed, and has no indexes.
+    async fn report_size<T>(&self, dump: &Path, whole: u64, work: impl Future<Output = T>) -> T {
+        let whole = people_bytes(whole);
+        let tell = || {
+            let bytes = std::fs::metadata(dump).map(|m| m.len()).unwrap_or_default();
+            self.step
+                .progress(format!("dump: {} (the database has {whole})", people_bytes(bytes)));
+        };
+        telling(tell, work).await
+    }
+}
+
+/// What was read under the snapshot, besides the rows.
+struct Seen {
+    snapshot: String,
+    database_bytes: u64,
+    taken_at: Timestamp,
+    horizon: Horizon,
+    schema: Schema,
+    applied: Applied,
+    needs: Needs,
+}
+
+/// What a server must have before the dump can be restored with owners and grants.
+struct Needs {
+    extensions: BTreeMap<String, String>,
+    roles: BTreeSet<String>,
+}
+
+impl Needs {
+    async fn read(c: &mut PgConnection) -> Result<Self, sqlx::Error> {
+        let extensions = sqlx::query_as::<_, (String, String)>(
+            "SELECT extname::text, extversion FROM pg_extension WHERE extname <> 'plpgsql'",
+        )
+        .fetch_all(&mut *c)
+        .await?;
+        // Owners, grantees and roles of policies are what the server itself would protect from DROP ROLE. The role that
+        // initdb made is not among them: it is in every cluster.
+        let roles: Vec<String> = sqlx::query_scalar(
+            "SELECT DISTINCT r.rolname::text FROM pg_shdepend s JOIN pg_roles r ON r.oid = s.refobjid
+             WHERE s.refclassid = 'pg_authid'::regclass
+               AND s.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        )
+        .fetch_all(c)
+        .await?;
+        Ok(Self {
+            extensions: extensions.into_iter().collect(),
+            roles: roles.into_iter().collect(),
+        })
+    }
+}
+
+/// What the integrity checks say of a copy, seen with the settings of the original, which do not follow a dump.
+pub(super) async fn broken(
+    sessions: Sessions<'_>,
+    config: &PostgresConfig,
+    name: &str,
+    settings: &Settings,
+) -> Result<Vec<String>, Problem> {
+    if config.integrity.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut c = sessions.migrator(name, settings).await?;
+    let found = integrity::broken(&mut c, config).await?;
+    let _ = sqlx::Connection::close(c).await;
+    Ok(found.into_iter().map(|problem| problem.message).collect())
+}
+
+/// Runs work to its end, and `tell` every second meanwhile.
+pub(super) async fn telling<T>(mut tell: impl FnMut(), work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.tick().await;
+    loop {
+        tokio::select! {
+            result = &mut work => return result,
+            _ = tick.tick() => tell(),
         }
     }
 }
 
-/// Restores a dump into an existing empty database. Anything that goes wrong makes the backup unproven.
-async fn restore(backup: &Backup<'_>, tools: &Tools, dump: &Path, name: &str) -> Result<(), Problem> {
-    let (into, file) = (format!("--dbname={name}"), dump.display().to_string());
-    // Owners and grants belong to the cluster; what is proven here is the content.
-    let args = [
-        "--jobs=2",
-        "--exit-on-error",
-        "--no-owner",
-        "--no-privileges",
-        "--no-password",
-        into.as_str(),
-        file.as_str(),
-    ];
-    let limit = backup.step.time_left();
-    backup
-        .step
-        .operation("pg_restore", tools.run(backup.config, "pg_restore", name, &args, limit))
-        .await
-        .map_err(|e| e.problem(Code::BackupUnproven, format!("restore the backup into {name}")))
+#[expect(clippy::cast_precision_loss, reason = "for people")]
+pub(super) fn share(done: u64, of: u64) -> f64 {
+    done as f64 / of.max(1) as f64
+}
+
+/// A restore for a proof that failed says that the backup is not proven.
+pub(super) fn as_unproven(mut problem: Problem) -> Problem {
+    if problem.code == Code::RestoreFailed {
+        let message = std::mem::take(&mut problem.message);
+        problem = Problem::new(Code::BackupUnproven, message);
+    }
+    problem
 }
 
 fn unproven(message: &str) -> Problem {
@@ -266,50 +360,6 @@ fn unproven(message: &str) -> Problem {
 fn sealed_path(backups: &Path, manifest: &Manifest, tag: &str) -> PathBuf {
     let stamp = manifest.taken_at.strftime("%Y%m%dT%H%M%SZ");
     backups.join(format!("{}-{stamp}-{tag}.dump", manifest.database))
-}
-
-fn manifest_path(dump: &Path) -> PathBuf {
-    dump.with_extension("manifest.json")
-}
-
-pub(super) fn proof_of(verify: Verify) -> Proof {
-    match verify {
-        Verify::Restore => Proof::Restore,
-        Verify::Checksum => Proof::Checksum,
-    }
-}
-
-/// Deletes all but the newest sealed backups of the database, never `keep`. Only files that have our manifest.
-pub(super) fn retire(backups: &Path, database: &str, retain: u32, keep: &str) -> Result<usize, Problem> {
-    let failed = |e: std::io::Error| file_problem(format!("read {}", backups.display()), &e);
-    let mut sealed = Vec::new();
-    for entry in std::fs::read_dir(backups).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let Some(stem) = path.to_str().and_then(|p| p.strip_suffix(".manifest.json")) else {
-            continue;
-        };
-        // A file that is not ours, or not readable as ours, is left alone.
-        let Ok(Some(manifest)) = staging::read_json::<Manifest>(&path) else {
-            continue;
-        };
-        let dump = PathBuf::from(format!("{stem}.dump"));
-        if manifest.database == database && dump.is_file() {
-            sealed.push((manifest.taken_at, dump, path));
-        }
-    }
-    sealed.sort();
-    sealed.reverse();
-    let mut retired = 0;
-    for (_, dump, manifest) in sealed.into_iter().skip(retain as usize) {
-        if dump.to_str() == Some(keep) {
-            continue;
-        }
-        for file in [&dump, &manifest] {
-            std::fs::remove_file(file).map_err(|e| file_problem(format!("remove {}", file.display()), &e))?;
-        }
-        retired += 1;
-    }
-    Ok(retired)
 }
 
 fn create_private(path: &Path) -> Result<(), Problem> {
@@ -323,36 +373,7 @@ fn create_private(path: &Path) -> Result<(), Problem> {
         .map_err(|e| file_problem(format!("create {}", path.display()), &e))
 }
 
-/// SHA-256 and length. `sync` makes the content durable first.
-async fn sha256_of(path: &Path, sync: bool) -> Result<(String, u64), Problem> {
-    let path = path.to_owned();
-    let shown = path.display().to_string();
-    let work = move || -> std::io::Result<(String, u64)> {
-        let mut file = std::fs::File::open(&path)?;
-        if sync {
-            file.sync_all()?;
-        }
-        let mut hash = Sha256::new();
-        let mut chunk = vec![0u8; 256 * 1024];
-        let mut bytes = 0;
-        loop {
-            let n = std::io::Read::read(&mut file, &mut chunk)?;
-            if n == 0 {
-                return Ok((hex::encode(hash.finalize()), bytes));
-            }
-            hash.update(&chunk[..n]);
-            bytes += n as u64;
-        }
-    };
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(found)) => Ok(found),
-        Ok(Err(e)) if e.kind() == std::io::ErrorKind::NotFound => Err(unproven(&format!("the backup {shown} is gone"))),
-        Ok(Err(e)) => Err(file_problem(format!("read {shown}"), &e)),
-        Err(e) => Err(Problem::from_error(Code::Internal, "hash a backup", &e)),
-    }
-}
-
-pub(super) fn people_bytes(bytes: u64) -> String {
+pub fn people_bytes(bytes: u64) -> String {
     match bytes {
         0..10_000 => format!("{bytes} B"),
         10_000..10_000_000 => format!("{} kB", bytes / 1_000),

@@ -39,8 +39,8 @@ impl Schema {
             // Lengths, so that no definition can look like the beginning of the next line.
             hash.update(format!("{} {}\n{key}\n{definition}\n", key.len(), definition.len()));
         }
-        for number in applied.numbers() {
-            hash.update(format!("migration {number}\n"));
+        for line in applied.lines() {
+            hash.update(line);
         }
         format!("sha256:{}", hex::encode(hash.finalize()))
     }
@@ -78,25 +78,21 @@ impl Schema {
         Some(text)
     }
 
-    /// What this (recorded) schema looks like on a restored copy. A restore prints and parses every expression anew, and
-    /// some come out otherwise (`status IN ('a', 'b')` on a varchar column): where a thing is recorded just as it is
-    /// `live`, the copy's own form of it is expected.
-    pub fn as_restored(&self, live: &Self, restored: &Self) -> Self {
-        let line = |(key, definition): (&String, &String)| {
-            let definition = match (live.0.get(key), restored.0.get(key)) {
-                (Some(live), Some(restored)) if live == definition => restored,
-                _ => definition,
-            };
-            (key.clone(), definition.clone())
-        };
-        // A fresh database has a schema `public` even if the original dropped its own.
-        let fresh = restored.0.iter().filter(|(key, _)| !live.0.contains_key(*key));
-        Self(
-            fresh
-                .map(|(k, d)| (k.clone(), d.clone()))
-                .chain(self.0.iter().map(line))
-                .collect(),
-        )
+    /// What this schema, read of a restored copy, looks like where the copy came from. A restore prints and parses every
+    /// expression anew, and some come out otherwise (`status IN ('a', 'b')` on a varchar column): where a thing is still
+    /// as it was when it was `restored`, the `live` form of it is meant. What a migration made anew is in its own form.
+    pub fn in_live_form(mut self, live: &Self, restored: &Self) -> Self {
+        self.0.retain(|key, definition| {
+            let as_restored = restored.0.get(key) == Some(definition);
+            match live.0.get(key) {
+                Some(live) if as_restored => definition.clone_from(live),
+                // A fresh database has a schema `public` even if the original dropped its own.
+                None if as_restored => return false,
+                Some(_) | None => {}
+            }
+            true
+        });
+        self
     }
 
     /// Things that one of the two has and the other has not, by name only.
@@ -145,16 +141,22 @@ mod tests {
     }
 
     #[test]
-    fn what_a_restore_prints_otherwise_is_expected_so() {
+    fn what_a_restore_prints_otherwise_is_the_same() {
         let live = schema(&[("constraint t c", "live form"), ("column t.x", "int")]);
-        let restored = schema(&[("constraint t c", "restored form"), ("column t.x", "int")]);
-        let target = schema(&[("constraint t c", "live form")]);
-        assert_eq!(
-            target.as_restored(&live, &restored),
-            schema(&[("constraint t c", "restored form")])
-        );
-        // Defined otherwise in the target: the down migration makes it, in the target's own form.
-        let target = schema(&[("constraint t c", "older form")]);
-        assert_eq!(target.as_restored(&live, &restored), target);
+        let restored = schema(&[
+            ("constraint t c", "restored form"),
+            ("column t.x", "int"),
+            ("schema public", ""),
+        ]);
+        assert_eq!(restored.clone().in_live_form(&live, &restored), live);
+        // Dropped and made again on the copy: it has the live form there.
+        let again = schema(&[
+            ("constraint t c", "live form"),
+            ("column t.x", "int"),
+            ("schema public", ""),
+        ]);
+        assert_eq!(again.in_live_form(&live, &restored), live);
+        let other = schema(&[("constraint t c", "older form"), ("table u", "")]);
+        assert_eq!(other.clone().in_live_form(&live, &restored), other);
     }
 }

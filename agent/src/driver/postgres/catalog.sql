@@ -26,6 +26,8 @@ SELECT 'table ' || name, concat_ws(' ',
     CASE relkind WHEN 'f' THEN 'foreign' WHEN 'p' THEN 'partitioned by ' || pg_get_partkeydef(oid) END,
     CASE WHEN relpersistence = 'u' THEN 'unlogged' END,
     (SELECT string_agg(i.inhparent::regclass::text, ', ' ORDER BY i.inhseqno) FROM pg_inherits i WHERE i.inhrelid = rel.oid),
+    -- An interrupted DETACH … CONCURRENTLY. Servers before 14 have no such column.
+    (SELECT 'detach pending' FROM pg_inherits i WHERE i.inhrelid = rel.oid AND to_jsonb(i) ->> 'inhdetachpending' = 'true' LIMIT 1),
     CASE WHEN relispartition THEN pg_get_expr(relpartbound, oid) END,
     CASE WHEN relrowsecurity THEN 'row security' END, CASE WHEN relforcerowsecurity THEN 'forced' END)
 FROM rel WHERE relkind IN ('r', 'p', 'f')

@@ -2,6 +2,11 @@
 //!
 //! Names that later reach a program or a statement are checked here once. A database name is never free text: `--`
 //! does not stop `host=…` or `postgresql://…` from being taken as connection settings by `pg_dump`.
+//!
+//! What is said of the project's own migration tool is in [`tool`], of integrity checks in [`integrity`].
+
+mod integrity;
+mod tool;
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -9,6 +14,9 @@ use std::time::Duration;
 
 use rollback_proto::problem::{Code, Problem};
 use serde::Deserialize;
+
+pub use self::integrity::IntegrityCheck;
+pub use self::tool::ToolConfig;
 
 /// Longest identifier that PostgreSQL keeps whole, in bytes.
 const MAX_IDENTIFIER: usize = 63;
@@ -42,8 +50,16 @@ pub struct PostgresConfig {
     /// Where CREATE and DROP DATABASE are sent from.
     #[serde(default = "default_maintenance_database")]
     pub maintenance_database: String,
-    /// Holds `NNN_name.up.sql` and `NNN_name.down.sql`.
-    pub migrations: PathBuf,
+    /// Holds `NNN_name.up.sql` and `NNN_name.down.sql`, or dbmate's `NNN_name.sql` with both parts. Only a `tool` can do
+    /// without it.
+    #[serde(default)]
+    pub migrations: Option<PathBuf>,
+    /// Holds hand-written ways down, `NNN_name.sql`. They go before what the migrations say.
+    #[serde(default)]
+    pub manual: Option<PathBuf>,
+    /// The project's own migration tool, instead of SQL that the driver runs itself.
+    #[serde(default)]
+    pub tool: Option<ToolConfig>,
     /// Where the project's migration tool notes what is applied; `table` or `schema.table`.
     #[serde(default = "default_version_table")]
     pub version_table: String,
@@ -52,6 +68,15 @@ pub struct PostgresConfig {
     /// Sealed backups of this database that are kept, the newest first.
     #[serde(default = "default_retain_backups")]
     pub retain_backups: u32,
+    /// Where dumps of a release that was never recorded here may be; `{release}` stands for its name.
+    #[serde(default)]
+    pub dumps: Vec<String>,
+    /// Recording a release also makes a sealed backup of the database as it is then.
+    #[serde(default)]
+    pub backup_on_record: bool,
+    /// What must hold of the data, after every move and in every copy that proves something.
+    #[serde(default)]
+    pub integrity: Vec<IntegrityCheck>,
     #[serde(default)]
     pub verify: Verify,
     /// How long a migration may wait for a lock before it lets the queries behind it pass and tries again.
@@ -130,20 +155,23 @@ impl PostgresConfig {
         if self.port == 0 {
             return Err(bad("port must not be 0".into()));
         }
-        check_version_table(&self.version_table)?;
-        for (key, path) in [("migrations", Some(&self.migrations)), ("backups", Some(&self.backups))]
-            .into_iter()
-            .chain([
-                ("password_file", self.password_file.as_ref()),
-                ("bin_dir", self.bin_dir.as_ref()),
-            ])
-        {
+        check_table("version_table", &self.version_table)?;
+        for (key, path) in [
+            ("migrations", self.migrations.as_ref()),
+            ("manual", self.manual.as_ref()),
+            ("backups", Some(&self.backups)),
+            ("password_file", self.password_file.as_ref()),
+            ("bin_dir", self.bin_dir.as_ref()),
+        ] {
             if let Some(path) = path
                 && !path.is_absolute()
             {
                 return Err(bad(format!("{key} {} must be an absolute path", path.display())));
             }
         }
+        self.check_sources()?;
+        integrity::check_all(&self.integrity)?;
+        self.dumps.iter().try_for_each(|pattern| check_dumps(pattern))?;
         if self.retain_backups == 0 {
             return Err(bad("retain_backups must be at least 1".into()));
         }
@@ -157,6 +185,24 @@ impl PostgresConfig {
             }
         }
         self.password().map(|_| ())
+    }
+
+    /// Where migrations come from: one source, and one that can be used.
+    fn check_sources(&self) -> Result<(), Problem> {
+        let Some(tool) = &self.tool else {
+            return match &self.migrations {
+                Some(_) => Ok(()),
+                None => Err(bad(
+                    "migrations is missing: the directory of the migrations' SQL; or a [tool]".into(),
+                )),
+            };
+        };
+        if self.manual.is_some() {
+            return Err(bad(
+                "manual and tool exclude each other: a tool would not notice what was taken down by hand".into(),
+            ));
+        }
+        tool.check()
     }
 
     /// Reads the password, refusing a file that others can read.
@@ -223,6 +269,23 @@ impl PostgresConfig {
     }
 }
 
+/// `/var/backups/zekka/{release}.dump`
+fn check_dumps(pattern: &str) -> Result<(), Problem> {
+    let rest = pattern.replacen("{release}", "", 1);
+    if !pattern.starts_with('/') {
+        return Err(bad(format!("dumps: {pattern:?} must be an absolute path")));
+    }
+    if rest.len() == pattern.len() || rest.contains(['{', '}']) {
+        return Err(bad(format!(
+            "dumps: {pattern:?} must have {{release}} in it once, and no other braces"
+        )));
+    }
+    if rest.split('/').any(|part| part == "..") {
+        return Err(bad(format!("dumps: {pattern:?} must not have .. in it")));
+    }
+    Ok(())
+}
+
 fn check_identifier(key: &str, name: &str) -> Result<(), Problem> {
     let shown: String = name.chars().take(40).collect();
     if name.is_empty() || name.len() > MAX_IDENTIFIER {
@@ -264,7 +327,7 @@ fn check_host(host: &str) -> Result<(), Problem> {
     }
 }
 
-fn check_version_table(name: &str) -> Result<(), Problem> {
+fn check_table(key: &str, name: &str) -> Result<(), Problem> {
     let part = |p: &str| {
         !p.is_empty()
             && p.len() <= MAX_IDENTIFIER
@@ -279,7 +342,7 @@ fn check_version_table(name: &str) -> Result<(), Problem> {
     if ok {
         Ok(())
     } else {
-        Err(bad(format!("version_table {shown:?} must be a table, or schema.table")))
+        Err(bad(format!("{key} {shown:?} must be a table, or schema.table")))
     }
 }
 
@@ -306,6 +369,43 @@ mod tests {
         assert!(config("databse = 'x'").is_err());
         assert!(config("lock_timeout = '5'").is_err());
         assert!(config("verify = 'trust'").is_err());
+        assert!(config("[tool]\ndirectory = '/x'\nstatus = ['a']\ndown = ['a']\nup = ['a']\nshell = 'x'").is_err());
+    }
+
+    #[test]
+    fn sources_of_migrations_and_dumps_are_checked() {
+        let valid = |extra: &str| config(extra).expect(extra).validate();
+        valid("manual = '/etc/m'\ndumps = ['/b/{release}.dump', '/b/{release}/all.sql']\nbackup_on_record = true")
+            .expect("valid");
+        valid("integrity = ['SELECT true', { name = 'users', sql = 'SELECT count(*) > 0 FROM users;' }]")
+            .expect("valid");
+        let tool = "[tool]\ndirectory = '/opt/zekka'\nstatus = ['npm', 'run', 's']\ndown = ['d']\nup = ['u']\n";
+        valid(tool).expect("valid");
+        for extra in [
+            "manual = 'relative'",
+            "dumps = ['{release}.dump']",
+            "dumps = ['/b/x.dump']",
+            "dumps = ['/b/{release}-{date}.dump']",
+            "dumps = ['/b/../{release}']",
+            "integrity = ['']",
+            "integrity = ['SELECT 1; DROP TABLE users']",
+            "integrity = ['DELETE FROM users']",
+            "integrity = [{ name = 'a', sql = 'SELECT true' }, { name = 'a', sql = 'SELECT true' }]",
+        ] {
+            assert_eq!(valid(extra).expect_err(extra).code, Code::BadConfig, "{extra}");
+        }
+        assert!(valid(&format!("manual = '/etc/m'\n{tool}")).is_err());
+        let mut nothing = config("").expect("config");
+        nothing.migrations = None;
+        assert!(
+            nothing
+                .validate()
+                .expect_err("no source")
+                .message
+                .contains("migrations")
+        );
+        nothing.tool = config(tool).expect("config").tool;
+        nothing.validate().expect("a tool is a source");
     }
 
     #[test]

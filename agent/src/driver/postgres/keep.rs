@@ -5,8 +5,15 @@
 //! and before them, their content is copied into a schema of ours ([`keep`], [`super::kept`]); and in the same transaction
 //! as the way up, after it, the content is put back ([`super::put_back`]).
 //!
+//! A leg of several parts keeps in each part what that part takes away, and puts back in each part what that part has
+//! brought: no row is lost that is written between two parts, and one that turns round half-way touches nothing that was
+//! never taken away. Only the project's own tool runs outside of our transactions: what is written between the copy and
+//! the tool's drop is not kept.
+//!
 //! Rows that were rewritten in place (an UPDATE or a lossy change of type in a down migration) are not kept: the rehearsal
 //! finds them by checksum and fails.
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use rollback_proto::problem::{Code, Problem};
@@ -19,22 +26,41 @@ use super::loss::Loss;
 use super::privileges::Privileges;
 use super::versions::Applied;
 
+/// Where to keep, and for whom.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    pub schema: &'a str,
+    pub rollback_id: &'a str,
+    /// All migrations of the leg.
+    pub numbers: &'a [i64],
+    /// Earlier parts of the same leg may have kept something there.
+    pub adds: bool,
+}
+
 /// Copies what is going to be lost, and the version rows of these migrations. Runs inside the migrations' transaction;
 /// the tables stay locked to its end, so nothing is written between the copy and the drop.
 pub(super) async fn keep(
     c: &mut PgConnection,
-    schema: &str,
-    rollback_id: &str,
+    place: Place<'_>,
     loss: &Loss,
     applied: &Applied,
-    numbers: &[i64],
 ) -> Result<(), KeepError> {
+    let Place {
+        schema,
+        rollback_id,
+        numbers,
+        adds,
+    } = place;
+    let mut earlier = None;
     if let Some(kept) = kept::read(c, schema).await.map_err(KeepError::Problem)? {
-        if !kept.put_back {
+        if kept.put_back {
+            clear_the_name(c, schema, &kept).await?;
+        } else if adds && !kept.holds_any_of(loss) {
+            earlier = Some(kept);
+        } else {
             let message = format!("schema {schema} holds rows of this rollback that were never put back");
             return Err(KeepError::Problem(Problem::new(Code::DatabaseUnclear, message)));
         }
-        clear_the_name(c, schema, &kept).await?;
     }
     // Strongest lock first and in one order: asking for more later is how two sessions end in a deadlock.
     let mut tables: Vec<String> = loss.parts.iter().map(|p| p.table.quoted()).collect();
@@ -46,13 +72,11 @@ pub(super) async fn keep(
         )
         .await?;
     }
-    run(c, format!("CREATE SCHEMA {}", ident(schema))).await?;
-    let about = format!(
-        "rows that rollbackctl kept when rollback {rollback_id} took migrations down; drop it when they are not needed any more"
-    );
-    run(c, format!("COMMENT ON SCHEMA {} IS {}", ident(schema), literal(&about))).await?;
-    let mut rows = Vec::new();
-    for (i, part) in loss.parts.iter().enumerate() {
+    let mut kept = match earlier {
+        Some(kept) => kept,
+        None => begin(c, schema, rollback_id, applied, numbers).await?,
+    };
+    for part in &loss.parts {
         let columns = part
             .key
             .iter()
@@ -61,44 +85,67 @@ pub(super) async fn keep(
             .map(|n| ident(n))
             .collect::<Vec<_>>()
             .join(", ");
-        let into = qualified(schema, &format!("t{i}"));
+        let into = qualified(schema, &format!("t{}", kept.parts.len()));
         let copy = format!(
             "CREATE TABLE {into} AS SELECT {columns} FROM ONLY {}",
             part.table.quoted()
         );
-        rows.push(changed(c, copy).await?);
+        kept.rows.push(changed(c, copy).await?);
+        kept.parts.push(part.clone());
     }
-    let mut sequences = Vec::new();
     for name in &loss.sequences {
         let query = format!("SELECT last_value, is_called FROM {}", name.quoted());
         let row = sqlx::query(AssertSqlSafe(query))
             .persistent(false)
             .fetch_one(&mut *c)
             .await?;
-        sequences.push((name.clone(), row.try_get(0)?, row.try_get(1)?));
+        kept.sequences.retain(|(known, ..)| known != name);
+        kept.sequences.push((name.clone(), row.try_get(0)?, row.try_get(1)?));
     }
-    let version_rows = matches!(applied.layout, super::versions::Layout::Rows(_)) && !numbers.is_empty();
+    kept.write(c, schema).await
+}
+
+/// The schema with nothing in it but the version rows.
+async fn begin(
+    c: &mut PgConnection,
+    schema: &str,
+    rollback_id: &str,
+    applied: &Applied,
+    numbers: &[i64],
+) -> Result<Kept, KeepError> {
+    run(c, format!("CREATE SCHEMA {}", ident(schema))).await?;
+    let about = format!(
+        "rows that rollbackctl kept when rollback {rollback_id} took migrations down; drop it when they are not needed any more"
+    );
+    run(c, format!("COMMENT ON SCHEMA {} IS {}", ident(schema), literal(&about))).await?;
+    // A way up that turns round half-way has noted some of them only.
+    let noted: Vec<i64> = numbers
+        .iter()
+        .filter(|n| applied.text_of(**n).is_some())
+        .copied()
+        .collect();
+    let version_rows = matches!(applied.layout, super::versions::Layout::Rows(_)) && !noted.is_empty();
     if version_rows {
-        applied
-            .copy_rows(c, numbers, &qualified(schema, "version_rows"))
-            .await?;
+        applied.copy_rows(c, &noted, &qualified(schema, "version_rows")).await?;
     }
-    let kept = Kept {
+    run(c, format!("CREATE TABLE {} (document text)", qualified(schema, "kept"))).await?;
+    Ok(Kept {
         rollback_id: rollback_id.to_owned(),
-        parts: loss.parts.clone(),
-        sequences,
+        parts: Vec::new(),
+        sequences: Vec::new(),
         privileges: Privileges::read(c).await?,
         version_rows,
         put_back: false,
         kept_at: Some(Timestamp::now()),
-        rows,
+        rows: Vec::new(),
         numbers: Some(numbers.to_vec()),
         put_back_by: None,
         account: None,
         left_out: 0,
-    };
-    run(c, format!("CREATE TABLE {} (document text)", qualified(schema, "kept"))).await?;
-    kept.write(c, schema).await
+        returned: Vec::new(),
+        absent: BTreeSet::new(),
+        absent_sequences: BTreeSet::new(),
+    })
 }
 
 /// Makes room for another schema of the same name. What was put back goes; rows that had no place then stay.

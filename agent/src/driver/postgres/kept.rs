@@ -4,6 +4,8 @@
 //! outlives its rollback when that stands, so that a later rollback to the newer release finds the rows again
 //! ([`super::put_back`]). It goes when everything in it was put back ([`drop_put_back`]), or when an operator drops it.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use rollback_proto::problem::{Code, Problem};
 use serde::{Deserialize, Serialize};
@@ -12,7 +14,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::catalog::Schema;
 use super::connect::{ident, literal, qualified, run};
-use super::loss::{LostPart, Name};
+use super::loss::{Loss, LostPart, Name};
 use super::privileges::Privileges;
 use super::sql_error::sql_problem;
 
@@ -49,12 +51,35 @@ pub(super) struct Kept {
     /// Rows that had no place when the rest was put back. They are still wanted: the schema stays.
     #[serde(default)]
     pub left_out: u64,
+    /// Which parts were put back already, in a leg of several parts; those that it is too short for were not.
+    #[serde(default)]
+    pub returned: Vec<bool>,
+    /// What was not there when the project's own tool began to go up: parts, and sequences, by their places.
+    #[serde(default)]
+    pub absent: BTreeSet<usize>,
+    #[serde(default)]
+    pub absent_sequences: BTreeSet<usize>,
 }
 
 impl Kept {
     /// Nothing in it is needed any more.
     pub fn is_spent(&self) -> bool {
         self.put_back && self.left_out == 0
+    }
+
+    pub fn is_returned(&self, part: usize) -> bool {
+        self.put_back || self.returned.get(part).copied().unwrap_or(false)
+    }
+
+    /// Something of this is in it and was not put back.
+    pub fn holds_any_of(&self, loss: &Loss) -> bool {
+        let waiting = self.parts.iter().enumerate().filter(|(i, _)| !self.is_returned(*i));
+        let mut same = waiting.filter(|(_, kept)| {
+            let lost = loss.parts.iter().filter(|p| p.table == kept.table);
+            lost.into_iter()
+                .any(|p| p.key.is_none() || kept.key.is_none() || p.columns.iter().any(|c| kept.columns.contains(c)))
+        });
+        same.next().is_some()
     }
 
     /// Whether it was made by taking down just these migrations, as far as it says.

@@ -1,10 +1,15 @@
-//! Running migrations on a database, the live one or a scratch copy: the same code for both, so that what was
+//! Running the parts of a leg on a database, the live one or a scratch copy: the same code for both, so that what was
 //! rehearsed is what runs.
 //!
-//! All migrations of a leg run in **one** transaction, together with their version rows, the copy of what they take away
-//! and a comparison of the schema that came out with the one that is wanted. So a leg happens whole or not at all, a
-//! failure in the second migration leaves no trace of the first, and a wrong end is never committed. The price is that
-//! migrations that cannot run in a transaction are refused beforehand (see [`super::sql`]).
+//! A part that is a transaction ([`Migrator::run`]) holds some migrations, their version rows, the copy of what they take
+//! away or the return of it, and a comparison of the state that came out with the waypoint that is wanted. So it happens
+//! whole or not at all, a failure in its second migration leaves no trace of the first, and a wrong end is never
+//! committed. Most legs are one such part. A statement that no transaction takes runs by itself ([`alone`]), and the
+//! project's own tool does so, too ([`by_tool`]).
+//!
+//! What a part takes away is kept in its own transaction, which holds the locks to its end: nothing is written between the
+//! copy and the drop, also by writers that nobody stopped. Between two parts everybody may write; what is written then to
+//! something that a later part takes away is kept by that later part.
 //!
 //! Locks: the transaction waits for each at most `lock_timeout`, then gives up everything it holds, lets the queries that
 //! queued behind it pass, and tries again a few times. One waiting ALTER TABLE stalls every SELECT behind it.
@@ -12,31 +17,39 @@
 //! A server that restarts under it ends the transaction. Before COMMIT was sent nothing of it can have happened, and it
 //! is begun again; after that the caller has to look ([`LegError::Unknown`]).
 
+mod alone;
+mod by_tool;
+mod session;
+
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rand::Rng as _;
+use rollback_proto::kill_point;
 use rollback_proto::problem::{Code, Problem};
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row as _};
 
+use self::session::{Session, blocking};
 use super::catalog::Schema;
 use super::config::PostgresConfig;
 use super::connect::{Sessions, Settings};
+use super::forms::Forms;
+use super::integrity;
 use super::keep;
 use super::kept::KeepError;
 use super::loss::{Loss, Structure};
 use super::privileges::Privileges;
 use super::put_back::{Returned, Source};
-use super::route::{Direction, Leg};
+use super::route::{Direction, Leg, Part, Step};
 use super::sql_error::{server_error, sql_problem};
-use super::tool_locks;
-use super::versions::{Applied, Layout};
+use super::travel::Waypoint;
+use super::versions::Applied;
 
-/// Times that a leg is begun before a lock that is not to be had counts as a failure.
+/// Times that a part is begun before a lock that is not to be had counts as a failure.
 const ATTEMPTS: u32 = 5;
 
-/// Times that a leg is begun anew because its session was lost. A migration that brings the server down each time shall
+/// Times that a part is begun anew because its session was lost. A migration that brings the server down each time shall
 /// not do so often.
 const LOSSES: u32 = 2;
 
@@ -51,10 +64,61 @@ pub(super) struct Migrator<'a> {
     pub database: &'a str,
     /// Settings that the database itself does not have (a scratch copy).
     pub settings: &'a Settings,
+    /// What is restored there prints some things otherwise: the two forms of the same schema.
+    pub copy: Option<Copy<'a>>,
+    pub component: &'a str,
     pub rollback_id: &'a str,
     /// The schema for what is kept.
     pub kept: String,
     pub deadline: Instant,
+}
+
+/// A schema where it came from, and as it was when it had been restored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copy<'a> {
+    pub live: &'a Schema,
+    pub restored: &'a Schema,
+}
+
+/// One part of a leg, with what must hold before and after it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job<'a> {
+    pub leg: &'a Leg,
+    /// Its place in the leg.
+    pub part: usize,
+    /// Where the database must be when it begins, if that matters.
+    pub from: Option<&'a Waypoint>,
+    /// Where it must be when it ends; `None`: wherever the part leads, which is what a rehearsal finds out.
+    pub to: Option<&'a Waypoint>,
+    /// What it takes away.
+    pub loss: &'a Loss,
+}
+
+impl<'a> Job<'a> {
+    fn part(&self) -> Option<&'a Part> {
+        self.leg.parts.get(self.part)
+    }
+
+    fn name(&self) -> String {
+        self.part().map(|p| self.leg.describe(p)).unwrap_or_default()
+    }
+
+    fn is_last(&self) -> bool {
+        self.part + 1 == self.leg.parts.len()
+    }
+
+    /// Whether an earlier part of the leg may have kept something already.
+    fn may_follow_others(&self) -> bool {
+        self.part > 0
+    }
+}
+
+/// A part that came to its end.
+#[derive(Debug, Default)]
+pub(super) struct Ran {
+    /// What was put back by it.
+    pub returned: Option<Returned>,
+    pub end: Waypoint,
 }
 
 /// An attempt that failed.
@@ -64,12 +128,12 @@ struct Ended {
     lost: bool,
 }
 
-/// Why a leg did not come to its end.
+/// Why a part did not come to its end.
 #[derive(Debug)]
 pub(super) enum LegError {
-    /// The transaction was rolled back: everything is as before.
+    /// Nothing of it took effect: everything is as it was before the part.
     RolledBack(Problem),
-    /// The reply to COMMIT was lost: it may have happened or not.
+    /// The reply to COMMIT was lost, or a statement outside of a transaction failed: it may have happened or not.
     Unknown(Problem),
 }
 
@@ -121,14 +185,24 @@ impl Stop {
 }
 
 impl Migrator<'_> {
-    /// Runs a leg. `from` is the digest that the database must have when the transaction begins, if that matters. Answers
-    /// with what was put back on the way up.
-    pub async fn run(&self, leg: &Leg, from: Option<&str>, loss: &Loss) -> Result<Option<Returned>, LegError> {
+    /// Runs one part of a leg.
+    pub async fn run(&self, job: Job<'_>) -> Result<Ran, LegError> {
+        if let Some(Part::Alone { step, statement }) = job.part()
+            && let Some(step) = job.leg.steps.get(*step)
+            && let Some(single) = step.alone.get(*statement)
+            && single.autocommit
+        {
+            let checks: &[String] = if *statement == 0 { &step.checks_before } else { &[] };
+            return self.run_alone(job, single, checks).await;
+        }
+        if job.part() == Some(&Part::Tool) {
+            return self.run_tool(job).await;
+        }
         let (mut attempt, mut losses) = (1, 0);
         loop {
             let blockers = Mutex::new(Vec::new());
-            let Ended { stop, lost } = match self.attempt(leg, from, loss, &blockers).await {
-                Ok(returned) => return Ok(returned),
+            let Ended { stop, lost } = match self.attempt(job, &blockers).await {
+                Ok(ran) => return Ok(ran),
                 Err(ended) => ended,
             };
             let pause = PAUSE.mul_f64(rand::rng().random_range(0.25..1.0));
@@ -185,13 +259,7 @@ impl Migrator<'_> {
 
     /// One transaction from BEGIN to COMMIT. While it waits, a second session looks who holds the lock: afterwards
     /// nobody can tell any more.
-    async fn attempt(
-        &self,
-        leg: &Leg,
-        from: Option<&str>,
-        loss: &Loss,
-        blockers: &Mutex<Vec<String>>,
-    ) -> Result<Option<Returned>, Ended> {
+    async fn attempt(&self, job: Job<'_>, blockers: &Mutex<Vec<String>>) -> Result<Ran, Ended> {
         let connected = self.sessions.migrator(self.database, self.settings).await;
         let mut c = connected.map_err(|problem| Ended {
             stop: problem.into(),
@@ -204,7 +272,7 @@ impl Migrator<'_> {
                 .await
                 .map_err(sql("begin"))?;
             tokio::select! {
-                result = self.transaction(&mut c, leg, from, loss) => result,
+                result = self.transaction(&mut c, job) => result,
                 never = self.watch(pid, blockers) => match never {},
             }
         };
@@ -218,17 +286,12 @@ impl Migrator<'_> {
         result.map_err(|stop| Ended { stop, lost })
     }
 
-    async fn transaction(
-        &self,
-        c: &mut PgConnection,
-        leg: &Leg,
-        from: Option<&str>,
-        loss: &Loss,
-    ) -> Result<Option<Returned>, Stop> {
+    async fn transaction(&self, c: &mut PgConnection, job: Job<'_>) -> Result<Ran, Stop> {
+        let leg = job.leg;
         let session = self.begin(c).await?;
         let (schema, applied) = session.state(c).await?;
-        if let Some(from) = from
-            && schema.digest(&applied) != from
+        if let Some(from) = job.from
+            && self.waypoint(leg, schema, &applied)? != *from
         {
             let message = "the schema is not the one that the plan was made for; nothing was changed";
             return Err(Problem::new(Code::WrongRevision, message).into());
@@ -236,45 +299,67 @@ impl Migrator<'_> {
         let privileges = Privileges::read(c).await.map_err(sql("read privileges"))?;
         let source = match leg.direction {
             Direction::Down => {
-                keep::keep(c, &self.kept, self.rollback_id, loss, &applied, &leg.numbers()).await?;
+                let place = keep::Place {
+                    schema: &self.kept,
+                    rollback_id: self.rollback_id,
+                    numbers: &leg.numbers(),
+                    adds: job.may_follow_others(),
+                };
+                keep::keep(c, place, job.loss, &applied).await?;
+                kill_point::pass(|| "migrate.kept".to_owned());
                 Source::Nothing
             }
             Direction::Up => Source::find(c, &self.kept, &leg.numbers()).await?,
         };
-        self.steps(c, &session, leg, &applied, &source).await?;
-        let returned = source.put_back(c, self.rollback_id, &privileges).await?;
-        privileges.give_back(c).await.map_err(sql("give back privileges"))?;
-        // What a deferred constraint has to say shall not come as an answer to COMMIT.
-        sqlx::raw_sql("SET CONSTRAINTS ALL IMMEDIATE")
-            .execute(&mut *c)
-            .await
-            .map_err(sql("check constraints"))?;
+        self.part(c, &session, job, &applied, &source).await?;
+        let returned = source.put_back(c, self.rollback_id, &privileges, leg.parts.len() == 1, job.is_last());
+        let returned = returned.await?;
+        session.settle(c, &privileges).await?;
+        if job.is_last() {
+            integrity::ask_within(c, self.config).await?;
+        }
         let (schema, applied) = session.state(c).await?;
-        let known = leg.applied_after.iter().copied();
-        if applied.set(known) != leg.applied_after {
-            let message = format!(
-                "after {} other migrations are applied than there should be",
-                leg.names()
-            );
-            return Err(Problem::new(Code::MigrationFailed, message).into());
-        }
-        if let Some(differences) = schema.differences(&leg.schema_after) {
-            let message = format!(
-                "after {} the schema is not the recorded one: {differences}",
-                leg.names()
-            );
-            return Err(Problem::new(Code::MigrationFailed, message).into());
-        }
+        let end = self.waypoint(leg, schema, &applied)?;
+        self.compare(job, &end)?;
         session.still_open(c).await?;
-        sqlx::raw_sql("COMMIT")
-            .execute(c)
-            .await
-            .map(|_| returned)
-            .map_err(Stop::Commit)
+        kill_point::pass(|| "migrate.before_commit".to_owned());
+        sqlx::raw_sql("COMMIT").execute(c).await.map_err(Stop::Commit)?;
+        kill_point::pass(|| "migrate.after_commit".to_owned());
+        Ok(Ran { returned, end })
     }
 
-    /// Goes down, notes what disappears, and rolls all of it back.
-    pub async fn find_loss(&self, leg: &Leg) -> Result<Loss, Problem> {
+    /// What was seen, as the live database would show it.
+    fn waypoint(&self, leg: &Leg, schema: Schema, applied: &Applied) -> Result<Waypoint, Problem> {
+        let known = leg.applied_after.iter().copied().chain(leg.numbers());
+        let schema = match self.copy {
+            Some(copy) => schema.in_live_form(copy.live, copy.restored),
+            None => schema,
+        };
+        Ok(Waypoint {
+            applied: applied.set(known),
+            schema: Forms::load(self.config)?.recorded(schema),
+        })
+    }
+
+    fn compare(&self, job: Job<'_>, end: &Waypoint) -> Result<(), Problem> {
+        let Some(wanted) = job.to else { return Ok(()) };
+        let name = job.name();
+        if end.applied != wanted.applied {
+            let message = format!("after {name} other migrations are applied than there should be");
+            return Err(Problem::new(Code::MigrationFailed, message));
+        }
+        match end.schema.differences(&wanted.schema) {
+            None => Ok(()),
+            Some(differences) => {
+                let which = if job.is_last() { "recorded" } else { "rehearsed" };
+                let message = format!("after {name} the schema is not the {which} one: {differences}");
+                Err(Problem::new(Code::MigrationFailed, message))
+            }
+        }
+    }
+
+    /// Runs a part that goes down, notes what disappears, and rolls all of it back.
+    pub async fn find_loss(&self, job: Job<'_>) -> Result<Loss, Problem> {
         let plain = |stop| match stop {
             Stop::Sql(what, error) => sql_problem(Code::RehearsalFailed, what, &error),
             Stop::Problem(problem) => problem,
@@ -286,7 +371,7 @@ impl Migrator<'_> {
             let session = self.begin(&mut c).await?;
             let before = Structure::read(&mut c).await.map_err(sql("read the catalogs"))?;
             let (_, applied) = session.state(&mut c).await?;
-            self.steps(&mut c, &session, leg, &applied, &Source::Nothing).await?;
+            self.part(&mut c, &session, job, &applied, &Source::Nothing).await?;
             let after = Structure::read(&mut c).await.map_err(sql("read the catalogs"))?;
             session.still_open(&mut c).await?;
             sqlx::raw_sql("ROLLBACK")
@@ -309,69 +394,100 @@ impl Migrator<'_> {
         found
     }
 
-    async fn steps(
+    /// What a part runs, inside the open transaction.
+    async fn part(
         &self,
         c: &mut PgConnection,
         session: &Session<'_>,
-        leg: &Leg,
+        job: Job<'_>,
         applied: &Applied,
         source: &Source,
     ) -> Result<(), Stop> {
-        for (i, step) in leg.steps.iter().enumerate() {
-            let what = match leg.direction {
-                Direction::Down => format!("migration {} down", step.name),
-                Direction::Up => format!("migration {} up", step.name),
-            };
-            let ran = sqlx::raw_sql(AssertSqlSafe(step.sql.clone())).execute(&mut *c).await;
-            ran.map_err(sql(what))?;
-            session.still_open(c).await?;
-            session.limits(c).await?;
-            match leg.direction {
-                Direction::Down => {
-                    let below = match leg.steps.get(i + 1) {
-                        Some(next) => Some(next.number),
-                        None => leg.applied_after.iter().next_back().copied(),
-                    };
-                    applied.unmark(c, step.number, below).await?;
+        let steps = &job.leg.steps;
+        match job.part() {
+            None | Some(Part::Tool) => Ok(()),
+            Some(Part::Together(range)) => {
+                for i in range.clone() {
+                    let Some(step) = steps.get(i) else { continue };
+                    let of = format!("migration {} {}", step.name, job.leg.direction.word());
+                    session
+                        .check(c, &step.checks_before, &format!("{of}, check-before"))
+                        .await?;
+                    self.send(c, session, &step.sql, of.clone()).await?;
+                    kill_point::pass(|| format!("migrate.ran.{}", i + 1));
+                    session
+                        .check(c, &step.checks_after, &format!("{of}, check-after"))
+                        .await?;
+                    self.note(c, job.leg, i, step, applied, source).await?;
                 }
-                Direction::Up => {
-                    if !source.version_row_back(c, applied, step.number).await? {
-                        applied.mark(c, step.number, &step.digits).await?;
-                    }
+                Ok(())
+            }
+            Some(Part::Alone { step, statement }) => {
+                let Some(step) = steps.get(*step) else { return Ok(()) };
+                let Some(single) = step.alone.get(*statement) else {
+                    return Ok(());
+                };
+                let of = format!("migration {} {}", step.name, job.leg.direction.word());
+                if *statement == 0 {
+                    session
+                        .check(c, &step.checks_before, &format!("{of}, check-before"))
+                        .await?;
+                }
+                for setting in &single.prelude {
+                    let sent = sqlx::raw_sql(AssertSqlSafe(setting.clone())).execute(&mut *c).await;
+                    sent.map_err(sql(of.clone()))?;
+                }
+                session.limits(c).await?;
+                self.send(c, session, &single.sql, of).await
+            }
+            Some(Part::Note(i)) => {
+                let Some(step) = steps.get(*i) else { return Ok(()) };
+                let of = format!("migration {} {}", step.name, job.leg.direction.word());
+                session
+                    .check(c, &step.checks_after, &format!("{of}, check-after"))
+                    .await?;
+                let noted = applied.set(job.leg.numbers().into_iter()).contains(&step.number);
+                if noted == (job.leg.direction == Direction::Up) {
+                    // The other leg was left in the midst of this migration, and never came to its note.
+                    return Ok(());
+                }
+                self.note(c, job.leg, *i, step, applied, source).await
+            }
+        }
+    }
+
+    async fn send(&self, c: &mut PgConnection, session: &Session<'_>, text: &str, what: String) -> Result<(), Stop> {
+        let ran = sqlx::raw_sql(AssertSqlSafe(text.to_owned())).execute(&mut *c).await;
+        ran.map_err(sql(what))?;
+        session.still_open(c).await?;
+        session.limits(c).await
+    }
+
+    /// The version row of a migration that was run.
+    async fn note(
+        &self,
+        c: &mut PgConnection,
+        leg: &Leg,
+        place: usize,
+        step: &Step,
+        applied: &Applied,
+        source: &Source,
+    ) -> Result<(), Stop> {
+        match leg.direction {
+            Direction::Down => {
+                let below = match leg.steps.get(place + 1) {
+                    Some(next) => Some(next.number),
+                    None => leg.applied_after.iter().next_back().copied(),
+                };
+                applied.unmark(c, step.number, below, step.notes_itself).await?;
+            }
+            Direction::Up => {
+                if !source.version_row_back(c, applied, step.number).await? {
+                    applied.mark(c, step.number, &step.digits).await?;
                 }
             }
         }
         Ok(())
-    }
-
-    async fn begin(&self, c: &mut PgConnection) -> Result<Session<'_>, Stop> {
-        sqlx::raw_sql("BEGIN").execute(&mut *c).await.map_err(sql("begin"))?;
-        let row = sqlx::query("SELECT current_setting('search_path') AS path, txid_current() AS xid")
-            .fetch_one(&mut *c)
-            .await
-            .map_err(sql("begin"))?;
-        // What COMMIT answers must outlive a crash of the server, whatever the database is content with.
-        let durable = "SELECT set_config('synchronous_commit', 'local', true) \
-                       WHERE current_setting('synchronous_commit') = 'off'";
-        sqlx::raw_sql(durable).execute(&mut *c).await.map_err(sql("begin"))?;
-        let session = Session {
-            config: self.config,
-            search_path: row.try_get("path").map_err(sql("begin"))?,
-            transaction: row.try_get("xid").map_err(sql("begin"))?,
-            statement_timeout: self
-                .config
-                .statement_timeout
-                .min(self.deadline.saturating_duration_since(Instant::now())),
-        };
-        session.limits(c).await?;
-        let applied = Applied::read(c, &self.config.version_table).await?;
-        let (schema, table) = match &applied.layout {
-            Layout::Rows(t) | Layout::Head(t) => (t.schema.as_str(), t.table.as_str()),
-            Layout::Absent => ("public", self.config.version_table.as_str()),
-        };
-        let locked = tool_locks::take(c, self.database, schema, table).await;
-        locked.map_err(sql("take the migration tools' lock"))?;
-        Ok(session)
     }
 
     /// Never ends; notes who stands in the way of session `pid`.
@@ -389,68 +505,6 @@ impl Migrator<'_> {
             }
         }
         std::future::pending().await
-    }
-}
-
-/// Sessions that hold what `pid` waits for. Their queries are not shown: they may hold data.
-async fn blocking(c: &mut PgConnection, pid: i32) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(
-        "SELECT concat('pid ', a.pid, ' (', nullif(a.application_name, ''), ', user ', a.usename, ', ', a.state,
-                       ' since ', to_char(coalesce(a.state_change, a.query_start), 'YYYY-MM-DD HH24:MI:SS TZ'), ')')
-         FROM unnest(pg_blocking_pids($1)) AS b(pid) JOIN pg_stat_activity a ON a.pid = b.pid ORDER BY a.pid",
-    )
-    .bind(pid)
-    .fetch_all(c)
-    .await
-}
-
-/// An open transaction.
-struct Session<'a> {
-    config: &'a PostgresConfig,
-    search_path: String,
-    transaction: i64,
-    statement_timeout: Duration,
-}
-
-impl Session<'_> {
-    /// Sets what a migration may have changed back to what it should be.
-    async fn limits(&self, c: &mut PgConnection) -> Result<(), Stop> {
-        sqlx::query(
-            "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
-                    set_config('idle_in_transaction_session_timeout', '60s', true), set_config('search_path', $3, true)",
-        )
-        .bind(format!("{}ms", self.config.lock_timeout.as_millis().max(1)))
-        .bind(format!("{}ms", self.statement_timeout.as_millis().max(1)))
-        .bind(&self.search_path)
-        .execute(c)
-        .await
-        .map(|_| ())
-        .map_err(sql("set limits"))
-    }
-
-    /// The schema and the applied migrations as this transaction sees them.
-    async fn state(&self, c: &mut PgConnection) -> Result<(Schema, Applied), Stop> {
-        let empty = "SELECT set_config('search_path', '', true)";
-        sqlx::raw_sql(empty)
-            .execute(&mut *c)
-            .await
-            .map_err(sql("read the schema"))?;
-        let schema = Schema::read(c).await.map_err(sql("read the schema"))?;
-        let applied = Applied::read(c, &self.config.version_table).await?;
-        self.limits(c).await?;
-        Ok((schema, applied))
-    }
-
-    /// A migration that ends our transaction (from inside a procedure, say) is found before anything builds on it.
-    async fn still_open(&self, c: &mut PgConnection) -> Result<(), Stop> {
-        let now: i64 = sqlx::query_scalar("SELECT txid_current()")
-            .fetch_one(c)
-            .await
-            .map_err(sql("look at the transaction"))?;
-        if now == self.transaction {
-            return Ok(());
-        }
-        Err(Stop::Escaped)
     }
 }
 

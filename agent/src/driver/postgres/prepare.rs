@@ -4,12 +4,13 @@ use rollback_proto::problem::{Code, Problem};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
+use super::archive::Hand;
 use super::connect::{Sessions, ident};
 use super::kept::{self, Expected, Inventory};
 use super::route::{Direction, Leg};
 use super::sql_error::sql_problem;
 use super::tools::Tools;
-use super::{PostgresDriver, State, backup, scratch};
+use super::{PostgresDriver, State, backup, scratch, tool};
 use crate::driver::Finding;
 use crate::step::StepContext;
 
@@ -54,7 +55,18 @@ impl PostgresDriver {
             match self.route(&state, step) {
                 Ok(route) if route.there.direction == Direction::Up => way_up = Some(route.there),
                 Ok(_) => {}
-                Err(problems) => findings.extend(problems.into_iter().map(Finding::blocker)),
+                Err(problems) => {
+                    let other_way = self.what_a_restore_would_cost(step).await;
+                    findings.extend(problems.into_iter().map(|problem| {
+                        Finding::blocker(match &other_way {
+                            Some(other) => {
+                                let remedy = format!("{}; or {other}", problem.remedy);
+                                problem.remedy(remedy)
+                            }
+                            None => problem,
+                        })
+                    }));
+                }
             }
         }
         let kept = self.kept(step, sessions, &state, way_up.as_ref());
@@ -64,6 +76,15 @@ impl PostgresDriver {
         }
         if step.from.digest == step.to.digest {
             return findings;
+        }
+        if let Err(problem) = step
+            .operation(
+                "ask_tool",
+                tool::is_obedient(&self.config, &self.component, sessions, step),
+            )
+            .await
+        {
+            findings.push(Finding::blocker(problem));
         }
         match self.edited(&state, step) {
             Ok(edited) => findings.extend(edited.into_iter().map(Finding::warning)),
@@ -150,7 +171,9 @@ impl PostgresDriver {
             .filter(|n| !target.applied.contains_key(n))
             .copied()
             .collect();
-        let known = self.archive.resolve(&[live.as_ref(), Some(&target)], &changing)?;
+        let known = self
+            .archive
+            .resolve(&[live.as_ref(), Some(&target)], &changing, Hand::Now)?;
         let files = known.into_values().flat_map(|k| k.edited);
         Ok(files
             .map(|file| {
@@ -318,7 +341,7 @@ fn lacking(message: &str, remedy: &str) -> Problem {
     Problem::new(Code::DatabaseDown, message).remedy(remedy)
 }
 
-fn free_bytes(path: &std::path::Path) -> Option<u64> {
+pub(super) fn free_bytes(path: &std::path::Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(path).ok()?;
     Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -71,6 +71,12 @@ impl Privileges {
         Self(new.map(|(name, rights)| (name.clone(), rights.clone())).collect())
     }
 
+    /// Without those of these relations, by quoted name.
+    pub fn without(mut self, names: &[String]) -> Self {
+        self.0.retain(|name, _| !names.contains(name));
+        self
+    }
+
     /// Gives back what was there and is not now, to relations that exist. Takes nothing away.
     pub async fn give_back(&self, c: &mut PgConnection) -> Result<(), sqlx::Error> {
         let now = Self::read(c).await?;

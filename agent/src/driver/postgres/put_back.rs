@@ -1,4 +1,5 @@
-//! Putting back what was kept, on the way up: inside the transaction of the migrations, after them.
+//! Putting back what was kept, on the way up: inside the transaction of the migrations, after them. In a leg of several
+//! parts each puts back what it has brought, and nothing else: what was there before it was never taken away.
 //!
 //! - An undo puts back what its own rollback kept ([`Source::Own`]): whole, in place of what the migration filled in.
 //! - Another rollback to the newer release puts back what an earlier one kept and nobody put back ([`Source::Earlier`]),
@@ -9,13 +10,23 @@
 //! In both, values find their rows by primary key, and only where these still are; a row that refers to another which is
 //! gone is left out. What was really put back is counted ([`Returned`]), and what was not is never dropped.
 
-use rollback_proto::problem::{Code, Problem};
-use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row as _};
+mod brought;
+mod fill;
+mod returned;
 
-use super::connect::{changed, ident, literal, qualified, run};
+use std::collections::BTreeSet;
+
+use rollback_proto::problem::{Code, Problem};
+use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgConnection;
+
+pub(super) use self::brought::{forget_what_never_went, is_waiting, note_absent, put_back_brought};
+use self::fill::{count, fill, quiet_triggers, wake_triggers};
+pub(super) use self::returned::Returned;
+use self::returned::{ReturnedPart, describe};
+use super::connect::{literal, qualified, run};
 use super::kept::{self, KeepError, Kept, part_name};
-use super::loss::{Loss, LostPart, Structure};
+use super::loss::{Loss, LostPart, Name, Structure};
 use super::privileges::Privileges;
 use super::sql_error::{server_error, sql_problem};
 use super::versions::Applied;
@@ -26,10 +37,17 @@ const SAVEPOINT: &str = "rollbackctl_put_back";
 #[derive(Debug)]
 pub(super) enum Source {
     Nothing,
-    /// This very rollback took the migrations down.
-    Own(String, Kept),
+    /// This very rollback took the migrations down; and what of it is not there before the migrations.
+    Own(String, Box<Kept>, Chosen),
     /// Earlier rollbacks did, the newest first; and what there was before the migrations.
     Earlier(Vec<(String, Kept)>, Structure),
+}
+
+/// Some of what is kept.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    parts: BTreeSet<usize>,
+    sequences: BTreeSet<Name>,
 }
 
 impl Source {
@@ -39,7 +57,8 @@ impl Source {
             return Ok(if kept.put_back {
                 Self::Nothing
             } else {
-                Self::Own(own.to_owned(), kept)
+                let absent = sorted_by_presence(c, &kept).await?.1;
+                Self::Own(own.to_owned(), Box::new(kept), absent)
             });
         }
         let mut earlier = kept::of_component(c, own).await.map_err(KeepError::Problem)?;
@@ -59,7 +78,7 @@ impl Source {
         number: i64,
     ) -> Result<bool, KeepError> {
         match self {
-            Self::Own(schema, kept) if kept.version_rows => Ok(applied
+            Self::Own(schema, kept, _) if kept.version_rows => Ok(applied
                 .put_row_back(c, number, &qualified(schema, "version_rows"))
                 .await?),
             Self::Earlier(all, _) => {
@@ -75,17 +94,23 @@ impl Source {
         }
     }
 
-    /// Puts back what fits. `before` are the privileges as they were before the migrations.
+    /// Puts back what fits. `before` are the privileges as they were before the migrations. `only` and `last`: the
+    /// transaction is the only one of the way up, or its last.
     pub async fn put_back(
         self,
         c: &mut PgConnection,
         rollback_id: &str,
         before: &Privileges,
+        only: bool,
+        last: bool,
     ) -> Result<Option<Returned>, KeepError> {
         let (earlier, structure) = match self {
             Self::Nothing => return Ok(None),
-            Self::Own(schema, kept) => {
-                let parts = own(c, &schema, kept, rollback_id).await?;
+            Self::Own(schema, kept, mut chosen) => {
+                let present = sorted_by_presence(c, &kept).await?.0;
+                chosen.parts.retain(|i| present.parts.contains(i));
+                chosen.sequences.retain(|name| present.sequences.contains(name));
+                let parts = own(c, &schema, *kept, &chosen, rollback_id, last).await?;
                 return Ok(Some(Returned {
                     from: None,
                     parts,
@@ -101,18 +126,19 @@ impl Source {
         let mut returned = Returned::default();
         let mut done = false;
         for (schema, mut kept) in earlier {
-            if kept.parts.is_empty() && kept.sequences.is_empty() {
-                if kept.numbers.is_some() {
-                    // Version rows and nothing else: they have served.
+            let waiting = (0..kept.parts.len()).any(|i| !kept.is_returned(i));
+            if !waiting && (kept.sequences.is_empty() || !kept.parts.is_empty()) {
+                if kept.numbers.is_some() && last {
+                    // Version rows and nothing else is left: they have served.
                     kept.put_back = true;
                     kept.put_back_by = Some(rollback_id.to_owned());
                     kept.write(c, &schema).await?;
                 }
                 continue;
             }
-            if !same_things(&kept, &came) {
+            let Some(chosen) = same_things(&kept, &came, only) else {
                 continue;
-            }
+            };
             if done {
                 returned.others.push(schema);
                 continue;
@@ -124,7 +150,7 @@ impl Source {
             }
             run(c, format!("SAVEPOINT {SAVEPOINT}")).await?;
             let origin = kept.origin();
-            let tried = later(c, &schema, kept, rollback_id, before).await;
+            let tried = later(c, &schema, kept, &chosen, rollback_id, before, last).await;
             match or_back_to_savepoint(c, tried).await? {
                 Ok(parts) => {
                     returned.from = Some(format!("{schema} ({origin})"));
@@ -138,92 +164,54 @@ impl Source {
     }
 }
 
-/// What became of kept rows.
-#[derive(Debug, Default)]
-pub(super) struct Returned {
-    /// Schema and origin, when it was not this rollback's own.
-    from: Option<String>,
-    parts: Vec<ReturnedPart>,
-    /// Older schemas with the same tables and columns, which stay.
-    others: Vec<String>,
-    /// Schemas that would have been put back, and why they could not.
-    unfit: Vec<(String, String)>,
-}
-
-#[derive(Debug)]
-struct ReturnedPart {
-    name: String,
-    put: u64,
-    kept: u64,
-    left_out: u64,
-    /// Why rows that still have a place were not put there.
-    why: &'static str,
-}
-
-impl Returned {
-    /// For a summary; empty when nothing was kept at all.
-    pub fn describe(&self) -> String {
-        let mut text = String::new();
-        if !self.parts.is_empty() {
-            text.push_str("; put back");
-            if let Some(from) = &self.from {
-                text.push_str(&format!(" from {from}"));
-            }
-            text.push_str(&format!(": {}", describe(&self.parts)));
-        }
-        if !self.others.is_empty() {
-            let others = self.others.join(", ");
-            text.push_str(&format!("; older kept rows stay where they are: {others}"));
-        }
-        for (schema, why) in &self.unfit {
-            text.push_str(&format!("; warning: kept rows in {schema} were not put back: {why}"));
-        }
-        text
+/// What of `kept` is there, and what is not. What was put back already is in neither.
+async fn sorted_by_presence(c: &mut PgConnection, kept: &Kept) -> Result<(Chosen, Chosen), KeepError> {
+    let (mut present, mut absent) = (Chosen::default(), Chosen::default());
+    for (i, part) in kept.parts.iter().enumerate().filter(|(i, _)| !kept.is_returned(*i)) {
+        let there: bool = sqlx::query_scalar(
+            "SELECT to_regclass($1) IS NOT NULL AND ($3 OR NOT EXISTS (
+               SELECT 1 FROM unnest($2::text[]) AS n WHERE NOT EXISTS (
+                 SELECT 1 FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attname = n AND NOT a.attisdropped)))",
+        )
+        .bind(part.table.quoted())
+        .bind(&part.columns)
+        .bind(part.key.is_none())
+        .fetch_one(&mut *c)
+        .await?;
+        let chosen = if there { &mut present } else { &mut absent };
+        chosen.parts.insert(i);
     }
+    for (name, ..) in &kept.sequences {
+        let there: bool = sqlx::query_scalar("SELECT to_regclass($1) IS NOT NULL")
+            .bind(name.quoted())
+            .fetch_one(&mut *c)
+            .await?;
+        let chosen = if there { &mut present } else { &mut absent };
+        chosen.sequences.insert(name.clone());
+    }
+    Ok((present, absent))
 }
 
-fn describe(parts: &[ReturnedPart]) -> String {
-    let one = |part: &ReturnedPart| {
-        let mut text = format!("{} {}", part.name, part.put);
-        if part.put < part.kept {
-            text.push_str(&format!(" of {}", part.kept));
-        }
-        text.push_str(if part.kept == 1 { " row" } else { " rows" });
-        let gone = part.kept.saturating_sub(part.put + part.left_out);
-        let mut why = Vec::new();
-        if gone > 0 {
-            why.push(format!("{gone} deleted since"));
-        }
-        if part.left_out > 0 {
-            why.push(format!("{} {}, still kept", part.left_out, part.why));
-        }
-        if !why.is_empty() {
-            text.push_str(&format!(" ({})", why.join(", ")));
-        }
-        text
+/// Whether the migrations bring back what was kept: just that if they are the whole way up, else some of it. Answers with
+/// what they bring.
+fn same_things(kept: &Kept, came: &Loss, only: bool) -> Option<Chosen> {
+    let same = |a: &LostPart, b: &LostPart| {
+        let columns = |part: &LostPart| part.columns.iter().cloned().collect::<BTreeSet<String>>();
+        a.table == b.table && a.key == b.key && columns(a) == columns(b)
     };
-    parts.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
-/// Whether the migrations bring back just what was kept.
-fn same_things(kept: &Kept, came: &Loss) -> bool {
-    let parts = |parts: &[LostPart]| {
-        let mut all: Vec<_> = parts
-            .iter()
-            .map(|p| {
-                let mut columns = p.columns.clone();
-                columns.sort();
-                (p.table.clone(), columns, p.key.clone())
-            })
-            .collect();
-        all.sort();
-        all
-    };
-    let mut sequences: Vec<_> = kept.sequences.iter().map(|(name, ..)| name.clone()).collect();
-    let mut came_sequences = came.sequences.clone();
-    sequences.sort();
-    came_sequences.sort();
-    sequences == came_sequences && parts(&kept.parts) == parts(&came.parts)
+    let parts: BTreeSet<usize> = (0..kept.parts.len())
+        .filter(|i| !kept.is_returned(*i) && came.parts.iter().any(|part| same(part, &kept.parts[*i])))
+        .collect();
+    let sequences: BTreeSet<Name> = kept
+        .sequences
+        .iter()
+        .map(|(name, ..)| name.clone())
+        .filter(|name| came.sequences.contains(name))
+        .collect();
+    let all_known = parts.len() == came.parts.len() && sequences.len() == came.sequences.len();
+    let all_brought = parts.len() == kept.parts.len() && sequences.len() == kept.sequences.len();
+    let some = !parts.is_empty() || !sequences.is_empty();
+    (all_known && (all_brought || !only && some)).then_some(Chosen { parts, sequences })
 }
 
 async fn same_types(c: &mut PgConnection, schema: &str, kept: &Kept) -> Result<bool, sqlx::Error> {
@@ -282,18 +270,31 @@ async fn own(
     c: &mut PgConnection,
     schema: &str,
     mut kept: Kept,
+    chosen: &Chosen,
     rollback_id: &str,
+    last: bool,
 ) -> Result<Vec<ReturnedPart>, KeepError> {
-    for part in kept.parts.iter().rev().filter(|p| p.key.is_none()) {
+    let brought = |i: &usize| chosen.parts.contains(i);
+    for (_, part) in kept
+        .parts
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(i, p)| brought(i) && p.key.is_none())
+    {
         let triggers = quiet_triggers(c, part).await?;
         run(c, format!("DELETE FROM ONLY {}", part.table.quoted())).await?;
         wake_triggers(c, part, &triggers).await?;
     }
     let mut parts = Vec::new();
-    for (i, part) in kept.parts.iter().enumerate() {
+    for (i, part) in kept.parts.iter().enumerate().filter(|(i, _)| brought(i)) {
         parts.push(fill(c, part, &qualified(schema, &format!("t{i}")), kept.rows.get(i).copied()).await?);
     }
-    for (name, last, called) in &kept.sequences {
+    for (name, last, called) in kept
+        .sequences
+        .iter()
+        .filter(|(name, ..)| chosen.sequences.contains(name))
+    {
         run(
             c,
             format!("SELECT setval({}::regclass, {last}, {called})", literal(&name.quoted())),
@@ -301,7 +302,7 @@ async fn own(
         .await?;
     }
     kept.privileges.give_back(c).await?;
-    note(c, schema, &mut kept, rollback_id, &parts).await?;
+    note(c, schema, &mut kept, chosen, rollback_id, &parts, last).await?;
     Ok(parts)
 }
 
@@ -310,12 +311,18 @@ async fn later(
     c: &mut PgConnection,
     schema: &str,
     mut kept: Kept,
+    chosen: &Chosen,
     rollback_id: &str,
     before: &Privileges,
+    last: bool,
 ) -> Result<Vec<ReturnedPart>, KeepError> {
     // Looked at before anything is filled.
     let mut filled = Vec::new();
-    for part in &kept.parts {
+    for (i, part) in kept.parts.iter().enumerate() {
+        if !chosen.parts.contains(&i) {
+            filled.push(false);
+            continue;
+        }
         let query = format!("SELECT EXISTS (SELECT 1 FROM ONLY {})", part.table.quoted());
         let rows: bool = sqlx::query_scalar(AssertSqlSafe(query))
             .persistent(false)
@@ -324,7 +331,7 @@ async fn later(
         filled.push(rows && part.key.is_none());
     }
     let mut parts = Vec::new();
-    for (i, part) in kept.parts.iter().enumerate() {
+    for (i, part) in kept.parts.iter().enumerate().filter(|(i, _)| chosen.parts.contains(i)) {
         let from = qualified(schema, &format!("t{i}"));
         let rows = kept.rows.get(i).copied();
         if filled.get(i) == Some(&true) {
@@ -343,7 +350,11 @@ async fn later(
         }
         parts.push(fill(c, part, &from, rows).await?);
     }
-    for (name, last, called) in &kept.sequences {
+    for (name, last, called) in kept
+        .sequences
+        .iter()
+        .filter(|(name, ..)| chosen.sequences.contains(name))
+    {
         // Never backwards: the migration may have used it for rows that stay.
         let sequence = name.quoted();
         run(
@@ -358,183 +369,34 @@ async fn later(
     kept.privileges.unknown_to(before).give_back(c).await?;
     // Inside the savepoint, so that what a deferred constraint has to say is known here.
     run(c, "SET CONSTRAINTS ALL IMMEDIATE".to_owned()).await?;
-    note(c, schema, &mut kept, rollback_id, &parts).await?;
+    note(c, schema, &mut kept, chosen, rollback_id, &parts, last).await?;
     Ok(parts)
 }
 
+/// Notes what was put back. `last`: no part comes after this one.
 async fn note(
     c: &mut PgConnection,
     schema: &str,
     kept: &mut Kept,
+    chosen: &Chosen,
     rollback_id: &str,
     parts: &[ReturnedPart],
+    last: bool,
 ) -> Result<(), KeepError> {
-    kept.put_back = true;
-    kept.left_out = parts.iter().map(|p| p.left_out).sum();
+    kept.returned = (0..kept.parts.len())
+        .map(|i| kept.is_returned(i) || chosen.parts.contains(&i))
+        .collect();
+    let whole = kept.returned.iter().all(|returned| *returned);
+    // Before the last part its version rows are needed.
+    kept.put_back = whole && last;
+    kept.left_out += parts.iter().map(|p| p.left_out).sum::<u64>();
     kept.put_back_by = Some(rollback_id.to_owned());
-    kept.account = Some(format!("; put back: {}", describe(parts)));
+    if !parts.is_empty() {
+        let before = kept
+            .account
+            .take()
+            .map_or("; put back: ".to_owned(), |text| format!("{text}, "));
+        kept.account = Some(format!("{before}{}", describe(parts)));
+    }
     kept.write(c, schema).await
-}
-
-async fn count(c: &mut PgConnection, query: String) -> Result<u64, sqlx::Error> {
-    let rows: i64 = sqlx::query_scalar(AssertSqlSafe(query))
-        .persistent(false)
-        .fetch_one(c)
-        .await?;
-    Ok(u64::try_from(rows).unwrap_or_default())
-}
-
-/// Puts one part back and counts. The table's own triggers have seen these rows once already.
-async fn fill(c: &mut PgConnection, part: &LostPart, from: &str, kept: Option<u64>) -> Result<ReturnedPart, KeepError> {
-    let kept = match kept {
-        Some(kept) => kept,
-        None => count(c, format!("SELECT count(*) FROM {from}")).await?,
-    };
-    let mut placed = placed(c, part).await?;
-    if placed.is_empty() {
-        placed.push("true".to_owned());
-    }
-    let placed = placed.join(" AND ");
-    let triggers = quiet_triggers(c, part).await?;
-    let mut put = changed(c, statement(part, from, &placed)).await?;
-    wake_triggers(c, part, &triggers).await?;
-    let mut left_out = kept.saturating_sub(put);
-    if let Some(key) = &part.key
-        && put < kept
-    {
-        // Fewer were changed than were kept: rows are gone, refer to rows that are gone, or have that value already.
-        let matching = format!(
-            "SELECT count(*) FROM {from} AS k JOIN ONLY {} AS t ON {}",
-            part.table.quoted(),
-            key_matches(key)
-        );
-        put = count(c, format!("{matching} WHERE {placed}")).await?;
-        left_out = count(c, matching).await?.saturating_sub(put);
-    }
-    Ok(ReturnedPart {
-        name: part_name(part),
-        put,
-        kept,
-        left_out,
-        why: "refer to rows that are gone",
-    })
-}
-
-fn key_matches(key: &[String]) -> String {
-    let matching = key.iter().map(|n| format!("t.{0} = k.{0}", ident(n)));
-    matching.collect::<Vec<_>>().join(" AND ")
-}
-
-/// The statement that puts one part back, as far as `placed` holds for a kept row `k`.
-fn statement(part: &LostPart, from: &str, placed: &str) -> String {
-    let table = part.table.quoted();
-    let list = |prefix: &str, names: &[String]| {
-        names
-            .iter()
-            .map(|n| format!("{prefix}{}", ident(n)))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    match &part.key {
-        None if part.columns.is_empty() => format!("INSERT INTO {table} SELECT FROM {from}"),
-        None => {
-            let (columns, values) = (list("", &part.columns), list("k.", &part.columns));
-            format!(
-                "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {from} AS k WHERE {placed}"
-            )
-        }
-        Some(key) => {
-            let set: Vec<String> = part.columns.iter().map(|n| format!("{0} = k.{0}", ident(n))).collect();
-            format!(
-                "UPDATE ONLY {table} AS t SET {} FROM {from} AS k WHERE {} AND ROW({}) IS DISTINCT FROM ROW({}) AND {placed}",
-                set.join(", "),
-                key_matches(key),
-                list("t.", &part.columns),
-                list("k.", &part.columns)
-            )
-        }
-    }
-}
-
-/// Conditions under which what a kept row `k` refers to is still there: one for each foreign key of the table whose
-/// columns were kept. References of a table to itself are left to the constraint.
-async fn placed(c: &mut PgConnection, part: &LostPart) -> Result<Vec<String>, KeepError> {
-    let rows = sqlx::query(
-        "SELECT format('%I.%I', rn.nspname, r.relname) AS target,
-                (SELECT array_agg(a.attname::text ORDER BY u.i) FROM unnest(f.conkey) WITH ORDINALITY AS u(n, i)
-                 JOIN pg_attribute a ON a.attrelid = f.conrelid AND a.attnum = u.n) AS here,
-                (SELECT array_agg(a.attname::text ORDER BY u.i) FROM unnest(f.confkey) WITH ORDINALITY AS u(n, i)
-                 JOIN pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = u.n) AS there
-         FROM pg_constraint f JOIN pg_class r ON r.oid = f.confrelid JOIN pg_namespace rn ON rn.oid = r.relnamespace
-         WHERE f.conrelid = to_regclass($1) AND f.contype = 'f' AND f.confrelid <> f.conrelid",
-    )
-    .bind(part.table.quoted())
-    .fetch_all(c)
-    .await?;
-    let mut conditions = Vec::new();
-    for row in &rows {
-        let target: String = row.try_get("target")?;
-        let (here, there): (Vec<String>, Vec<String>) = (row.try_get("here")?, row.try_get("there")?);
-        let restored = here.iter().any(|n| part.columns.contains(n));
-        let known = |n: &String| part.columns.contains(n) || part.key.iter().flatten().any(|k| k == n);
-        if !restored || !here.iter().all(known) {
-            continue;
-        }
-        let nulls = here.iter().map(|n| format!("k.{} IS NULL OR ", ident(n)));
-        let equal: Vec<String> = here
-            .iter()
-            .zip(&there)
-            .map(|(h, t)| format!("r.{} = k.{}", ident(t), ident(h)))
-            .collect();
-        conditions.push(format!(
-            "({}EXISTS (SELECT 1 FROM {target} AS r WHERE {}))",
-            nulls.collect::<String>(),
-            equal.join(" AND ")
-        ));
-    }
-    Ok(conditions)
-}
-
-/// Disables the table's own triggers; answers how each was set.
-async fn quiet_triggers(c: &mut PgConnection, part: &LostPart) -> Result<Vec<(String, &'static str)>, KeepError> {
-    let rows = sqlx::query(
-        "SELECT t.tgname::text AS name, t.tgenabled::text AS enabled FROM pg_trigger t
-         JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE n.nspname = $1 AND c.relname = $2 AND NOT t.tgisinternal AND t.tgenabled <> 'D'",
-    )
-    .bind(&part.table.schema)
-    .bind(&part.table.name)
-    .fetch_all(&mut *c)
-    .await?;
-    let mut triggers = Vec::new();
-    for row in &rows {
-        let name: String = row.try_get("name")?;
-        let how = match row.try_get::<String, _>("enabled")?.as_str() {
-            "A" => "ENABLE ALWAYS",
-            "R" => "ENABLE REPLICA",
-            _ => "ENABLE",
-        };
-        run(
-            c,
-            format!(
-                "ALTER TABLE ONLY {} DISABLE TRIGGER {}",
-                part.table.quoted(),
-                ident(&name)
-            ),
-        )
-        .await?;
-        triggers.push((name, how));
-    }
-    Ok(triggers)
-}
-
-async fn wake_triggers(c: &mut PgConnection, part: &LostPart, triggers: &[(String, &str)]) -> Result<(), KeepError> {
-    for (name, how) in triggers {
-        run(
-            c,
-            format!("ALTER TABLE ONLY {} {how} TRIGGER {}", part.table.quoted(), ident(name)),
-        )
-        .await?;
-    }
-    Ok(())
 }

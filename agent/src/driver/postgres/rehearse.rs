@@ -1,18 +1,23 @@
 //! The rehearsal: there and back on the restored copy of a backup, before anything is done to the live database.
 
+mod by_tool;
+mod untouched;
+
 use jiff::Timestamp;
 use rollback_proto::problem::{Code, Problem};
 
+use self::untouched::Marks;
 use super::backup::Proof;
 use super::catalog::Schema;
 use super::connect::{Settings, database_settings};
 use super::figures::{Figures, sequences};
 use super::loss::Loss;
-use super::migrate::{LegError, Migrator};
+use super::migrate::{Copy, Job, LegError, Migrator};
 use super::put_back::Returned;
 use super::route::{Direction, Leg, Route};
 use super::sql_error::sql_problem;
 use super::staging::{self, Rehearsed, Staging};
+use super::travel::Waypoint;
 use super::{PostgresDriver, kept};
 use crate::step::StepContext;
 
@@ -30,16 +35,16 @@ impl PostgresDriver {
             .await?;
         let backup = self.backup(step, staging, tag);
         let (mut manifest, schema) = backup.take(&tools, server_version).await?;
-        let restored = backup.prove(&tools, &manifest, &schema, name).await?;
+        let restored = backup.prove(&tools, &mut manifest, &schema, name).await?;
         manifest.proof = Some(Proof::Restore);
         staging::write_json(&staging.manifest(), &manifest)?;
-        let (loss, returned) = self
+        let seen = self
             .rehearse(step, route, &schema, &restored, &manifest.figures, name, tag)
             .await?;
         let kept = match route.there.direction {
-            Direction::Down => describe(&loss),
+            Direction::Down => describe(&seen.losses),
             // As it went on the copy.
-            Direction::Up => returned.map(|r| r.describe()).unwrap_or_default(),
+            Direction::Up => seen.returned.map(|r| r.describe()).unwrap_or_default(),
         };
         let rehearsed = Rehearsed {
             rollback_id: step.rollback_id.clone(),
@@ -47,7 +52,9 @@ impl PostgresDriver {
             from: step.from.digest.clone(),
             to: step.to.digest.clone(),
             route: route.digest(),
-            loss,
+            losses: seen.losses,
+            there: seen.there,
+            back: seen.back,
             ended_at: Timestamp::now(),
         };
         staging::write_json(&staging.rehearsed(), &rehearsed)?;
@@ -73,7 +80,7 @@ impl PostgresDriver {
         figures: &Figures,
         name: &str,
         tag: &str,
-    ) -> Result<(Loss, Option<Returned>), Problem> {
+    ) -> Result<Seen, Problem> {
         let failed = |e| sql_problem(Code::RehearsalFailed, format!("read {name}"), &e);
         let sessions = self.connector.patient(step);
         let look = async {
@@ -82,43 +89,51 @@ impl PostgresDriver {
             let _ = sqlx::Connection::close(live).await;
             let mut scratch = sessions.reader(name).await?;
             let sequences = sequences(&mut scratch).await.map_err(failed)?;
-            Ok::<_, Problem>((settings, scratch, sequences))
+            let marks = Marks::read(&mut scratch).await.map_err(failed)?;
+            Ok::<_, Problem>((settings, scratch, sequences, marks))
         };
-        let (settings, mut scratch, sequences_before) = step.operation("read_settings", look).await?;
-        let migrator = self.migrator(step, name, &settings, tag);
-        let there = Leg {
-            schema_after: route.there.schema_after.as_restored(live, restored),
-            ..route.there.clone()
-        };
-        let back = Leg {
-            schema_after: restored.clone(),
-            ..route.back.clone()
-        };
-        let (mut loss, mut returned) = (Loss::default(), None);
-        for leg in [&there, &back] {
-            let operation = match leg.direction {
-                Direction::Down => {
-                    step.progress(format!("rehearsing down: {}", leg.names()));
-                    loss = step.operation("find_loss", migrator.find_loss(leg)).await?;
-                    "rehearse_down"
-                }
-                Direction::Up => {
-                    step.progress(format!("rehearsing up: {}", leg.names()));
-                    "rehearse_up"
-                }
-            };
-            let ran = step.operation(operation, migrator.run(leg, None, &loss)).await;
-            let there = ran.map_err(|(LegError::RolledBack(p) | LegError::Unknown(p))| rehearsal_failed(&p))?;
-            returned = returned.or(there);
+        let (settings, mut scratch, sequences_before, marks) = step.operation("read_settings", look).await?;
+        let mut migrator = self.migrator(step, name, &settings, tag);
+        migrator.copy = Some(Copy { live, restored });
+        let mut seen = Seen::default();
+        if route.there.is_of_a_tool() {
+            // It is copied once more, which nobody may be in for.
+            let _ = sqlx::Connection::close(scratch).await;
+            seen = self
+                .rehearse_tool(step, route, &migrator, Copy { live, restored })
+                .await?;
+            scratch = sessions.reader(name).await?;
+        } else {
+            seen.there = self
+                .rehearse_leg(step, &migrator, &route.there, &route.back.end(), &mut seen)
+                .await?;
+            seen.back = self
+                .rehearse_leg(step, &migrator, &route.back, &route.there.end(), &mut seen)
+                .await?;
         }
         step.operation("verify_rehearsal", async {
-            let after = Figures::read(&mut scratch, |_, _, _| {}).await.map_err(failed)?;
+            let spared = marks.untouched(&mut scratch, figures).await.map_err(failed)?;
+            let mut after = Figures::read_but(&mut scratch, &spared, |_, _, _| {}).await.map_err(failed)?;
+            let mut before = figures.clone();
             let sequences_after = sequences(&mut scratch).await.map_err(failed)?;
-            if let Some(differences) = after.differences(figures) {
-                return Err(lossy(&differences));
+            // What the project's tool notes for itself has dates in it.
+            let of_the_tool = |name: &str| self.config.tool.as_ref().is_some_and(|tool| tool.keeps(name));
+            for figures in [&mut before, &mut after] {
+                figures.tables.retain(|name, _| !of_the_tool(name));
+            }
+            if let Some(differences) = after.differences(&before) {
+                let problem = lossy(&differences);
+                return Err(match &self.config.tool {
+                    None => problem,
+                    Some(_) => problem.remedy(
+                        "if that is where the migration tool notes what it did, name it in tool.tables; else make the way \
+                         down keep what it changes; the live database was not touched",
+                    ),
+                });
             }
             match sequences_before
                 .iter()
+                .filter(|(name, _)| !of_the_tool(name))
                 .find(|(name, value)| sequences_after.get(*name) != Some(value))
             {
                 Some((name, _)) => Err(lossy(&format!("sequence {name} has another value"))),
@@ -127,7 +142,62 @@ impl PostgresDriver {
         })
         .await?;
         let _ = sqlx::Connection::close(scratch).await;
-        Ok((loss, returned))
+        Ok(seen)
+    }
+
+    /// One leg on the copy. Answers with the waypoints between its ends.
+    async fn rehearse_leg(
+        &self,
+        step: &StepContext,
+        migrator: &Migrator<'_>,
+        leg: &Leg,
+        begin: &Waypoint,
+        seen: &mut Seen,
+    ) -> Result<Vec<Waypoint>, Problem> {
+        let direction = leg.direction.word();
+        step.progress(format!("rehearsing {direction}: {}", leg.names()));
+        let end = leg.end();
+        let none = Loss::default();
+        let mut points: Vec<Waypoint> = Vec::new();
+        for (part, what) in leg.parts.iter().enumerate() {
+            let last = part + 1 == leg.parts.len();
+            if leg.parts.len() > 1 {
+                step.progress(format!("rehearsing {}", leg.describe(what)));
+            }
+            let mut job = Job {
+                leg,
+                part,
+                from: None,
+                to: last.then_some(&end),
+                loss: &none,
+            };
+            let (operation, loss) = match leg.direction {
+                Direction::Down => {
+                    let loss = match leg.is_transaction(what) {
+                        true => step.operation("find_loss", migrator.find_loss(job)).await?,
+                        false => Loss::default(),
+                    };
+                    ("rehearse_down", loss)
+                }
+                Direction::Up => ("rehearse_up", Loss::default()),
+            };
+            job.loss = &loss;
+            let ran = step.operation(operation, migrator.run(job)).await;
+            let ran = ran.map_err(|(LegError::RolledBack(p) | LegError::Unknown(p))| rehearsal_failed(&p))?;
+            if leg.direction == Direction::Down {
+                seen.losses.push(loss);
+            }
+            Returned::gather(&mut seen.returned, ran.returned);
+            if last {
+                break;
+            }
+            // Two parts that look alike afterwards could not be told apart when one was cut off.
+            if leg.is_transaction(what) && (ran.end == *begin || points.contains(&ran.end)) {
+                return Err(unrecognisable(&leg.describe(what)));
+            }
+            points.push(ran.end);
+        }
+        Ok(points)
     }
 
     pub(super) fn migrator<'a>(
@@ -142,11 +212,31 @@ impl PostgresDriver {
             config: &self.config,
             database,
             settings,
+            copy: None,
+            component: &self.component,
             rollback_id: &step.rollback_id,
             kept: kept::schema_name(kept),
             deadline: step.deadline,
         }
     }
+}
+
+/// What a rehearsal found out.
+#[derive(Debug, Default)]
+struct Seen {
+    losses: Vec<Loss>,
+    there: Vec<Waypoint>,
+    back: Vec<Waypoint>,
+    returned: Option<Returned>,
+}
+
+fn unrecognisable(part: &str) -> Problem {
+    let message = format!(
+        "{part}: it runs in a transaction of its own and changes neither the schema nor the version table, so nobody could \
+         tell after an interruption whether it happened"
+    );
+    Problem::new(Code::RehearsalFailed, message)
+        .remedy("put it into a migration of its own that runs in one transaction; the live database was not touched")
 }
 
 fn rehearsal_failed(problem: &Problem) -> Problem {
@@ -165,10 +255,10 @@ fn lossy(differences: &str) -> Problem {
     .remedy("make the down migration keep what it changes, or take it down by hand; the live database was not touched")
 }
 
-fn describe(loss: &Loss) -> String {
-    let parts: Vec<String> = loss
-        .parts
+fn describe(losses: &[Loss]) -> String {
+    let parts: Vec<String> = losses
         .iter()
+        .flat_map(|loss| &loss.parts)
         .map(|part| match &part.key {
             None => format!("table {}", part.table),
             Some(_) => format!("{} of {}", part.columns.join(", "), part.table),

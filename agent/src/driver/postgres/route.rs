@@ -1,18 +1,35 @@
 //! The way from one revision to another: which migrations, in which order, with which SQL, and the way back.
+//!
+//! A leg is a list of *parts*. Migrations that can run in a transaction run together in one; a migration that cannot has its
+//! statements run one by one, and its version row after the last. Between two parts lies a *waypoint*: a state that the
+//! rehearsal saw and that is recognised when a leg ends there ([`super::travel`]). A migration that runs alone in one
+//! direction bounds a part in the other direction, too, so that each migration's end is a waypoint of both legs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use rollback_proto::problem::{Code, Problem};
 use sha2::{Digest as _, Sha256};
 
 use super::archive::Known;
 use super::catalog::Schema;
-use super::sql;
+use super::config::ToolConfig;
+use super::sql::{self, Script};
+use super::travel::Waypoint;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     Down,
     Up,
+}
+
+impl Direction {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Up => "up",
+        }
+    }
 }
 
 /// One migration, ready to run.
@@ -24,14 +41,99 @@ pub(super) struct Step {
     pub name: String,
     /// To be sent inside the driver's own transaction.
     pub sql: String,
+    /// Its statements, if they cannot run in one transaction; empty otherwise.
+    pub alone: Vec<Single>,
+    /// It shares no transaction with others: what it adds can be used only after its COMMIT.
+    pub apart: bool,
+    /// Questions that must be answered with true before its SQL runs, and after.
+    pub checks_before: Vec<String>,
+    pub checks_after: Vec<String>,
+    /// Its SQL changes the version table itself: a row that is there or gone already is no error.
+    pub notes_itself: bool,
 }
 
-/// Some migrations, all in one direction, that run in one transaction.
+/// One statement of a migration that does not run in one transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Single {
+    pub sql: String,
+    /// It runs in no transaction at all; others have one each.
+    pub autocommit: bool,
+    /// Its first words, for messages.
+    pub shown: String,
+    /// Settings that the migration makes before it (`SET …`): each part has a session of its own.
+    pub prelude: Vec<String>,
+}
+
+/// What concerns the whole server can neither be rehearsed on a copy nor taken back.
+const OF_THE_SERVER: [&str; 7] = [
+    "ALTER SYSTEM",
+    "CREATE DATABASE",
+    "DROP DATABASE",
+    "CREATE TABLESPACE",
+    "DROP TABLESPACE",
+    "CREATE SUBSCRIPTION",
+    "DROP SUBSCRIPTION",
+];
+
+impl Step {
+    fn new(number: i64, migration: &Known, script: Script<'_>) -> Result<Self, String> {
+        let of_the_server = |shown: &str| OF_THE_SERVER.iter().any(|words| shown.starts_with(words));
+        if let Some(sentence) = script.statements.iter().find(|s| of_the_server(&s.shown)) {
+            return Err(format!(
+                "{:?} concerns the whole server and cannot be rehearsed",
+                sentence.shown
+            ));
+        }
+        let mut alone = Vec::new();
+        if script.needs_autocommit().is_some() {
+            let mut prelude = Vec::new();
+            for sentence in &script.statements {
+                if sentence.shown == "SET" || sentence.shown.starts_with("SET ") {
+                    prelude.push(sentence.text.to_owned());
+                    continue;
+                }
+                alone.push(Single {
+                    sql: sentence.text.to_owned(),
+                    autocommit: sentence.needs_autocommit,
+                    shown: sentence.shown.clone(),
+                    prelude: prelude.clone(),
+                });
+            }
+        }
+        Ok(Self {
+            number,
+            digits: migration.digits.clone(),
+            name: migration.name.clone(),
+            sql: script.body.to_owned(),
+            apart: !alone.is_empty() || script.statements.iter().any(|s| s.adds_enum_value),
+            alone,
+            checks_before: script.checks.before,
+            checks_after: script.checks.after,
+            notes_itself: migration.manual,
+        })
+    }
+}
+
+/// What runs between two waypoints. Numbers are places in [`Leg::steps`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Consecutive migrations in one transaction, with their version rows.
+    Together(Range<usize>),
+    /// One statement of a migration that does not fit in a transaction.
+    Alone { step: usize, statement: usize },
+    /// The version row of a migration whose statements ran alone.
+    Note(usize),
+    /// One run of the project's own tool.
+    Tool,
+}
+
+/// Some migrations, all in one direction.
 #[derive(Clone, Debug)]
 pub(super) struct Leg {
     pub direction: Direction,
     /// In the order in which they run.
     pub steps: Vec<Step>,
+    pub parts: Vec<Part>,
     /// What is applied when it has ended.
     pub applied_after: BTreeSet<i64>,
     /// The schema when it has ended.
@@ -44,23 +146,95 @@ impl Leg {
     }
 
     pub fn names(&self) -> String {
-        self.steps
-            .iter()
-            .map(|s| s.name.as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
+        names(&self.steps)
+    }
+
+    /// For people: what a part runs.
+    pub fn describe(&self, part: &Part) -> String {
+        let direction = self.direction.word();
+        let name = |step: &usize| self.steps.get(*step).map_or("", |s| s.name.as_str());
+        match part {
+            Part::Together(range) => format!(
+                "{} {direction}",
+                names(self.steps.get(range.clone()).unwrap_or_default())
+            ),
+            Part::Alone { step, statement } => {
+                let of = self.steps.get(*step).map_or(0, |s| s.alone.len());
+                format!("{} {direction}, statement {} of {of}", name(step), statement + 1)
+            }
+            Part::Note(step) => format!("the version row of {}", name(step)),
+            Part::Tool => format!("the migration tool, {direction}"),
+        }
+    }
+
+    pub fn is_of_a_tool(&self) -> bool {
+        self.parts.contains(&Part::Tool)
+    }
+
+    /// Where it leads.
+    pub fn end(&self) -> Waypoint {
+        Waypoint {
+            applied: self.applied_after.clone(),
+            schema: self.schema_after.clone(),
+        }
+    }
+
+    /// Whether this part of it happens whole or not at all.
+    pub fn is_transaction(&self, part: &Part) -> bool {
+        match part {
+            Part::Together(_) | Part::Note(_) => true,
+            Part::Alone { step, statement } => {
+                let single = self.steps.get(*step).and_then(|s| s.alone.get(*statement));
+                single.is_some_and(|s| !s.autocommit)
+            }
+            Part::Tool => false,
+        }
     }
 
     /// Identity of what is going to run: a rehearsal of other SQL proves nothing.
     fn digest_into(&self, hash: &mut Sha256) {
-        hash.update(match self.direction {
-            Direction::Down => "down\n",
-            Direction::Up => "up\n",
-        });
+        hash.update(self.direction.word());
+        let mut put = |text: &str| hash.update(format!(" {}\n{text}", text.len()));
         for step in &self.steps {
-            hash.update(format!("{} {}\n{}\n", step.number, step.sql.len(), step.sql));
+            put(&step.number.to_string());
+            put(&step.sql);
+            for single in &step.alone {
+                single.prelude.iter().chain([&single.sql]).for_each(|text| put(text));
+            }
+            for checks in [&step.checks_before, &step.checks_after] {
+                put(&checks.len().to_string());
+                checks.iter().for_each(|check| put(check));
+            }
+        }
+        put(&format!("{:?}", self.parts));
+    }
+}
+
+fn names(steps: &[Step]) -> String {
+    steps.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+/// The parts of a leg. `apart` says of each step whether it must not share a transaction with its neighbours.
+fn parts(steps: &[Step], apart: &[bool]) -> Vec<Part> {
+    let mut parts: Vec<Part> = Vec::new();
+    if steps.is_empty() {
+        // The schemas differ by no migration: the comparison at its end says so.
+        parts.push(Part::Together(0..0));
+    }
+    for (i, step) in steps.iter().enumerate() {
+        if !step.alone.is_empty() {
+            let alone = |statement| Part::Alone { step: i, statement };
+            parts.extend((0..step.alone.len()).map(alone));
+            parts.push(Part::Note(i));
+            continue;
+        }
+        let bound = |i: usize| apart.get(i).copied().unwrap_or(false);
+        match parts.last_mut() {
+            Some(Part::Together(range)) if range.end == i && !bound(i) && !bound(i - 1) => range.end = i + 1,
+            Some(_) | None => parts.push(Part::Together(i..i + 1)),
         }
     }
+    parts
 }
 
 /// There and back.
@@ -81,22 +255,7 @@ impl Route {
     /// Finds the way, or everything that stands in it. `known` has an entry for each migration that the ends do not
     /// share.
     pub fn find(from: End, to: End, known: &BTreeMap<i64, Known>) -> Result<Self, Vec<Problem>> {
-        let removed: Vec<i64> = from.applied.difference(&to.applied).copied().collect();
-        let added: Vec<i64> = to.applied.difference(&from.applied).copied().collect();
-        let (direction, numbers) = match (removed.is_empty(), added.is_empty()) {
-            (_, true) => (Direction::Down, removed),
-            (true, false) => (Direction::Up, added),
-            (false, false) => {
-                return Err(vec![Problem::new(
-                    Code::MigrationsDiverged,
-                    format!(
-                        "neither revision is on the way to the other: {} applied only now, {} only then",
-                        list(&removed, known),
-                        list(&added, known)
-                    ),
-                )]);
-            }
-        };
+        let (direction, numbers) = direction(&from, &to, known).map_err(|problem| vec![problem])?;
         let upper = if direction == Direction::Down { &from } else { &to };
         let mut problems = Vec::new();
         if let (Some(lowest), Some(shared)) = (numbers.first(), upper.applied.iter().rfind(|n| !numbers.contains(n)))
@@ -113,9 +272,21 @@ impl Route {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let leg = |direction, steps, end: End| Leg {
+        let mut apart: Vec<bool> = up
+            .iter()
+            .zip(down.iter().rev())
+            .map(|(up, down)| up.apart || down.apart)
+            .collect();
+        let parts_up = parts(&up, &apart);
+        apart.reverse();
+        let parts_down = parts(&down, &apart);
+        let leg = |direction: Direction, steps, end: End| Leg {
             direction,
             steps,
+            parts: match direction {
+                Direction::Down => parts_down.clone(),
+                Direction::Up => parts_up.clone(),
+            },
             applied_after: end.applied,
             schema_after: end.schema,
         };
@@ -131,6 +302,63 @@ impl Route {
         })
     }
 
+    /// The way by the project's own tool, which alone knows what it runs and in which order. Each leg has one part until
+    /// the rehearsal has counted the runs ([`Self::with_runs`]).
+    pub fn by_tool(from: End, to: End, known: &BTreeMap<i64, Known>, tool: &ToolConfig) -> Result<Self, Vec<Problem>> {
+        let (direction, numbers) = direction(&from, &to, known).map_err(|problem| vec![problem])?;
+        if numbers.is_empty() {
+            let message = "the two schemas differ, but by no migration that the tool knows";
+            return Err(vec![Problem::new(Code::MigrationsDiverged, message)]);
+        }
+        let step = |number: &i64| Step {
+            number: *number,
+            digits: String::new(),
+            name: known.get(number).map_or_else(|| number.to_string(), |k| k.name.clone()),
+            // Never sent: what was rehearsed are these programs.
+            sql: format!("{:?} {:?} {:?}", tool.directory, tool.down, tool.up),
+            alone: Vec::new(),
+            apart: true,
+            checks_before: Vec::new(),
+            checks_after: Vec::new(),
+            notes_itself: true,
+        };
+        let mut steps: Vec<Step> = numbers.iter().map(step).collect();
+        steps.sort_by(|a, b| a.name.cmp(&b.name));
+        let leg = |direction, end: End| {
+            let mut steps = steps.clone();
+            if direction == Direction::Down {
+                steps.reverse();
+            }
+            Leg {
+                direction,
+                steps,
+                parts: vec![Part::Tool],
+                applied_after: end.applied,
+                schema_after: end.schema,
+            }
+        };
+        Ok(match direction {
+            Direction::Down => Self {
+                there: leg(Direction::Down, to),
+                back: leg(Direction::Up, from),
+            },
+            Direction::Up => Self {
+                there: leg(Direction::Up, to),
+                back: leg(Direction::Down, from),
+            },
+        })
+    }
+
+    /// The same with as many runs of the tool as it took in the rehearsal. Changes nothing where SQL is run.
+    pub fn with_runs(mut self, there: usize, back: usize) -> Self {
+        for (leg, runs) in [(&mut self.there, there), (&mut self.back, back)] {
+            if leg.is_of_a_tool() {
+                leg.parts = vec![Part::Tool; runs];
+            }
+        }
+        self
+    }
+
     /// The same for both directions of travel.
     pub fn digest(&self) -> String {
         let mut hash = Sha256::new();
@@ -141,6 +369,26 @@ impl Route {
         }
         hex::encode(hash.finalize())
     }
+}
+
+/// Which way, and which migrations.
+fn direction(from: &End, to: &End, known: &BTreeMap<i64, Known>) -> Result<(Direction, Vec<i64>), Problem> {
+    let removed: Vec<i64> = from.applied.difference(&to.applied).copied().collect();
+    let added: Vec<i64> = to.applied.difference(&from.applied).copied().collect();
+    Ok(match (removed.is_empty(), added.is_empty()) {
+        (_, true) => (Direction::Down, removed),
+        (true, false) => (Direction::Up, added),
+        (false, false) => {
+            return Err(Problem::new(
+                Code::MigrationsDiverged,
+                format!(
+                    "neither revision is on the way to the other: {} applied only now, {} only then",
+                    list(&removed, known),
+                    list(&added, known)
+                ),
+            ));
+        }
+    })
 }
 
 fn list(numbers: &[i64], known: &BTreeMap<i64, Known>) -> String {
@@ -169,19 +417,15 @@ fn pick(numbers: &[i64], known: &BTreeMap<i64, Known>, direction: Direction, pro
             problems.push(missing(&migration.name, direction));
             continue;
         };
-        match sql::in_transaction(text) {
-            Ok(body) => steps.push(Step {
-                number: *number,
-                digits: migration.digits.clone(),
-                name: migration.name.clone(),
-                sql: body.to_owned(),
-            }),
+        let read = sql::split(text).map_err(|why| why.to_string());
+        match read.and_then(|script| Step::new(*number, migration, script)) {
+            Ok(step) => steps.push(step),
             Err(why) => problems.push(
                 Problem::new(
                     Code::NoDownMigration,
                     format!("{}: {why}", file_name(&migration.name, direction)),
                 )
-                .remedy("write it so that it can run inside one transaction, then record the release again"),
+                .remedy("take that out of the file, then record the release again"),
             ),
         }
     }
@@ -237,7 +481,7 @@ mod tests {
                 name,
                 up: Some(format!("up {n}")),
                 down: Some(format!("down {n}")),
-                edited: vec![],
+                ..Known::default()
             };
             (*n, known)
         };

@@ -88,6 +88,40 @@ pub(super) async fn create(
     .map_err(failed)
 }
 
+/// Settings whose value is a list of names, quoted already where it stands in the catalog.
+const LISTS: [&str; 6] = [
+    "search_path",
+    "temp_tablespaces",
+    "local_preload_libraries",
+    "session_preload_libraries",
+    "shared_preload_libraries",
+    "unix_socket_directories",
+];
+
+/// Gives a scratch database the managed one's settings, for programs whose sessions we do not open ourselves. What only a
+/// superuser may set is left out.
+pub(super) async fn give_settings(
+    sessions: Sessions<'_>,
+    name: &str,
+    settings: &[(String, String)],
+) -> Result<(), Problem> {
+    let mut maintenance = sessions.maintenance().await?;
+    for (key, value) in settings {
+        let value = if LISTS.contains(&key.to_ascii_lowercase().as_str()) {
+            value.clone()
+        } else {
+            literal(value)
+        };
+        let key_parts: Vec<String> = key.split('.').map(ident).collect();
+        let sql = format!("ALTER DATABASE {} SET {} TO {value}", ident(name), key_parts.join("."));
+        if let Err(error) = run(&mut maintenance, sql).await {
+            tracing::warn!(database = name, setting = key, %error, "a setting could not be given to a scratch database");
+        }
+    }
+    let _ = sqlx::Connection::close(maintenance).await;
+    Ok(())
+}
+
 /// Drops one scratch database, ending our own sessions in it. Succeeds when there is none.
 pub(super) async fn drop(sessions: Sessions<'_>, name: &str) -> Result<(), Problem> {
     let failed = |e| sql_problem(Code::DatabaseDown, format!("drop scratch database {name}"), &e);

@@ -1,15 +1,26 @@
-//! Enough of PostgreSQL's lexical rules to find where the statements of a migration begin, and to tell which of them
-//! cannot run inside the transaction that the driver opens.
+//! What the SQL of a migration needs: where its statements begin, which of them cannot run inside the transaction that
+//! the driver opens, and what it asks to be checked.
 //!
 //! Leaves out: grammar. Only the first words of each statement are looked at.
 
-/// Why a migration cannot run inside our transaction.
+mod lexer;
+
+use self::lexer::{Lexed, Statement};
+
+/// Comments that are directives of ours begin so, after the dashes.
+const DIRECTIVE: &str = "rollbackctl:";
+
+/// Why a migration cannot be run by the driver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unsuitable {
     /// `CREATE INDEX CONCURRENTLY` and its like, or a `-- no-transaction` mark.
     NoTransaction(String),
     /// It begins or ends transactions in its midst.
     ControlsTransactions(String),
+    /// `\dt` and its like: no server knows them.
+    PsqlCommand(String),
+    /// A `-- rollbackctl:` line that cannot be understood.
+    BadDirective(String),
 }
 
 impl std::fmt::Display for Unsuitable {
@@ -17,25 +28,74 @@ impl std::fmt::Display for Unsuitable {
         match self {
             Self::NoTransaction(s) => write!(f, "{s:?} cannot run inside a transaction"),
             Self::ControlsTransactions(s) => write!(f, "{s:?} begins or ends a transaction of its own"),
+            Self::PsqlCommand(s) => write!(
+                f,
+                "{s:?} is a command of psql, not SQL; take it out, and write what it was to show as \
+                 `-- {DIRECTIVE}check-after SELECT …`"
+            ),
+            Self::BadDirective(why) => f.write_str(why),
         }
     }
 }
 
-/// What of a migration is to be sent inside our own transaction. A `BEGIN; … COMMIT;` around the whole is taken off:
-/// its COMMIT would end our transaction before the version row is written.
-pub(super) fn in_transaction(text: &str) -> Result<&str, Unsuitable> {
-    if let Some(line) = text
-        .lines()
-        .take_while(|l| l.trim().is_empty() || l.trim_start().starts_with("--"))
-        .find(|l| {
-            let mark = l.trim_start().trim_start_matches('-').trim().to_ascii_lowercase();
-            matches!(mark.as_str(), "no-transaction" | "no_transaction" | "+notransaction")
-                || mark.replace(' ', "").contains("transaction:false")
-        })
-    {
-        return Err(Unsuitable::NoTransaction(line.trim().to_owned()));
+/// A migration, cut into statements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Script<'a> {
+    /// All of it, to be sent at once inside our own transaction. A `BEGIN; … COMMIT;` around the whole is taken off: its
+    /// COMMIT would end our transaction before the version row is written.
+    pub body: &'a str,
+    pub statements: Vec<Sentence<'a>>,
+    /// The line that asks for no transaction around it (sqlx, dbmate, goose), if it has one.
+    pub no_transaction: Option<&'a str>,
+    pub checks: Checks,
+}
+
+/// One statement of a migration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sentence<'a> {
+    /// As it stands there, with its semicolon, without what comes before it.
+    pub text: &'a str,
+    /// It cannot run inside a transaction.
+    pub needs_autocommit: bool,
+    /// `ALTER TYPE … ADD VALUE`: can run in a transaction, but nothing can use the value before that is committed.
+    pub adds_enum_value: bool,
+    /// Its first words, for messages.
+    pub shown: String,
+}
+
+/// Questions that must be answered with true, in the order in which they stand in the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Checks {
+    pub before: Vec<String>,
+    pub after: Vec<String>,
+}
+
+impl Script<'_> {
+    /// Why it cannot run in one transaction; `None` when it can.
+    pub fn needs_autocommit(&self) -> Option<String> {
+        let statement = || {
+            self.statements
+                .iter()
+                .find(|s| s.needs_autocommit)
+                .map(|s| s.shown.clone())
+        };
+        self.no_transaction
+            .map(|line| line.trim().to_owned())
+            .or_else(statement)
     }
-    let statements = statements(text);
+}
+
+/// Cuts a migration into its statements.
+pub(super) fn split(text: &str) -> Result<Script<'_>, Unsuitable> {
+    let Lexed {
+        statements,
+        comments,
+        command,
+    } = lexer::read(text);
+    if let Some(command) = command {
+        return Err(Unsuitable::PsqlCommand(command.to_owned()));
+    }
+    let mut no_transaction = no_transaction_mark(text);
     let mut body = text;
     let mut inner = &statements[..];
     if let [first, middle @ .., last] = &statements[..]
@@ -44,16 +104,86 @@ pub(super) fn in_transaction(text: &str) -> Result<&str, Unsuitable> {
     {
         inner = middle;
         body = &text[first.end..last.start];
-    }
-    for statement in inner {
-        if statement.control().is_some() {
-            return Err(Unsuitable::ControlsTransactions(statement.shown()));
-        }
-        if statement.needs_autocommit() {
+        // It brings a transaction of its own, so ours in its place is what it wants.
+        no_transaction = None;
+        if let Some(statement) = inner.iter().find(|s| s.needs_autocommit()) {
             return Err(Unsuitable::NoTransaction(statement.shown()));
         }
     }
-    Ok(body)
+    if let Some(statement) = inner.iter().find(|s| s.control().is_some()) {
+        return Err(Unsuitable::ControlsTransactions(statement.shown()));
+    }
+    let sentence = |s: &Statement| Sentence {
+        text: &text[s.start..s.end],
+        needs_autocommit: s.needs_autocommit(),
+        adds_enum_value: s.adds_enum_value(),
+        shown: s.shown(),
+    };
+    Ok(Script {
+        body,
+        statements: inner.iter().map(sentence).collect(),
+        no_transaction,
+        checks: checks(&comments)?,
+    })
+}
+
+/// One statement that asks something, without its semicolon. That it changes nothing is the business of the transaction
+/// in which it is asked.
+pub(super) fn question(text: &str) -> Result<&str, String> {
+    let lexed = lexer::read(text);
+    if let Some(command) = lexed.command {
+        return Err(Unsuitable::PsqlCommand(command.to_owned()).to_string());
+    }
+    let [statement] = &lexed.statements[..] else {
+        return Err(format!(
+            "it has {} statements; one SELECT is asked for",
+            lexed.statements.len()
+        ));
+    };
+    match statement.words.first().map(String::as_str) {
+        Some("SELECT" | "WITH" | "VALUES" | "TABLE") => {
+            let text = &text[statement.start..statement.end];
+            Ok(text.strip_suffix(';').unwrap_or(text).trim_end())
+        }
+        _ => Err(format!("{:?} is not a SELECT", statement.shown())),
+    }
+}
+
+/// The first of the leading comments that says that the migration's tool runs it outside of a transaction.
+fn no_transaction_mark(text: &str) -> Option<&str> {
+    text.lines()
+        .take_while(|l| l.trim().is_empty() || l.trim_start().starts_with("--"))
+        .find(|l| {
+            let mark = l.trim_start().trim_start_matches('-').trim().to_ascii_lowercase();
+            matches!(mark.as_str(), "no-transaction" | "no_transaction" | "+notransaction")
+                || mark.replace(' ', "").contains("transaction:false")
+        })
+}
+
+fn checks(comments: &[&str]) -> Result<Checks, Unsuitable> {
+    let mut checks = Checks::default();
+    for comment in comments {
+        let Some(directive) = comment.trim_start_matches('-').trim().strip_prefix(DIRECTIVE) else {
+            // Somebody relies on a check that nobody would ask.
+            if comment.contains(&format!("{DIRECTIVE}check")) {
+                let message = format!("`{comment}`: a check must stand in a `--` comment of its own, at its beginning");
+                return Err(Unsuitable::BadDirective(message));
+            }
+            continue;
+        };
+        let bad = |why: &str| Err(Unsuitable::BadDirective(format!("`-- {DIRECTIVE}{directive}`: {why}")));
+        let (name, asked) = directive.split_once(char::is_whitespace).unwrap_or((directive, ""));
+        let list = match name {
+            "check-before" => &mut checks.before,
+            "check-after" => &mut checks.after,
+            _ => return bad("only check-before and check-after are known"),
+        };
+        match question(asked) {
+            Ok(asked) => list.push(asked.to_owned()),
+            Err(why) => return bad(&why),
+        }
+    }
+    Ok(checks)
 }
 
 enum Control {
@@ -61,18 +191,6 @@ enum Control {
     Commit,
     Other,
 }
-
-/// One statement: where it is in the text, and its words in upper case (no comments, no quoted text).
-#[derive(Debug)]
-struct Statement {
-    start: usize,
-    /// After the semicolon.
-    end: usize,
-    words: Vec<String>,
-}
-
-/// More words than any statement needs to be told apart.
-const WORDS: usize = 12;
 
 impl Statement {
     fn words(&self) -> Vec<&str> {
@@ -102,6 +220,11 @@ impl Statement {
         }
     }
 
+    fn adds_enum_value(&self) -> bool {
+        let words = self.words();
+        matches!(words[..], ["ALTER", "TYPE", ..]) && words.windows(2).any(|two| two == ["ADD", "VALUE"])
+    }
+
     fn shown(&self) -> String {
         self.words
             .iter()
@@ -112,122 +235,18 @@ impl Statement {
     }
 }
 
-fn statements(text: &str) -> Vec<Statement> {
-    let bytes = text.as_bytes();
-    let mut found = Vec::new();
-    let mut words = Vec::new();
-    let (mut at, mut start) = (0, None);
-    while at < bytes.len() {
-        let rest = &text[at..];
-        let step = match bytes[at] {
-            b'-' if rest.starts_with("--") => rest.find('\n').unwrap_or(rest.len()),
-            b'/' if rest.starts_with("/*") => block_comment(rest),
-            b if b.is_ascii_whitespace() => 1,
-            b';' => {
-                if let Some(start) = start.take() {
-                    found.push(Statement {
-                        start,
-                        end: at + 1,
-                        words: std::mem::take(&mut words),
-                    });
-                }
-                1
-            }
-            b => {
-                start.get_or_insert(at);
-                match b {
-                    b'\'' => quoted(rest, '\'', escape_string(text, at)),
-                    b'"' => quoted(rest, '"', false),
-                    b'$' => dollar_quoted(rest).unwrap_or(1),
-                    b if b.is_ascii_alphabetic() || b == b'_' || !b.is_ascii() => {
-                        let len = rest
-                            .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '$' || !c.is_ascii()))
-                            .unwrap_or(rest.len());
-                        if words.len() < WORDS {
-                            words.push(rest[..len].to_ascii_uppercase());
-                        }
-                        len
-                    }
-                    _ => 1,
-                }
-            }
-        };
-        at += step.max(1);
-    }
-    if let Some(start) = start {
-        found.push(Statement {
-            start,
-            end: text.len(),
-            words,
-        });
-    }
-    found
-}
-
-/// Is the quote at `at` the beginning of an `E'…'` string, in which a backslash escapes?
-fn escape_string(text: &str, at: usize) -> bool {
-    let mut before = text[..at].bytes().rev();
-    matches!(before.next(), Some(b'e' | b'E')) && !before.next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_')
-}
-
-/// Length of a quoted text including its quotes; to the end of the text when it is never closed.
-fn quoted(text: &str, quote: char, backslash: bool) -> usize {
-    let mut chars = text.char_indices().skip(1).peekable();
-    while let Some((i, c)) = chars.next() {
-        if backslash && c == '\\' {
-            chars.next();
-        } else if c == quote {
-            if chars.peek().is_some_and(|(_, next)| *next == quote) {
-                chars.next();
-            } else {
-                return i + 1;
-            }
-        }
-    }
-    text.len()
-}
-
-/// Length of `$tag$ … $tag$`; `None` when this dollar begins none (a parameter such as `$1`).
-fn dollar_quoted(text: &str) -> Option<usize> {
-    let tag_end = text[1..].find('$')? + 2;
-    let tag = &text[..tag_end];
-    let name = &tag[1..tag_end - 1];
-    if name.starts_with(|c: char| c.is_ascii_digit()) || !name.chars().all(|c| c.is_alphanumeric() || c == '_') {
-        return None;
-    }
-    Some(
-        text[tag_end..]
-            .find(tag)
-            .map_or(text.len(), |i| tag_end + i + tag.len()),
-    )
-}
-
-/// Length of a block comment; they nest in PostgreSQL.
-fn block_comment(text: &str) -> usize {
-    let (mut depth, mut at) = (0usize, 0);
-    let bytes = text.as_bytes();
-    while at + 1 < bytes.len() {
-        match (bytes[at], bytes[at + 1]) {
-            (b'/', b'*') => {
-                depth += 1;
-                at += 2;
-            }
-            (b'*', b'/') => {
-                depth -= 1;
-                at += 2;
-                if depth == 0 {
-                    return at;
-                }
-            }
-            _ => at += 1,
-        }
-    }
-    text.len()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What is sent inside our own transaction.
+    fn in_transaction(text: &str) -> Result<&str, Unsuitable> {
+        let script = split(text)?;
+        match script.needs_autocommit() {
+            Some(why) => Err(Unsuitable::NoTransaction(why)),
+            None => Ok(script.body),
+        }
+    }
 
     #[test]
     fn plain_statements_pass_whole() {
@@ -279,6 +298,60 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn statements_are_cut_where_they_end() {
+        let text = "-- no-transaction\n-- a; b\nDROP INDEX CONCURRENTLY i; /* ; */ ALTER TYPE mood ADD VALUE 'so;so';\nSELECT 1";
+        let script = split(text).expect("suitable");
+        let found: Vec<_> = script
+            .statements
+            .iter()
+            .map(|s| (s.text, s.needs_autocommit, s.adds_enum_value))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("DROP INDEX CONCURRENTLY i;", true, false),
+                ("ALTER TYPE mood ADD VALUE 'so;so';", false, true),
+                ("SELECT 1", false, false)
+            ]
+        );
+        assert_eq!(script.no_transaction, Some("-- no-transaction"));
+        let own = split("-- no-transaction\nBEGIN; DROP TABLE a; COMMIT;").expect("suitable");
+        assert_eq!((own.no_transaction, own.body), (None, " DROP TABLE a; "));
+        assert!(split("BEGIN; DROP INDEX CONCURRENTLY i; COMMIT;").is_err());
+    }
+
+    #[test]
+    fn checks_are_found_in_comments_only() {
+        let text = "--  rollbackctl:check-before SELECT count(*) = 0 FROM a;\nDROP TABLE a; -- rollbackctl:check-after SELECT 1 = 1\n\
+                    DO $$ BEGIN\n-- rollbackctl:check-after SELECT 2\nEND $$; SELECT '\n-- rollbackctl:nothing';";
+        let checks = split(text).expect("suitable").checks;
+        assert_eq!(checks.before, ["SELECT count(*) = 0 FROM a"]);
+        assert_eq!(checks.after, ["SELECT 1 = 1"]);
+        for bad in [
+            "-- rollbackctl:check SELECT 1",
+            "-- rollbackctl:check-after",
+            "-- rollbackctl:check-after DELETE FROM a",
+            "-- rollbackctl:check-before SELECT 1; SELECT 2",
+            "-- commit if this holds -- rollbackctl:check-after SELECT 1",
+            "/* rollbackctl:check-after SELECT 1 */",
+        ] {
+            assert!(matches!(split(bad), Err(Unsuitable::BadDirective(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn commands_of_psql_are_refused_wherever_they_stand() {
+        for text in [
+            "BEGIN;\nDROP TABLE a;\n\\dt\n\\d users\nCOMMIT;",
+            "\\connect other",
+            "SELECT 1 \\g",
+        ] {
+            assert!(matches!(split(text), Err(Unsuitable::PsqlCommand(_))), "{text}");
+        }
+        assert!(split("SELECT E'\\\\dt', '\\dt', $$\\dt$$ -- \\dt").is_ok());
     }
 
     proptest::proptest! {

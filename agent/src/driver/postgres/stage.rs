@@ -6,6 +6,7 @@
 
 use rollback_proto::problem::{Code, Problem};
 
+use super::alone::Alone;
 use super::archive::Prefer;
 use super::protect::in_time;
 use super::staging::{self, Staging};
@@ -17,6 +18,9 @@ impl PostgresDriver {
     pub(super) async fn do_stage(&self, step: &StepContext) -> Result<Done, Failure> {
         let tag = self.tag(step);
         let backups = self.config.backups_dir()?;
+        let _alone = step
+            .operation("wait_for_turn", Alone::for_step(&self.config, step))
+            .await?;
         let sessions = self.connector.patient(step);
         let look = async {
             let state = self.state(sessions).await?;
@@ -26,19 +30,7 @@ impl PostgresDriver {
             Ok::<_, Problem>((left, state))
         };
         let (scratch_left, state) = step.operation("look_at_database", look).await?;
-        for name in &scratch_left {
-            if let Err(problem) = step.operation("dropdb", scratch::drop(sessions, name)).await {
-                // The next stage tries again. If it is in our way, making the new one says so.
-                step.progress(format!("{name} of an earlier run stays for now: {}", problem.message));
-            }
-        }
-        let files_left = staging::remove_leftovers(backups, &scratch::short(&self.component))?;
-        if scratch_left.len() + files_left > 0 {
-            step.progress(format!(
-                "removed {} scratch databases and {files_left} files of an earlier run",
-                scratch_left.len()
-            ));
-        }
+        self.clear_leftovers(step, &scratch_left).await?;
         if state.digest == step.to.digest {
             return Ok(Done::new("the schema stays as it is"));
         }
@@ -64,6 +56,26 @@ impl PostgresDriver {
             summary.push_str(&scratch::left_for_now(&name, &problem));
         }
         Ok(Done::new(summary))
+    }
+
+    /// Removes what earlier runs left: these scratch databases, and files. Only for whoever is [`Alone`].
+    pub(super) async fn clear_leftovers(&self, step: &StepContext, scratch_left: &[String]) -> Result<(), Problem> {
+        let sessions = self.connector.patient(step);
+        for name in scratch_left {
+            if let Err(problem) = step.operation("dropdb", scratch::drop(sessions, name)).await {
+                // The next stage tries again. If it is in our way, making the new one says so.
+                step.progress(format!("{name} of an earlier run stays for now: {}", problem.message));
+            }
+        }
+        let files_left = staging::remove_leftovers(self.config.backups_dir()?, &scratch::short(&self.component))?
+            + self.clear_by_hand()?;
+        if scratch_left.len() + files_left > 0 {
+            step.progress(format!(
+                "removed {} scratch databases and {files_left} files of an earlier run",
+                scratch_left.len()
+            ));
+        }
+        Ok(())
     }
 
     /// `finish` and `discard`: what a rollback leaves beside the live database goes. Rows that were kept stay, unless

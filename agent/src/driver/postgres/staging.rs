@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::loss::Loss;
+use super::travel::Waypoint;
 use crate::vault::sync_dir;
 
 const PREFIX: &str = ".incoming-";
@@ -28,8 +29,11 @@ pub(super) struct Rehearsed {
     pub to: String,
     /// Identity of the SQL that was rehearsed.
     pub route: String,
-    /// What going down takes away, and going up must put back.
-    pub loss: Loss,
+    /// What each part of the way down takes away, and going up must put back.
+    pub losses: Vec<Loss>,
+    /// The waypoints between the ends, from `from` to `to` and back again.
+    pub there: Vec<Waypoint>,
+    pub back: Vec<Waypoint>,
     pub ended_at: Timestamp,
 }
 
@@ -50,6 +54,39 @@ impl Staging {
         self.dir.join("dump")
     }
 
+    /// The directory of every rollback of a component that is not over. `owner` is what its tags begin with.
+    pub fn all(backups: &Path, owner: &str) -> Result<Vec<Self>, Problem> {
+        let failed = |e| file_problem(format!("read {}", backups.display()), &e);
+        let entries = match std::fs::read_dir(backups) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(failed(e)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let dir = entry.map_err(failed)?.path();
+            let name = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            if name.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(owner)) {
+                found.push(Self { dir });
+            }
+        }
+        Ok(found)
+    }
+
+    /// A document of another part of the driver.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Makes the directory.
+    pub fn make(&self) -> Result<(), Problem> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(|e| file_problem(format!("make {}", self.dir.display()), &e))
+    }
+
     pub fn manifest(&self) -> PathBuf {
         self.dir.join("manifest.json")
     }
@@ -60,11 +97,7 @@ impl Staging {
 
     /// Makes the directory, and takes an earlier dump out of it. The account of a rehearsal stays: it is about the SQL.
     pub fn begin_dump(&self) -> Result<(), Problem> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)
-            .map_err(|e| file_problem(format!("make {}", self.dir.display()), &e))?;
+        self.make()?;
         for path in [self.manifest(), self.dump()] {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

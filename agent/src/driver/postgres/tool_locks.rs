@@ -1,5 +1,6 @@
 //! The advisory locks with which migration tools keep each other out, so that no tool migrates while we do, and none
-//! of us beside another of us. Taken for the length of the transaction: a pooler cannot strand them.
+//! of us beside another of us. Taken for the length of the transaction: a pooler cannot strand them. Only statements that
+//! run in no transaction take them for their session.
 
 use sqlx::postgres::PgConnection;
 
@@ -33,6 +34,50 @@ pub(super) async fn take(c: &mut PgConnection, database: &str, schema: &str, tab
             .await?;
     }
     Ok(())
+}
+
+/// Takes all of them for the session, without waiting; false when one is not to be had, and then none is held.
+pub(super) async fn try_for_session(
+    c: &mut PgConnection,
+    database: &str,
+    schema: &str,
+    table: &str,
+) -> Result<bool, sqlx::Error> {
+    for key in keys(database, schema, table) {
+        let taken: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+            .bind(key)
+            .fetch_one(&mut *c)
+            .await?;
+        if !taken {
+            sqlx::query("SELECT pg_advisory_unlock_all()").execute(c).await?;
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Takes our own lock for the session, if nobody has it.
+pub(super) async fn try_own(c: &mut PgConnection, key: i64) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
+        .bind(key)
+        .fetch_one(c)
+        .await
+}
+
+/// Ends the session that holds our own lock. It is one of ours whose client is gone: one step of a component runs at a
+/// time. Other programs do not have this key; what is not ours by its name is left alone all the same.
+pub(super) async fn end_holder(c: &mut PgConnection, key: i64) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+         WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.pid <> pg_backend_pid()
+           AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND (l.classid::bigint << 32) | l.objid::bigint = $1
+           AND a.application_name = current_setting('application_name')",
+    )
+    .bind(key)
+    .execute(c)
+    .await
+    .map(|_| ())
 }
 
 /// CRC-32 (IEEE), as all of these tools use it.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use rollback_proto::problem::{Code, Problem};
 
 use super::config::PostgresConfig;
+use super::dump::CARELESS;
 use super::sql_error::tool_text_without_data;
 use crate::program::{Program, ProgramError, SAFE_PATH};
 
@@ -81,6 +82,16 @@ impl Tools {
             .env("PGDATABASE", database)
             .env("PGCONNECT_TIMEOUT", "10")
             .env("PGAPPNAME", "rollbackctl backup");
+        if name == "pg_restore" {
+            // Indexes are made side by side already; workers of each would only be in each other's way.
+            let alone = ("max_parallel_maintenance_workers", "0");
+            let options: Vec<String> = CARELESS
+                .iter()
+                .chain([&alone])
+                .map(|(k, v)| format!("-c {k}={v}"))
+                .collect();
+            program = program.env("PGOPTIONS", options.join(" "));
+        }
         if let Some(file) = &passfile {
             program = program.env("PGPASSFILE", file.path());
         }
@@ -89,6 +100,30 @@ impl Tools {
             .await
             .map(|_| ())
             .map_err(ToolError::Program)
+    }
+}
+
+/// Longest list of a dump's contents that is read.
+const MAX_LIST: usize = 32 * 1024 * 1024;
+
+impl Tools {
+    /// `pg_restore --list` of a dump: its header and one line for each thing in it. Needs no server.
+    pub async fn contents(&self, dump: &Path, limit: Duration) -> Result<String, ToolError> {
+        self.print(dump, &["--list"], limit).await
+    }
+
+    /// The SQL of everything in a dump but its rows.
+    pub async fn schema_script(&self, dump: &Path, limit: Duration) -> Result<String, ToolError> {
+        self.print(dump, &["--schema-only", "--file=-"], limit).await
+    }
+
+    async fn print(&self, dump: &Path, args: &[&str], limit: Duration) -> Result<String, ToolError> {
+        let program = Program::new(self.dir.join("pg_restore"))
+            .args(args)
+            .arg(dump)
+            .output_limit(MAX_LIST);
+        let output = Box::pin(program.run(limit)).await.map_err(ToolError::Program)?;
+        Ok(output.stdout)
     }
 }
 
@@ -171,7 +206,7 @@ fn parse_major(text: &str) -> Option<u32> {
 }
 
 /// Lives beside the backups (0700), not in /tmp: what a killed agent leaves is found and removed by the next `stage`.
-fn password_file(config: &PostgresConfig, owner: &str) -> Result<Option<tempfile::NamedTempFile>, Problem> {
+pub(super) fn password_file(config: &PostgresConfig, owner: &str) -> Result<Option<tempfile::NamedTempFile>, Problem> {
     let Some(password) = config.password()? else {
         return Ok(None);
     };

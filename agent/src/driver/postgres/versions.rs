@@ -2,13 +2,19 @@
 //!
 //! Two layouts are known by their columns: one row for each applied migration (sqlx, dbmate, Rails and most others:
 //! `version`, text or integer), and golang-migrate's single row (`version`, `dirty`), which names the highest only.
+//! A text may go on after the number (`20240115_security`): the number counts, the text is kept for the row.
+//!
+//! Where the project's own tool runs the migrations, the names are what the tool prints, and no table is read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use rollback_proto::problem::{Code, Problem};
+use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row as _};
 
+use super::archive::leading_digits;
 use super::connect::{ident, literal, qualified, run};
 use super::sql_error::sql_problem;
 
@@ -32,14 +38,18 @@ pub(super) enum Layout {
     Rows(VersionTable),
     /// One row that names the highest.
     Head(VersionTable),
+    /// The project's tool was asked.
+    Named,
 }
 
 /// What the table says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Applied {
     pub layout: Layout,
-    /// Number and the text that the table has for it.
+    /// Number and the text that the table has for it, or the name that the tool printed.
     rows: BTreeMap<i64, String>,
+    /// What the tool printed last: the newest.
+    last: Option<i64>,
     /// A migration that ended half-way by the tool's own account.
     pub dirty: Option<i64>,
 }
@@ -72,35 +82,92 @@ impl Applied {
             let raw: Option<String> = row.try_get(0).map_err(failed)?;
             let unfinished: Option<bool> = row.try_get(1).map_err(failed)?;
             let raw = raw.unwrap_or_default();
-            let number = parse_number(&raw).ok_or_else(|| {
-                let shown: String = raw.chars().take(40).collect();
-                Problem::new(
-                    Code::MigrationsDiverged,
-                    format!("{name} has the version {shown:?}, which is not a number"),
-                )
+            let number = leading_digits(raw.trim()).and_then(parse_number).ok_or_else(|| {
+                let message = format!(
+                    "{name} has the version {:?}, which is not a number, nor begins with one",
+                    shown(&raw)
+                );
+                Problem::new(Code::MigrationsDiverged, message)
+                    .remedy("give the component a [tool] if the project's own tool numbers its migrations otherwise")
             })?;
             if unfinished == Some(true) {
                 dirty = Some(number);
             }
-            rows.insert(number, raw);
+            if let Some(other) = rows.insert(number, raw.clone()) {
+                let message = format!(
+                    "{name} has two versions with the number {number}: {:?} and {:?}",
+                    shown(&other),
+                    shown(&raw)
+                );
+                return Err(Problem::new(Code::MigrationsDiverged, message)
+                    .remedy("find out which of the two is applied, and take the other's row away"));
+            }
         }
-        Ok(Self { layout, rows, dirty })
+        Ok(Self {
+            layout,
+            rows,
+            last: None,
+            dirty,
+        })
     }
 
-    /// What the table names: all applied ones, or the highest only.
-    pub fn numbers(&self) -> impl Iterator<Item = i64> + '_ {
-        self.rows.keys().copied()
+    /// What the project's tool printed, the oldest first. The same name twice is an error.
+    pub fn named(names: &[String]) -> Result<Self, Problem> {
+        let mut rows = BTreeMap::new();
+        for name in names {
+            if rows.insert(number_of_name(name), name.clone()).is_some() {
+                let message = format!("the migration tool's status names {:?} twice", shown(name));
+                return Err(Problem::new(Code::MigrationToolFailed, message).remedy(
+                    "set tool.applied to a pattern that matches one line for each applied migration, and no other",
+                ));
+            }
+        }
+        Ok(Self {
+            layout: Layout::Named,
+            rows,
+            last: names.last().map(|name| number_of_name(name)),
+            dirty: None,
+        })
     }
 
+    /// The newest.
     pub fn highest(&self) -> Option<i64> {
-        self.rows.keys().next_back().copied()
+        match &self.layout {
+            Layout::Absent | Layout::Rows(_) | Layout::Head(_) => self.rows.keys().next_back().copied(),
+            Layout::Named => self.last,
+        }
+    }
+
+    /// What the table has for a number, or the tool's name for it. Not what is only inferred from a higher one.
+    pub fn text_of(&self, number: i64) -> Option<&str> {
+        self.rows.get(&number).map(String::as_str)
+    }
+
+    /// Names, not numbers, tell the migrations apart.
+    pub fn is_of_a_tool(&self) -> bool {
+        self.layout == Layout::Named
+    }
+
+    /// One line for each, which makes the migrations a part of the revision.
+    pub fn lines(&self) -> Vec<String> {
+        match &self.layout {
+            Layout::Absent | Layout::Rows(_) | Layout::Head(_) => {
+                self.rows.keys().map(|number| format!("migration {number}\n")).collect()
+            }
+            Layout::Named => {
+                let mut names: Vec<&String> = self.rows.values().collect();
+                names.sort();
+                let line = |name: &&String| format!("migration named {} {name}\n", name.len());
+                names.iter().map(line).collect()
+            }
+        }
     }
 
     /// The applied set. Where the table names the highest only, everything known below it counts as applied.
     pub fn set(&self, known: impl Iterator<Item = i64>) -> BTreeSet<i64> {
         match &self.layout {
             Layout::Absent => BTreeSet::new(),
-            Layout::Rows(_) => self.rows.keys().copied().collect(),
+            Layout::Rows(_) | Layout::Named => self.rows.keys().copied().collect(),
             Layout::Head(_) => match self.highest() {
                 Some(head) => known.filter(|n| *n <= head).chain([head]).collect(),
                 None => BTreeSet::new(),
@@ -108,28 +175,33 @@ impl Applied {
         }
     }
 
-    /// Takes the row of a migration away that was taken down. `below` is the highest that stays applied.
-    pub async fn unmark(&self, c: &mut PgConnection, number: i64, below: Option<i64>) -> Result<(), Problem> {
+    /// Takes the row of a migration away that was taken down. `below` is the highest that stays applied. Only what
+    /// `notes_itself` may have taken it away already.
+    pub async fn unmark(
+        &self,
+        c: &mut PgConnection,
+        number: i64,
+        below: Option<i64>,
+        notes_itself: bool,
+    ) -> Result<(), Problem> {
         match &self.layout {
             Layout::Absent => Ok(()),
+            Layout::Named => Err(left_to_the_tool(number)),
             Layout::Rows(table) => {
                 let raw = self.rows.get(&number).cloned().unwrap_or_else(|| number.to_string());
                 let name = qualified(&table.schema, &table.table);
-                note(
-                    c,
-                    format!("DELETE FROM {name} WHERE version::text = {}", literal(&raw)),
-                    number,
-                )
-                .await
+                let sql = format!("DELETE FROM {name} WHERE version::text = {}", literal(&raw));
+                note(c, sql, number, if notes_itself { 0..=1 } else { 1..=1 }).await
             }
             Layout::Head(table) => set_head(c, table, below).await,
         }
     }
 
-    /// Notes a migration as applied. `digits` is how its file writes the number.
+    /// Notes a migration as applied. `digits` is what its row says: the number as its file writes it, or a whole name.
     pub async fn mark(&self, c: &mut PgConnection, number: i64, digits: &str) -> Result<(), Problem> {
         match &self.layout {
             Layout::Absent => Err(no_table(number)),
+            Layout::Named => Err(left_to_the_tool(number)),
             Layout::Rows(table) if !table.required.is_empty() => Err(Problem::new(
                 Code::MigrationFailed,
                 format!(
@@ -145,7 +217,8 @@ impl Applied {
                     number.to_string()
                 };
                 let name = qualified(&table.schema, &table.table);
-                note(c, format!("INSERT INTO {name} (version) VALUES ({value})"), number).await
+                let sql = format!("INSERT INTO {name} (version) VALUES ({value})");
+                note(c, sql, number, 1..=1).await
             }
             Layout::Head(table) => set_head(c, table, Some(number)).await,
         }
@@ -179,10 +252,13 @@ impl Applied {
             return Ok(false);
         };
         let name = qualified(&table.schema, &table.table);
-        let sql = format!("INSERT INTO {name} SELECT * FROM {from} WHERE version::numeric = {number}");
+        let sql = format!("INSERT INTO {name} SELECT * FROM {from} WHERE {NUMBER_OF_ROW} = {number}");
         Ok(sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await?.rows_affected() == 1)
     }
 }
+
+/// The number of a row, in SQL, as [`Applied::read`] finds it.
+const NUMBER_OF_ROW: &str = "substring(version::text FROM '^\\s*([0-9]+)')::numeric";
 
 enum Flag {
     Dirty,
@@ -251,15 +327,15 @@ async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<(Layou
     }))
 }
 
-/// Exactly one row must change: anything else means that somebody else is at work on the table.
-async fn note(c: &mut PgConnection, sql: String, number: i64) -> Result<(), Problem> {
+/// So many rows must change: anything else means that somebody else is at work on the table.
+async fn note(c: &mut PgConnection, sql: String, number: i64, rows: RangeInclusive<u64>) -> Result<(), Problem> {
     let what = format!("note migration {number}");
     let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await;
     match done
         .map_err(|e| sql_problem(Code::MigrationFailed, &what, &e))?
         .rows_affected()
     {
-        1 => Ok(()),
+        n if rows.contains(&n) => Ok(()),
         n => Err(Problem::new(
             Code::MigrationsDiverged,
             format!("{what}: {n} rows changed instead of one"),
@@ -278,6 +354,14 @@ async fn set_head(c: &mut PgConnection, table: &VersionTable, head: Option<i64>)
         .map_err(|e| sql_problem(Code::MigrationFailed, "note the highest migration", &e))
 }
 
+/// The driver never notes for a tool: a tool's run does so itself.
+fn left_to_the_tool(number: i64) -> Problem {
+    Problem::new(
+        Code::Internal,
+        format!("migration {number} is the project's own tool's to note"),
+    )
+}
+
 fn no_table(number: i64) -> Problem {
     Problem::new(
         Code::MigrationsDiverged,
@@ -292,5 +376,41 @@ pub(super) fn parse_number(text: &str) -> Option<i64> {
         None
     } else {
         digits.parse().ok()
+    }
+}
+
+/// A number for a migration that has a name only. It says nothing about the order.
+fn number_of_name(name: &str) -> i64 {
+    let hash = Sha256::digest(name.as_bytes());
+    let first: [u8; 8] = std::array::from_fn(|i| hash[i]);
+    i64::from_be_bytes(first) & i64::MAX
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Applied {
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        Applied::named(&names).expect("each once")
+    }
+
+    #[test]
+    fn names_of_a_tool_are_a_set_with_a_newest() {
+        let (one, other) = (names(&["b", "a"]), names(&["a", "b"]));
+        assert_eq!(one.lines(), other.lines());
+        assert_eq!(one.highest().and_then(|n| one.text_of(n)), Some("a"));
+        assert_ne!(names(&["a", "b"]).lines(), names(&["a b"]).lines());
+        assert!(names(&["a"]).set([].into_iter()).is_subset(&one.set([].into_iter())));
+        assert_eq!(
+            Applied::named(&["a".to_owned(), "a".to_owned()])
+                .expect_err("twice")
+                .code,
+            Code::MigrationToolFailed
+        );
     }
 }

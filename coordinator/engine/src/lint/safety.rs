@@ -4,7 +4,7 @@
 //! stands in one lane of a batch only, which the shape's check has seen to. Backends that are drained one by one are left
 //! to a check of their own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::LintError;
 use crate::ids::Target;
@@ -25,6 +25,7 @@ struct Model<'a> {
     found_down: bool,
     /// The plan has stopped or drained it.
     paused: bool,
+    switched: bool,
     verified: bool,
 }
 
@@ -41,6 +42,7 @@ impl<'a> Model<'a> {
             lacking,
             found_down: change.restore && !lacking,
             paused: false,
+            switched: false,
             verified: false,
         }
     }
@@ -55,6 +57,9 @@ pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
         .filter(|(_, s)| s.action == Action::Stage)
         .map(|(i, _)| i)
         .last();
+    // Which components can be paused is not in a plan; those that it pauses at all, it has to pause for a database.
+    let pauses = |s: &&Step| s.backend.is_none() && matches!(s.action, Action::Stop | Action::Drain);
+    let paused: HashSet<&Target> = body.steps().filter(pauses).map(|s| &s.target).collect();
     let mut irreversible = false;
     for (position, step) in body.steps().enumerate() {
         // What concerns one backend has rules of its own: the proxy as a whole serves all the time.
@@ -73,6 +78,27 @@ pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
             }
         }
         irreversible |= step.undo == Undo::Impossible;
+        let change = models.get(&step.target).map(|m| m.change);
+        if change.is_some_and(|c| step.from_backup != c.from_backup) {
+            errors.push(LintError::BackupUnclear {
+                step: step.id,
+                target: step.target.clone(),
+            });
+        }
+        if step.action == Action::Switch && change.is_some_and(|c| c.role == Role::Database) {
+            let up = |c: &&Change| {
+                let model = models.get(&c.target);
+                paused.contains(&c.target) && model.is_some_and(|m| !m.stopped && !m.drained)
+            };
+            // Nobody may write, or the figures of the loss are wrong and applications meet a schema that is not theirs.
+            if let Some(busy) = body.changes.iter().find(up) {
+                errors.push(LintError::NotQuiet {
+                    step: step.id,
+                    target: step.target.clone(),
+                    busy: busy.target.clone(),
+                });
+            }
+        }
         if let Some(model) = models.get_mut(&step.target) {
             walk(step, model, errors);
         }
@@ -84,6 +110,10 @@ pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
             (
                 model.live != &model.change.to,
                 LintError::NotReached { target: target() },
+            ),
+            (
+                model.change.from_backup && !model.switched,
+                LintError::NeverRestored { target: target() },
             ),
             (model.stopped, LintError::NeverStarted { target: target() }),
             (
@@ -118,7 +148,9 @@ fn undo_fits(step: &Step, model: Option<&Model<'_>>) -> bool {
         Action::Start => Action::Stop,
         Action::Switch => Action::Switch,
     };
-    step.undo == Undo::By(back) || (step.action.changes_service() && step.undo == Undo::Impossible)
+    // A restore keeps the database that was live, so there is always a way back to it.
+    let may_be_final = step.action.changes_service() && !step.from_backup;
+    step.undo == Undo::By(back) || (may_be_final && step.undo == Undo::Impossible)
 }
 
 /// One step on its component: is the component in the state for it, and in which state is it afterwards?
@@ -192,7 +224,8 @@ fn walk<'a>(step: &'a Step, model: &mut Model<'a>, errors: &mut Vec<LintError>) 
             }
             model.live = &step.to;
             model.verified = false;
-            true
+            // A restore at its own schema twice would exchange the two databases once more, and nobody would see it.
+            !std::mem::replace(&mut model.switched, true)
         }
         Action::Prepare | Action::Discard | Action::Finish => true,
     };

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::LintError;
 use crate::ids::{HostName, StepId, Target};
-use crate::plan::{Batch, OnFailure, Phase, PhaseName, PlanBody};
+use crate::plan::{Batch, Change, DatabaseChoice, OnFailure, Phase, PhaseName, PlanBody};
 use crate::release::{Action, Role};
 
 const KNOWN_FORMAT: u32 = 1;
@@ -60,11 +60,34 @@ fn head(body: &PlanBody, errors: &mut Vec<LintError>) {
             target: change.target.clone(),
         });
     }
-    let schema_changes = body.changes.iter().any(|c| c.role == Role::Database && c.from != c.to);
+    for change in &body.changes {
+        let target = || change.target.clone();
+        if !choice_kept(body.database, change) {
+            errors.push(LintError::ChoiceBroken { target: target() });
+        }
+        let stays = change.from == change.to && !change.from_backup;
+        if change.left.as_ref().is_some_and(|left| !stays || left == &change.to) {
+            errors.push(LintError::NothingLeft { target: target() });
+        }
+    }
+    let schema_changes = body
+        .changes
+        .iter()
+        .any(|c| c.role == Role::Database && (c.from != c.to || c.from_backup));
     if schema_changes != body.schema_changes {
         errors.push(LintError::SchemaFlagWrong {
             said: body.schema_changes,
         });
+    }
+}
+
+/// Only databases go to backups, and each of them goes the plan's one way, unless it is left out of it.
+fn choice_kept(choice: DatabaseChoice, change: &Change) -> bool {
+    match (change.role, choice) {
+        (Role::Config | Role::App | Role::Proxy, _) => !change.from_backup,
+        (Role::Database, DatabaseChoice::Auto | DatabaseChoice::Migrate) => !change.from_backup,
+        (Role::Database, DatabaseChoice::Keep) => !change.from_backup && change.from == change.to,
+        (Role::Database, DatabaseChoice::Restore) => change.from_backup,
     }
 }
 

@@ -29,6 +29,7 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
                 incident,
                 trace_id,
                 parent_span_id,
+                consent,
             },
         ) => {
             let creation = Creation {
@@ -38,6 +39,7 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
                 incident: incident.clone(),
                 trace_id: trace_id.clone(),
                 parent_span_id: parent_span_id.clone(),
+                consent: *consent,
             };
             let run = Box::new(Run::new(creation, plan)?);
             *state = State::Forward {

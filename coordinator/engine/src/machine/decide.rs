@@ -21,11 +21,16 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
                 incident,
                 trace_id,
                 parent_span_id,
+                consent,
             },
         ) => {
             let errors = lint(plan);
             if !errors.is_empty() {
                 return Err(Rejected::Unsound(errors));
+            }
+            let restored: Vec<_> = plan.body.restored_databases().cloned().collect();
+            if consent.is_none() && !restored.is_empty() {
+                return Err(Rejected::NoConsent(restored));
             }
             Ok(vec![Event::Created {
                 at: *at,
@@ -35,6 +40,7 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
                 incident: incident.clone(),
                 trace_id: trace_id.clone(),
                 parent_span_id: parent_span_id.clone(),
+                consent: *consent,
             }])
         }
         (State::New, Command::StepEnded { .. } | Command::Resume { .. }) => Err(Rejected::NotCreated),

@@ -8,6 +8,7 @@ use super::Corrupt;
 use super::index::{Index, Place};
 use crate::event::{Direction, Effect, Ending, Outcome, Problem};
 use crate::ids::{HostName, StepId};
+use crate::loss::Consent;
 use crate::plan::{Phase, PhaseName, Plan, Step, Undo};
 use crate::problems;
 
@@ -24,6 +25,7 @@ pub struct Creation {
     pub incident: String,
     pub trace_id: String,
     pub parent_span_id: String,
+    pub consent: Option<Consent>,
 }
 
 /// When and why the way back began.
@@ -360,6 +362,6 @@ impl Run {
 /// The ending for what only a person can decide, with the command that goes on from there.
 pub(super) fn held(run: &Run, cause: Problem) -> Ending {
     Ending::Held {
-        cause: problems::held(cause, &run.plan().body.release),
+        cause: problems::held(cause, &run.plan().body),
     }
 }

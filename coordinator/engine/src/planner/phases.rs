@@ -218,9 +218,10 @@ impl<'a> Drafter<'a> {
             Action::Switch => Undo::By(Action::Switch),
         };
         // A step has one timeout for both directions: a stop of one minute may need two to start again.
+        let time_for = |action| self.runbook.timeout_ms(action, member.role());
         let timeout_ms = match undo {
-            Undo::By(back) => self.runbook.timeout_ms(action).max(self.runbook.timeout_ms(back)),
-            Undo::Nothing | Undo::Impossible => self.runbook.timeout_ms(action),
+            Undo::By(back) => time_for(action).max(time_for(back)),
+            Undo::Nothing | Undo::Impossible => time_for(action),
         };
         Step {
             id: StepId(0),
@@ -231,6 +232,7 @@ impl<'a> Drafter<'a> {
             timeout_ms,
             undo,
             backend: None,
+            from_backup: change.from_backup,
         }
     }
 
@@ -245,7 +247,8 @@ impl<'a> Drafter<'a> {
         };
         let undo = if spared.stays_in { Undo::Nothing } else { Undo::By(back) };
         let change = &spared.proxy.change;
-        let one = self.runbook.timeout_ms(action).max(self.runbook.timeout_ms(back));
+        let time_for = |action| self.runbook.timeout_ms(action, Role::Proxy);
+        let one = time_for(action).max(time_for(back));
         let turns = u64::try_from(spared.at_once).unwrap_or(u64::MAX);
         Step {
             id: StepId(0),
@@ -256,6 +259,7 @@ impl<'a> Drafter<'a> {
             timeout_ms: one.saturating_mul(turns),
             undo,
             backend: Some(spared.backend.clone()),
+            from_backup: false,
         }
     }
 

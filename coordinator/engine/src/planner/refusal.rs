@@ -36,6 +36,8 @@ pub enum Refusal {
     },
     #[error("{target}: cannot {action}, which the plan needs")]
     MissingCapability { target: Target, action: Action },
+    #[error("{target}: its agent cannot restore a backup beside the live database, and the plan shall do that")]
+    CannotRestore { target: Target },
 }
 
 impl Refusal {
@@ -53,6 +55,9 @@ impl Refusal {
             Refusal::UnknownComponent { .. } => "declare the component in the agent's configuration",
             Refusal::Unobserved { .. } => "mend what the message says on the host, then plan again",
             Refusal::RoleDiffers { .. } => "correct the role in the agent's configuration, or record the release again",
+            Refusal::CannotRestore { .. } => {
+                "update rollback-agent on the host, or let the schema go back by migrations: --database migrate"
+            }
             Refusal::MissingCapability { .. } => "declare how to do it in the agent's configuration of the component",
         }
     }
@@ -68,7 +73,7 @@ impl Refusal {
             | Refusal::NobodyReachable { .. } => "RB0300",
             Refusal::UnknownComponent { .. } => "RB0304",
             Refusal::Unobserved { .. } => "RB0202",
-            Refusal::MissingCapability { .. } => "RB0305",
+            Refusal::MissingCapability { .. } | Refusal::CannotRestore { .. } => "RB0305",
         }
     }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use crate::ids::{ComponentName, HostName, Target};
-use crate::plan::{Change, Excused};
+use crate::plan::{Change, DatabaseChoice, Excused};
 use crate::release::{
     Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role, Serving, Upstreams,
 };
@@ -62,6 +62,7 @@ pub(super) struct Scope<'a> {
     /// Sorted by target: the members of a host stand together.
     pub members: Vec<Member<'a>>,
     pub excused: Vec<Excused>,
+    /// Of a database, or all that is in one.
     pub schema_changes: bool,
     pub anything_changes: bool,
 }
@@ -106,7 +107,7 @@ impl<'a> Scope<'a> {
                 Some(ObservedHost::Reachable(components)) => {
                     let first = members.len();
                     for entry in of_host {
-                        match member(entry, components.get(&entry.target.component)) {
+                        match member(entry, components.get(&entry.target.component), runbook) {
                             Ok(member) => members.push(member),
                             Err(refusal) => refusals.push(refusal),
                         }
@@ -154,7 +155,11 @@ impl<'a> Scope<'a> {
     }
 }
 
-fn member<'a>(entry: &ReleaseEntry, observed: Option<&'a ObservedComponent>) -> Result<Member<'a>, Refusal> {
+fn member<'a>(
+    entry: &ReleaseEntry,
+    observed: Option<&'a ObservedComponent>,
+    runbook: &Runbook,
+) -> Result<Member<'a>, Refusal> {
     let target = || entry.target.clone();
     let component = observed.ok_or_else(|| Refusal::UnknownComponent { target: target() })?;
     if component.role != entry.role {
@@ -174,15 +179,28 @@ fn member<'a>(entry: &ReleaseEntry, observed: Option<&'a ObservedComponent>) -> 
             });
         }
     };
+    let in_reach = runbook.changes(component.role);
+    let from_backup = in_reach && component.role == Role::Database && runbook.database == DatabaseChoice::Restore;
+    if from_backup && !component.restores {
+        return Err(Refusal::CannotRestore { target: target() });
+    }
+    let (to, left) = if in_reach {
+        (entry.revision.clone(), None)
+    } else {
+        let left = (from != entry.revision).then(|| entry.revision.clone());
+        (from.clone(), left)
+    };
     let change = Change {
         target: target(),
         role: component.role,
         from,
-        to: entry.revision.clone(),
+        to,
         restore: is_down(component),
         // Counted when every member is known.
         backends: BTreeSet::new(),
         out: BTreeSet::new(),
+        from_backup,
+        left,
     };
     let changes = change.is_needed();
     Ok(Member {

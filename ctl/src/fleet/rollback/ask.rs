@@ -1,11 +1,12 @@
-//! The question before the rollback.
+//! What is agreed to before the rollback: on the terminal, or on the command line with the plan's figures.
 
 use std::io::{IsTerminal, Write};
 
 use anyhow::Context as _;
-use rollback_proto::v1::{PlanRollbackResponse, RollbackTarget};
+use rollback_proto::v1::{Consent, PlanRollbackResponse, RollbackTarget};
 use serde_json::json;
 
+use super::consent::{Accept, Shown};
 use crate::cli::Format;
 use crate::client::Client;
 use crate::exit::ExitCode;
@@ -18,6 +19,7 @@ pub enum Answer {
     /// To the plan with this digest.
     Yes {
         digest: String,
+        consent: Option<Consent>,
     },
     No,
     /// There was nothing to ask: the plan cannot be followed.
@@ -30,43 +32,94 @@ pub fn has_terminal() -> bool {
 }
 
 /// Shows the plan with its findings and asks. Everything goes to stderr: it is talk, not data.
-pub async fn ask(client: &mut Client, target: RollbackTarget, format: Format) -> anyhow::Result<Answer> {
+pub async fn ask(
+    client: &mut Client,
+    target: RollbackTarget,
+    accept: Option<Accept>,
+    format: Format,
+) -> anyhow::Result<Answer> {
+    let response = show(client, target).await?;
+    let verdict = plan::verdict(&response);
+    if verdict == ExitCode::Blocked {
+        return blocked(&response, format);
+    }
+    let shown = response.plan.as_ref().and_then(|p| Shown::of(p, &response.findings));
+    let consent = match (&shown, accept) {
+        // Nobody agreed to the loss yet: that is the question, and there is no other.
+        (Some(shown), None) => {
+            let question = format!("{} ", shown.question());
+            let answer = tokio::task::block_in_place(|| read_answer(&question))?;
+            let Some(consent) = shown.answered(&answer) else {
+                return Ok(Answer::No);
+            };
+            output::note(&shown.words(consent));
+            return Ok(yes(response, Some(consent)));
+        }
+        (shown, Some(accept)) => apply(shown.as_ref(), accept)?,
+        (None, None) => None,
+    };
+    let question = if verdict == ExitCode::Done {
+        "Nothing would change. Verify the whole fleet all the same?".to_owned()
+    } else {
+        let release = response.plan.as_ref().map(|p| clean(&p.release)).unwrap_or_default();
+        format!("Roll the fleet back to {release}?")
+    };
+    // Nothing else waits on this thread while a person thinks; the connection's pings run on the other ones.
+    let answer = tokio::task::block_in_place(|| read_answer(&format!("{question} [y/N] ")))?;
+    let agreed = matches!(answer.trim().to_lowercase().as_str(), "y" | "yes");
+    Ok(if agreed { yes(response, consent) } else { Answer::No })
+}
+
+/// `--yes` with a consent that goes by what the plan shows: the plan is shown, and nobody is asked.
+pub async fn accept_shown(client: &mut Client, target: RollbackTarget, format: Format) -> anyhow::Result<Answer> {
+    let response = show(client, target).await?;
+    if plan::verdict(&response) == ExitCode::Blocked {
+        return blocked(&response, format);
+    }
+    let shown = response.plan.as_ref().and_then(|p| Shown::of(p, &response.findings));
+    let consent = apply(shown.as_ref(), Accept::Shown)?;
+    Ok(yes(response, consent))
+}
+
+/// Says in words what the flag comes to.
+fn apply(shown: Option<&Shown>, accept: Accept) -> anyhow::Result<Option<Consent>> {
+    let Some(shown) = shown else {
+        output::note("the plan restores no database: there is no loss to agree to");
+        return Ok(None);
+    };
+    let consent = shown.accepted(accept)?;
+    output::note(&shown.words(consent));
+    Ok(Some(consent))
+}
+
+async fn show(client: &mut Client, target: RollbackTarget) -> anyhow::Result<PlanRollbackResponse> {
     output::note("Asking every host whether it can …");
     let response = plan::fetch(client, target).await?;
     output::note(&format!("\n{}", plan::text(&response, Paint::stderr())));
-    let question = match plan::verdict(&response) {
-        ExitCode::Blocked => {
-            output::note("Blocked: nothing was touched.");
-            if format == Format::Json {
-                output::data(&blocked_document(&response))?;
-            }
-            return Ok(Answer::Blocked);
-        }
-        ExitCode::Done => "Nothing would change. Verify the whole fleet all the same?".to_owned(),
-        ExitCode::HasChanges
-        | ExitCode::Error
-        | ExitCode::Partial
-        | ExitCode::NotReached
-        | ExitCode::ScopeHeld
-        | ExitCode::StillRunning => {
-            let release = response.plan.as_ref().map(|p| clean(&p.release)).unwrap_or_default();
-            format!("Roll the fleet back to {release}?")
-        }
-    };
-    // Nothing else waits on this thread while a person thinks; the connection's pings run on the other ones.
-    let yes = tokio::task::block_in_place(|| read_yes(&question))?;
-    let digest = response.plan.map(|p| p.digest).unwrap_or_default();
-    Ok(if yes { Answer::Yes { digest } } else { Answer::No })
+    Ok(response)
 }
 
-fn read_yes(question: &str) -> anyhow::Result<bool> {
+fn yes(response: PlanRollbackResponse, consent: Option<Consent>) -> Answer {
+    let digest = response.plan.map(|p| p.digest).unwrap_or_default();
+    Answer::Yes { digest, consent }
+}
+
+fn blocked(response: &PlanRollbackResponse, format: Format) -> anyhow::Result<Answer> {
+    output::note("Blocked: nothing was touched.");
+    if format == Format::Json {
+        output::data(&blocked_document(response))?;
+    }
+    Ok(Answer::Blocked)
+}
+
+fn read_answer(question: &str) -> anyhow::Result<String> {
     let mut stderr = std::io::stderr().lock();
-    write!(stderr, "{question} [y/N] ")
+    write!(stderr, "{question}")
         .and_then(|()| stderr.flush())
         .context("ask on the terminal")?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer).context("read the answer")?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+    Ok(answer)
 }
 
 fn blocked_document(response: &PlanRollbackResponse) -> String {

@@ -1,4 +1,4 @@
-//! The web service: health, version, deals.
+//! The web service: health, version, deals; a POST adds a deal.
 //!
 //! Its environment: PORT and GREETING; HOST, where 127.0.0.1 will not do; DATABASE_URL. Without that there are no deals,
 //! and health says nothing of a schema: the same program then serves from a container image or an archive alone.
@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::postgres::{PgPool, PgPoolOptions};
 use tokio::signal::unix::{SignalKind, signal};
@@ -69,7 +70,7 @@ async fn run(installation: Installation) -> Result<()> {
         .route("/api/health", get(health))
         .route("/health", get(health))
         .route("/api/version", get(version))
-        .route("/api/deals", get(deals))
+        .route("/api/deals", get(deals).post(add_deal))
         .with_state(Arc::new(service));
     let listener = tokio::net::TcpListener::bind(&address)
         .await
@@ -150,6 +151,27 @@ async fn deals(State(service): State<Arc<Service>>) -> Answer {
                 |(id, title, amount, stage)| json!({ "id": id, "title": title, "amount": amount, "stage": stage });
             (StatusCode::OK, Json(rows.into_iter().map(deal).collect()))
         }
+        Err(error) => failed(error),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct NewDeal {
+    title: String,
+}
+
+/// 201 once the deal is committed: whoever got that may rely on it.
+async fn add_deal(State(service): State<Arc<Service>>, Json(deal): Json<NewDeal>) -> Answer {
+    let Some(pool) = &service.pool else {
+        return failed("there is no database");
+    };
+    let insert = "INSERT INTO deals (owner, title, amount) SELECT min(id), $1, 1 FROM users RETURNING id";
+    match sqlx::query_scalar::<_, i64>(insert)
+        .bind(&deal.title)
+        .fetch_one(pool)
+        .await
+    {
+        Ok(id) => (StatusCode::CREATED, Json(json!({ "id": id }))),
         Err(error) => failed(error),
     }
 }

@@ -1,0 +1,243 @@
+//! The sealed backups of a database: what there is, which of them a restore takes, and which of them are retired.
+//!
+//! A backup is its manifest, `<name>.manifest.json`; the dump lies beside it, or, when it was taken in, wherever it was.
+//! A dump without a manifest was never proven and is nobody's backup. A manifest that cannot be read as ours is left alone.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use rollback_proto::problem::{Code, Problem};
+use serde::Serialize;
+
+use super::PostgresDriver;
+use super::config::PostgresConfig;
+use super::dump::Dump;
+use super::manifest::{Manifest, Proof};
+use super::staging::{self, file_problem};
+
+const MANIFEST_SUFFIX: &str = ".manifest.json";
+
+/// A backup that was proven.
+#[derive(Clone, Debug)]
+pub(super) struct Sealed {
+    /// For people and for the command line: what its files are called.
+    pub name: String,
+    pub manifest: Manifest,
+    pub manifest_path: PathBuf,
+    pub dump: Dump,
+}
+
+impl Sealed {
+    /// The dump is there and as long as it was. That it is the same is seen by its SHA-256, when it is used.
+    pub fn is_whole(&self) -> bool {
+        self.dump.bytes() == Some(self.manifest.bytes)
+    }
+
+    /// It was restored, and it shows this revision: itself, or as a restored copy shows it.
+    pub fn shows(&self, revision: &str) -> bool {
+        self.manifest.proof == Some(Proof::Restore)
+            && (self.manifest.revision == revision || self.manifest.restored_revision.as_deref() == Some(revision))
+    }
+
+    /// Takes the SHA-256 again. An error when it is not what was proven.
+    pub async fn check(&self) -> Result<(), Problem> {
+        let (sha256, bytes) = self.dump.sha256().await?;
+        if sha256 == self.manifest.sha256 && bytes == self.manifest.bytes {
+            return Ok(());
+        }
+        let message = format!(
+            "{} has changed since it was proven: {bytes} bytes, SHA-256 {sha256}, instead of {} bytes, {}",
+            self.dump.path.display(),
+            self.manifest.bytes,
+            self.manifest.sha256
+        );
+        Err(Problem::new(Code::BackupUnproven, message).remedy("take another backup; this one is damaged"))
+    }
+}
+
+/// All of a component's database, the newest first. Empty when there is no directory yet.
+pub(super) fn list(config: &PostgresConfig, component: &str) -> Result<Vec<Sealed>, Problem> {
+    let dir = &config.backups;
+    let failed = |e: std::io::Error| file_problem(format!("read {}", dir.display()), &e);
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        found.extend(read(&entry.map_err(failed)?.path()));
+    }
+    found.retain(|b| b.manifest.database == config.database && b.manifest.component == component);
+    found.sort_by(|a, b| (b.manifest.taken_at, &b.name).cmp(&(a.manifest.taken_at, &a.name)));
+    Ok(found)
+}
+
+fn read(path: &Path) -> Option<Sealed> {
+    let name = path.file_name()?.to_str()?.strip_suffix(MANIFEST_SUFFIX)?.to_owned();
+    let manifest = staging::read_json::<Manifest>(path).ok().flatten()?;
+    let beside = || path.with_file_name(format!("{name}.dump"));
+    let dump = Dump {
+        path: manifest.external.clone().unwrap_or_else(beside),
+        format: manifest.dump_format,
+    };
+    Some(Sealed {
+        name,
+        manifest,
+        manifest_path: path.to_owned(),
+        dump,
+    })
+}
+
+/// The backup that a restore to a revision takes: the newest that was restored once, is there, and kept what the integrity
+/// checks ask; if none did, the newest all the same.
+pub(super) fn newest_of(config: &PostgresConfig, component: &str, revision: &str) -> Result<Option<Sealed>, Problem> {
+    let mut fit = list(config, component)?;
+    fit.retain(|b| b.shows(revision) && b.is_whole());
+    let best = fit.iter().position(|b| b.manifest.broken.is_empty()).unwrap_or(0);
+    Ok(fit.into_iter().nth(best))
+}
+
+/// Deletes backups of our own making that are neither among the newest `retain_backups`, nor the newest proven one of a
+/// recorded revision; of the latter at most `retain_backups` more are spared. Never `keep`, and never a dump that was
+/// taken in: that one is somebody else's.
+pub(super) fn retire(
+    config: &PostgresConfig,
+    component: &str,
+    keep: &Path,
+    recorded: impl Fn(&str) -> bool,
+) -> Result<usize, Problem> {
+    let own = list(config, component)?
+        .into_iter()
+        .filter(|b| b.manifest.external.is_none());
+    let limit = config.retain_backups as usize;
+    let (mut covered, mut spared, mut retired) = (BTreeSet::new(), 0, 0);
+    for (place, backup) in own.enumerate() {
+        let revision = &backup.manifest.revision;
+        // Backups come the newest first: the first of a revision that could be restored is the one to keep.
+        let first = backup.shows(revision) && backup.is_whole() && covered.insert(revision.clone());
+        if place < limit || backup.dump.path == keep {
+            continue;
+        }
+        if first && spared < limit && recorded(revision) {
+            spared += 1;
+            continue;
+        }
+        // Without its manifest a dump is no backup any more: a kill in between leaves nothing that could be mistaken.
+        for file in [&backup.manifest_path, &backup.dump.path] {
+            match std::fs::remove_file(file) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(file_problem(format!("remove {}", file.display()), &e));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        retired += 1;
+    }
+    Ok(retired)
+}
+
+/// Removes dumps that got their name and no manifest, because whoever made them was killed in between. `mark` is in their
+/// names.
+pub(super) fn remove_unsealed(dir: &Path, mark: &str) -> Result<usize, Problem> {
+    let failed = |e: std::io::Error| file_problem(format!("read {}", dir.display()), &e);
+    let mut removed = 0;
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.ends_with(".dump") && name.contains(mark) && !manifest_path(&path).exists() {
+            std::fs::remove_file(&path).map_err(|e| file_problem(format!("remove {}", path.display()), &e))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+/// Where the manifest of a dump in the directory of backups is.
+pub(super) fn manifest_path(dump: &Path) -> PathBuf {
+    dump.with_extension("manifest.json")
+}
+
+/// A backup as the command line shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackupLine {
+    pub name: String,
+    /// Of the dump.
+    pub path: String,
+    /// RFC 3339.
+    pub taken_at: String,
+    /// Where that instant is from.
+    pub dated_by: &'static str,
+    pub version: String,
+    pub revision: String,
+    pub format: &'static str,
+    pub bytes: u64,
+    pub tables: u64,
+    pub rows: u64,
+    pub sha256: String,
+    /// `restore` or `checksum`.
+    pub verified: &'static str,
+    /// Somebody else's dump, which was taken in.
+    pub adopted: bool,
+    /// Integrity checks that do not hold in it.
+    pub broken: Vec<String>,
+    /// Why a restore cannot take it.
+    pub unfit: Option<String>,
+}
+
+impl From<Sealed> for BackupLine {
+    fn from(backup: Sealed) -> Self {
+        let found = backup.dump.bytes();
+        let m = backup.manifest;
+        let unfit = match (found, m.proof) {
+            (None, _) => Some("the dump is gone".to_owned()),
+            (Some(bytes), _) if bytes != m.bytes => Some(format!("the dump has {bytes} bytes instead of {}", m.bytes)),
+            (Some(_), Some(Proof::Restore)) => None,
+            (Some(_), Some(Proof::Checksum)) => Some("it was never restored".to_owned()),
+            (Some(_), None) => Some("it was never proven".to_owned()),
+        };
+        Self {
+            name: backup.name,
+            path: backup.dump.path.display().to_string(),
+            taken_at: m.taken_at.to_string(),
+            dated_by: m.dated_by.describe(),
+            version: m.version,
+            revision: m.revision,
+            format: m.dump_format.name(),
+            bytes: m.bytes,
+            tables: m.figures.tables.len() as u64,
+            rows: m.figures.rows(),
+            sha256: m.sha256,
+            verified: m.proof.map_or("nothing", Proof::name),
+            adopted: m.external.is_some(),
+            broken: m.broken,
+            unfit,
+        }
+    }
+}
+
+impl PostgresDriver {
+    /// The sealed backups of this database, the newest first.
+    pub fn backups(&self) -> Result<Vec<BackupLine>, Problem> {
+        let found = list(&self.config, &self.component)?;
+        Ok(found.into_iter().map(BackupLine::from).collect())
+    }
+
+    /// Takes the SHA-256 of backups again: of one, or of all. Answers with their names, and what is wrong with each.
+    pub async fn check_backups(&self, name: Option<&str>) -> Result<Vec<(String, Result<(), Problem>)>, Problem> {
+        let mut chosen = list(&self.config, &self.component)?;
+        if let Some(name) = name {
+            chosen.retain(|b| b.name == name);
+            if chosen.is_empty() {
+                let message = format!("database {} has no backup {name:?}", self.config.database);
+                return Err(Problem::new(Code::NoBackup, message));
+            }
+        }
+        let mut answers = Vec::new();
+        for backup in chosen {
+            let answer = backup.check().await;
+            answers.push((backup.name, answer));
+        }
+        Ok(answers)
+    }
+}

@@ -1,0 +1,155 @@
+//! Backups that belong to no rollback.
+
+use rollback_agent::driver::postgres::BackupLine;
+
+use super::*;
+
+#[tokio::test]
+async fn the_command_line_makes_lists_and_checks_backups() {
+    let f = Fixture::empty().await;
+    f.two_releases().await;
+    let digest = f.digest().await;
+    let said = |output: &Output| {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let made = said(&command_line(&f, &["backup", "db"]));
+    assert_eq!(made.0, Some(0), "{}", made.2);
+    assert!(
+        made.2.contains("verified by restore") && made.2.contains("figures of public.scores"),
+        "{}",
+        made.2
+    );
+    let path = made.1.trim();
+    assert!(std::fs::metadata(path).expect("the dump").len() > 0);
+    f.assert_clean().await;
+
+    let listed = said(&command_line(&f, &["list", "db", "-o", "json"]));
+    assert_eq!(listed.0, Some(0), "{}", listed.2);
+    let listing: serde_json::Value = serde_json::from_str(&listed.1).expect("JSON");
+    let backup = &listing["backups"][0];
+    assert_eq!(backup["path"], path);
+    assert_eq!(backup["revision"], digest.as_str());
+    assert_eq!(backup["version"], "002_scores");
+    assert_eq!(backup["rows"], 2002);
+    assert_eq!(backup["unfit"], serde_json::Value::Null);
+    let table = said(&command_line(&f, &["list", "db"])).1;
+    assert!(table.contains("002_scores") && table.contains(" yes\n"), "{table}");
+
+    assert_eq!(said(&command_line(&f, &["check", "db"])).0, Some(0));
+    let mut bytes = std::fs::read(path).expect("read the dump");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(path, &bytes).expect("flip a bit");
+    let checked = said(&command_line(&f, &["check", "db"]));
+    assert_eq!(checked.0, Some(1));
+    assert!(checked.1.contains("has changed since it was proven"), "{}", checked.1);
+    std::fs::remove_file(path).expect("remove the dump");
+    let table = said(&command_line(&f, &["list", "db"])).1;
+    assert!(table.contains("no: the dump is gone"), "{table}");
+
+    let unknown = said(&command_line(&f, &["list", "web"]));
+    assert_eq!(unknown.0, Some(1));
+    assert!(
+        unknown.2.contains("RB0304") && unknown.2.contains("give one of: db"),
+        "{}",
+        unknown.2
+    );
+}
+
+#[tokio::test]
+async fn a_backup_knows_what_a_restore_will_need() {
+    let f = Fixture::empty().await;
+    f.two_releases().await;
+    f.cluster
+        .sql(
+            "postgres",
+            "DO $$ BEGIN CREATE ROLE owner_of_it; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+             DO $$ BEGIN CREATE ROLE \"Reader of it\"; EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+        )
+        .await;
+    f.sql(
+        "CREATE SCHEMA ext; CREATE EXTENSION pg_trgm WITH SCHEMA ext; ALTER TABLE scores OWNER TO owner_of_it;
+         GRANT SELECT ON users TO \"Reader of it\"",
+    )
+    .await;
+    let receipt = f.driver.back_up(LIMIT, Arc::new(NoProgress)).await.expect("back up");
+    let path = PathBuf::from(receipt.receipt.expect("receipt").path).with_extension("manifest.json");
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(path).expect("read the manifest")).expect("JSON");
+    assert_eq!(manifest["roles"], serde_json::json!(["Reader of it", "owner_of_it"]));
+    assert!(manifest["extensions"]["pg_trgm"].is_string(), "{manifest}");
+    assert!(manifest["database_bytes"].as_u64() > Some(1_000_000));
+    assert!(manifest["horizon"].is_object());
+    assert!(manifest["restored_revision"].is_string());
+}
+
+#[tokio::test]
+async fn one_at_a_time_and_steps_wait() {
+    let f = Fixture::empty().await;
+    let (old, new) = f.two_releases().await;
+    f.driver.back_up(LIMIT, Arc::new(NoProgress)).await.expect("back up");
+    let lock = std::fs::read_dir(f.backups())
+        .expect("read")
+        .flatten()
+        .map(|e| e.path())
+        .find(|p| p.display().to_string().contains(".lock-"))
+        .expect("the lock");
+    let held = std::fs::File::open(lock).expect("open the lock");
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).expect("lock");
+    let again = f.driver.back_up(LIMIT, Arc::new(NoProgress)).await;
+    refused(again, Code::DatabaseLocked, "a backup by hand (pid ");
+    // A rollback goes on as soon as the other one is done.
+    let let_go = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(held);
+    };
+    let (staged, ()) = tokio::join!(f.stage(&new, &old), let_go);
+    staged.expect("stage");
+    // A backup from cron between two steps takes nothing away from the rollback; what a killed one left, it removes.
+    let left = ".incoming-hand-".to_owned() + &leftover_of(&f);
+    std::fs::create_dir(f.backups().join(&left)).expect("make a leftover");
+    f.driver.back_up(LIMIT, Arc::new(NoProgress)).await.expect("back up");
+    assert!(!f.backups().join(&left).exists());
+    f.switch(&new, &old).await.expect("switch");
+    f.finish(&new, &old).await;
+    f.assert_clean().await;
+}
+
+/// The short name of the component, as the lock has it.
+fn leftover_of(f: &Fixture) -> String {
+    let names = std::fs::read_dir(f.backups()).expect("read").flatten();
+    let lock = names
+        .filter_map(|e| e.file_name().into_string().ok())
+        .find_map(|name| name.strip_prefix(".lock-").map(str::to_owned));
+    lock.expect("the lock")
+}
+
+#[tokio::test]
+async fn the_newest_backup_of_a_recorded_revision_is_spared() {
+    let f = Fixture::empty().await;
+    f.write("001_users", crate::fixture::UP_1, Some(crate::fixture::DOWN_1));
+    f.apply("001").await;
+    f.sql("INSERT INTO users (name) VALUES ('one')").await;
+    let recording = driver(&f, |c| (c.backup_on_record, c.retain_backups) = (true, 2));
+    let retained = rollback_agent::driver::Driver::retain(&recording, "v1")
+        .await
+        .expect("record");
+    assert!(retained.summary.contains("verified by restore"), "{}", retained.summary);
+    f.write("002_scores", crate::fixture::UP_2, Some(crate::fixture::DOWN_2));
+    f.apply("002").await;
+    let adopted = adopt(&f, &dump(&f, "foreign.dump", &["-Fc"]))
+        .await
+        .expect("adopt")
+        .name;
+    for _ in 0..4 {
+        recording.back_up(LIMIT, Arc::new(NoProgress)).await.expect("back up");
+    }
+    let left = f.driver.backups().expect("list");
+    let of = |revision: &str| left.iter().filter(|b| !b.adopted && b.revision == revision).count();
+    assert_eq!(of(&retained.revision.digest), 1, "the only one of v1");
+    assert_eq!(of(&f.digest().await), 2, "retain_backups of what was not recorded");
+    assert!(left.iter().any(|b| b.name == adopted), "adopted ones stay");
+    let newest_first: Vec<&str> = left.iter().map(|b: &BackupLine| b.taken_at.as_str()).collect();
+    assert!(newest_first.is_sorted_by(|a, b| a >= b), "{newest_first:?}");
+}

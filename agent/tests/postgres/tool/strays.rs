@@ -1,0 +1,80 @@
+//! Tools that do not use the database that they are given: on a copy they would move the live one.
+
+use rollback_agent::driver::Driver as _;
+use rollback_proto::problem::Code;
+
+use super::{NAMES, file, migrate, tooled, two_releases};
+use crate::fixture::{CONTENT, blockers, failed};
+
+#[tokio::test]
+async fn one_with_a_database_of_its_own_is_found_out_before_it_runs() {
+    let f = tooled(&[]).await;
+    let (old, new) = two_releases(&f).await;
+    let before = f.text(CONTENT).await;
+    // As if its settings came from a file.
+    let script = std::fs::read_to_string(file(&f, "tool.sh")).expect("read the tool");
+    std::fs::write(file(&f, "tool.sh"), format!("PGDATABASE={}\n{script}", f.database)).expect("write");
+    let findings = f.prepare(&new, &old).await;
+    let refused = blockers(&findings);
+    assert!(
+        refused.len() == 1
+            && refused[0].code == Code::MigrationToolFailed
+            && refused[0].message.contains("does not use"),
+        "{findings:?}"
+    );
+    let problem = failed(f.stage(&new, &old).await);
+    assert_eq!(problem.code, Code::MigrationToolFailed, "{problem}");
+    assert!(
+        problem.message.contains("does not use the database that it is given"),
+        "{problem}"
+    );
+    assert_eq!(f.observe().await, new);
+    assert_eq!(f.text(CONTENT).await, before);
+    f.assert_clean().await;
+}
+
+#[tokio::test]
+async fn one_whose_way_down_goes_astray_is_stopped_before_it_changes_anything() {
+    let f = tooled(&[]).await;
+    let (old, new) = two_releases(&f).await;
+    let before = f.text(CONTENT).await;
+    let script = std::fs::read_to_string(file(&f, "tool.sh")).expect("read the tool");
+    for name in ["", "PGAPPNAME=other\n"] {
+        // Its status heeds the environment, its way down does not: under the run's own name, and under another.
+        std::fs::write(file(&f, "tool.sh"), format!("{name}LIVE={}\n{script}", f.database)).expect("write");
+        assert!(blockers(&f.prepare(&new, &old).await).is_empty());
+        let problem = failed(f.stage(&new, &old).await);
+        assert_eq!(problem.code, Code::MigrationToolFailed, "{problem}");
+        assert!(problem.message.contains("at work on the live database"), "{problem}");
+        assert_eq!(f.observe().await, new);
+        assert_eq!(f.text(NAMES).await, "2024-users 2024-scores 2024-notes");
+        assert_eq!(f.text(CONTENT).await, before);
+        f.assert_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn one_that_would_change_rows_only_is_stopped_at_its_own_notes() {
+    let f = tooled(&[]).await;
+    two_releases(&f).await;
+    let old = f.observe().await;
+    migrate(
+        &f,
+        "2024-fill",
+        "UPDATE notes SET text = upper(text)",
+        "UPDATE notes SET text = lower(text)",
+    )
+    .await;
+    let new = f.driver.retain("v3.0.1").await.expect("record").revision;
+    let script = std::fs::read_to_string(file(&f, "tool.sh")).expect("read the tool");
+    std::fs::write(
+        file(&f, "tool.sh"),
+        format!("PGAPPNAME=other\nLIVE={}\n{script}", f.database),
+    )
+    .expect("write");
+    let problem = failed(f.stage(&new, &old).await);
+    assert_eq!(problem.code, Code::MigrationToolFailed, "{problem}");
+    assert!(problem.message.contains("at work on the live database"), "{problem}");
+    assert_eq!(f.observe().await, new);
+    assert_eq!(f.text("SELECT text FROM notes WHERE id = 1").await, "NOTE 1");
+}
