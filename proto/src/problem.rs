@@ -73,7 +73,7 @@ codes! {
     /// A release could not be imported because part of the fleet has nothing that goes by its name.
     ImportIncomplete = "0207", FailedPrecondition, "put what is missing where the message says, or leave it out: --as-is HOST/COMPONENT, --without HOST/COMPONENT";
     /// The plan loses data, and nobody agreed to that, or not to so much.
-    ConsentNeeded = "0208", FailedPrecondition, "look at what would be lost: rollbackctl fleet plan; then agree: --accept-data-loss[=ROWS]";
+    ConsentNeeded = "0208", FailedPrecondition, "look at what would be lost: the same command with `fleet plan`; then agree: fleet rollback --accept-data-loss, =ROWS or =all";
     /// Cannot reach a host's agent.
     HostUnreachable = "0300", Unavailable, "look at the host and its rollback-agent; rollbackctl agent list shows when it was last seen";
     /// The peer is not the agent it should be.

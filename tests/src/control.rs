@@ -164,7 +164,8 @@ impl Control {
             let agents = json["agents"].as_array().cloned().unwrap_or_default();
             let connected = |name: &&str| {
                 let ours = self.agents.get(*name).map(Agent::address);
-                let is_it = |a: &&serde_json::Value| a["name"] == **name && ours.is_none_or(|ours| a["address"] == ours);
+                let is_it =
+                    |a: &&serde_json::Value| a["name"] == **name && ours.is_none_or(|ours| a["address"] == ours);
                 agents.iter().find(is_it).is_some_and(|a| a["connected"] == true)
             };
             hosts.iter().all(connected)

@@ -175,6 +175,12 @@ impl Postgres {
         run(psql.args(["-Xq", "-v", "ON_ERROR_STOP=1", "--single-transaction", "-c", sql])).map(drop)
     }
 
+    /// Runs one statement as the owner of the database, in no transaction of others.
+    pub fn migrate_alone(&self, sql: &str) -> Result<()> {
+        let mut psql = self.client("psql", ROLE, DATABASE);
+        run(psql.args(["-Xq", "-v", "ON_ERROR_STOP=1", "-c", sql])).map(drop)
+    }
+
     /// Looks at a database that takes no connections: it takes them for that long. Others are looked at as they are.
     pub fn while_open<T>(&self, database: &str, look: impl FnOnce() -> Result<T>) -> Result<T> {
         let allow = |yes: bool| {

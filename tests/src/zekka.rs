@@ -3,6 +3,8 @@
 //! Files are in `tests/zekka`. v3.0.0 differs from v2.9.0 in everything that a release holds: its content, a migration
 //! (a column and a table), the env file and the nginx site.
 
+mod migrations;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,7 +17,7 @@ use serde_json::json;
 
 use crate::binaries::Binaries;
 use crate::nginx::{MANAGED_INCLUDE, Nginx, UPSTREAM_INCLUDE};
-use crate::postgres::Postgres;
+use crate::postgres::{DATABASE, Postgres};
 use crate::process::{self, run};
 use crate::wait;
 
@@ -31,6 +33,8 @@ pub enum Version {
     /// Differs from v2.9.0 in content and env file only.
     V2_9_1,
     V3_0_0,
+    /// Needs two migrations more than v3.0.0: a file with both ways, and an index that is made while others write.
+    V3_1_0,
 }
 
 /// What a version is made of, before the values of a fleet are filled in.
@@ -41,6 +45,7 @@ struct Content {
 }
 
 impl Version {
+    /// Those that are built in every form. The database alone makes v3.1.0 worth a story.
     pub const ALL: [Self; 3] = [Self::V2_9_0, Self::V2_9_1, Self::V3_0_0];
 
     pub fn name(self) -> &'static str {
@@ -48,6 +53,7 @@ impl Version {
             Self::V2_9_0 => "v2.9.0",
             Self::V2_9_1 => "v2.9.1",
             Self::V3_0_0 => "v3.0.0",
+            Self::V3_1_0 => "v3.1.0",
         }
     }
 
@@ -56,6 +62,7 @@ impl Version {
         match self {
             Self::V2_9_0 | Self::V2_9_1 => 1,
             Self::V3_0_0 => 2,
+            Self::V3_1_0 => 4,
         }
     }
 
@@ -65,6 +72,7 @@ impl Version {
             Self::V2_9_0 => "steady",
             Self::V2_9_1 => "steadier",
             Self::V3_0_0 => "shiny",
+            Self::V3_1_0 => "shinier",
         }
     }
 
@@ -72,7 +80,7 @@ impl Version {
     pub fn site(self) -> Self {
         match self {
             Self::V2_9_0 | Self::V2_9_1 => Self::V2_9_0,
-            Self::V3_0_0 => Self::V3_0_0,
+            Self::V3_0_0 | Self::V3_1_0 => Self::V3_0_0,
         }
     }
 
@@ -91,6 +99,11 @@ impl Version {
             Self::V3_0_0 => Content {
                 release: include_str!("../zekka/v3.0.0/release.json"),
                 env: include_str!("../zekka/v3.0.0/env.production"),
+                site: include_str!("../zekka/v3.0.0/zekka.conf"),
+            },
+            Self::V3_1_0 => Content {
+                release: include_str!("../zekka/v3.1.0/release.json"),
+                env: include_str!("../zekka/v3.1.0/env.production"),
                 site: include_str!("../zekka/v3.0.0/zekka.conf"),
             },
         }
@@ -115,26 +128,8 @@ impl Version {
     /// Does a deployment of it change the schema?
     fn migrates(self) -> bool {
         match self {
-            Self::V2_9_0 | Self::V3_0_0 => true,
+            Self::V2_9_0 | Self::V3_0_0 | Self::V3_1_0 => true,
             Self::V2_9_1 => false,
-        }
-    }
-
-    /// Number, name, up, down of the highest migration that it needs.
-    fn migration(self) -> (i64, &'static str, &'static str, &'static str) {
-        match self {
-            Self::V2_9_0 | Self::V2_9_1 => (
-                1,
-                "001_deals",
-                include_str!("../zekka/migrations/001_deals.up.sql"),
-                include_str!("../zekka/migrations/001_deals.down.sql"),
-            ),
-            Self::V3_0_0 => (
-                2,
-                "002_deal_stages",
-                include_str!("../zekka/migrations/002_deal_stages.up.sql"),
-                include_str!("../zekka/migrations/002_deal_stages.down.sql"),
-            ),
         }
     }
 }
@@ -327,22 +322,26 @@ impl Zekka {
             .replace("{upstream_include}", UPSTREAM_INCLUDE)
     }
 
-    /// Puts the migration's two files where the agent finds them, and applies it.
+    /// Puts the files of all migrations that the version needs where the agent finds them, and applies those that are not
+    /// applied yet.
     fn migrate_up(&self, postgres: &Postgres, version: Version) -> Result<()> {
-        let (number, name, up, down) = version.migration();
-        let before = self.down_extra.get(&version).map_or("", String::as_str);
         std::fs::create_dir_all(&self.migrations).context("make the directory of migrations")?;
-        std::fs::write(self.migrations.join(format!("{name}.up.sql")), up).context("write the up migration")?;
-        std::fs::write(
-            self.migrations.join(format!("{name}.down.sql")),
-            format!("{before}{down}"),
-        )
-        .context("write the down migration")?;
-        let table = "CREATE TABLE IF NOT EXISTS schema_migrations \
-                     (version bigint PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());";
-        postgres.migrate(&format!(
-            "{table}{up};INSERT INTO schema_migrations (version) VALUES ({number})"
-        ))
+        postgres.migrate(
+            "SET client_min_messages = warning; CREATE TABLE IF NOT EXISTS schema_migrations \
+             (version bigint PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now())",
+        )?;
+        let applied = postgres.psql(DATABASE, "SELECT version FROM schema_migrations")?;
+        let applied: Vec<&str> = applied.lines().collect();
+        for migration in migrations::ALL.iter().filter(|m| m.number <= version.schema()) {
+            if applied.contains(&migration.number.to_string().as_str()) {
+                continue;
+            }
+            let own = migration.number == version.schema();
+            let before = self.down_extra.get(&version).filter(|_| own).map_or("", String::as_str);
+            migration.write(&self.migrations, before)?;
+            migration.apply(postgres)?;
+        }
+        Ok(())
     }
 
     fn seed(&self, postgres: &Postgres) -> Result<()> {
@@ -368,9 +367,11 @@ impl Zekka {
         ))
     }
 
-    /// The down file of a version's migration.
+    /// The down file of the highest migration that a version needs.
     pub fn down_file(&self, version: Version) -> PathBuf {
-        self.migrations.join(format!("{}.down.sql", version.migration().1))
+        let highest = migrations::ALL.iter().rfind(|m| m.number <= version.schema());
+        let name = highest.map_or("none", |migration| migration.name);
+        self.migrations.join(format!("{name}.down.sql"))
     }
 
     /// The database's part of a deployment: the migration that the version brings, and data that it would have made.
@@ -382,6 +383,10 @@ impl Zekka {
             Version::V2_9_0 => self.seed(postgres),
             Version::V2_9_1 => Ok(()),
             Version::V3_0_0 => self.seed_stages(postgres),
+            Version::V3_1_0 => {
+                self.seed_stages(postgres)?;
+                postgres.migrate("UPDATE users SET display_name = 'User number ' || id WHERE id % 2 = 0")
+            }
         }
     }
 

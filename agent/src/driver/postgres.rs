@@ -1,21 +1,24 @@
-//! PostgreSQL: a database's schema as a revision, moved by the project's own migrations.
+//! PostgreSQL: a database's schema as a revision, moved by the project's own migrations, or by an exchange with a restored
+//! backup.
 //!
 //! - The revision is a fingerprint of the schema and the applied migrations ([`catalog`], [`versions`]).
 //! - `retain` archives the SQL of every applied migration, both ways, in the vault ([`archive`]).
 //! - `stage` makes a backup, restores it into a scratch database, proves it there by figures of every table
 //!   ([`backup`], [`figures`], [`scratch`]), and rehearses the way down and back up on it, comparing schema and data.
 //! - `snapshot` seals that backup.
-//! - `switch` runs the rehearsed SQL in one transaction that commits only at the recorded schema ([`migrate`]). What a down
+//! - `switch` runs the rehearsed SQL in one transaction that commits only at the recorded schema ([`migrate`]); what cannot
+//!   run in one, or belongs to the project's own tool, part by part, each recognised after a kill ([`travel`]). What a down
 //!   migration drops is kept ([`keep`], [`kept`]), and put back when the migration comes up again: in an undo, or in a
 //!   later rollback to the newer release ([`put_back`]).
+//! - Steps with `from_backup` go another way altogether: [`restore`]. Dumps of others are taken in by [`adopt`].
 //!
-//! Invariants: the live database is changed by `switch` only, by SQL that was rehearsed for this rollback on a restored
-//! copy of its data, after a backup was proven; and whole or not at all. No password is ever in an argument vector, an
+//! Invariants: the live database is changed by `switch` only, after a backup was proven: by what was rehearsed for this
+//! rollback on a restored copy of its data, or by an exchange with a restored and proven one. No password is ever in an argument vector, an
 //! environment, a log or a message; no content of a row is in a message ([`sql_error`]). A server that restarts is waited
 //! for ([`connect`]).
 //!
-//! Left out, on purpose or for now: migrations that cannot run in a transaction;
-//! other layouts than one up and one down file for each migration.
+//! Left out: physical backups, point-in-time recovery, encryption of dumps and of connections, clusters' roles and
+//! tablespaces.
 
 mod adopt;
 mod alone;

@@ -129,7 +129,7 @@ pub enum Event {
         /// W3C trace id (32 hex digits) and the caller's span id (16), so that every leader continues one trace.
         trace_id: String,
         parent_span_id: String,
-        /// What may be lost by restoring databases from backups; always there when the plan does that.
+        /// What may be lost by restoring databases from backups; there when the plan does that, and only then.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         consent: Option<Consent>,
     },

@@ -42,8 +42,8 @@ pub struct Consent {
 impl fmt::Display for Consent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.max_rows {
-            Some(rows) => write!(f, "the loss of at most {rows} rows"),
-            None => f.write_str("any loss of rows"),
+            Some(rows) => write!(f, "the loss of at most {rows} rows in each database"),
+            None => f.write_str("the loss of any number of rows"),
         }
     }
 }

@@ -104,6 +104,11 @@ pub(crate) fn undo_failed(step: &Step, action: Action, why: &Problem, cause: &Pr
 /// Why it is held, and the way on: the planner starts from what it finds, also from what is stopped or drained.
 pub(crate) fn held(cause: Problem, plan: &PlanBody) -> Problem {
     let go_on = go_on_with(plan);
+    let no_backup = if plan.restored_databases().next().is_some() {
+        " (it restores no backup: look first which database is live)"
+    } else {
+        ""
+    };
     // That runbook would take along what this plan was to leave.
     let emergency = if plan.changes.iter().all(|change| change.left.is_none()) {
         "; with `--runbook emergency` hosts that cannot come back are left out"
@@ -112,7 +117,7 @@ pub(crate) fn held(cause: Problem, plan: &PlanBody) -> Problem {
     };
     Problem {
         remedy: format!(
-            "{}; then go on with `{go_on}`, or go to another release in the same way{emergency}",
+            "{}; then go on with `{go_on}`{no_backup}, or go to another release in the same way{emergency}",
             cause.remedy
         ),
         ..cause

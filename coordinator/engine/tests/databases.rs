@@ -112,6 +112,15 @@ fn what_an_operator_says_of_databases_wins_over_the_runbook() {
     assert!(auto.body.schema_changes);
 }
 
+/// It would verify the fleet where it is, and end well.
+#[test]
+fn plan_that_would_take_nothing_back_is_refused() {
+    let fleet = demo(true);
+    let nothing = builtin("schema-only").with_database(DatabaseChoice::Keep);
+    let refused = plan(&fleet.observed, &fleet.release, &nothing).expect_err("a refusal");
+    assert_eq!(refused.reasons, [Refusal::NothingToChange]);
+}
+
 /// Agents from before restores do not know what `from_backup` asks of them: they would migrate.
 #[test]
 fn agent_that_cannot_restore_is_not_asked_to() {
@@ -311,6 +320,21 @@ fn restore_that_nobody_agreed_to_is_not_created() {
     assert_eq!(State::replay(read).expect("its own journal"), state);
 }
 
+/// `--accept-data-loss=all` in a script, and a plan that restores nothing: nobody shall read of a loss later.
+#[test]
+fn consent_to_nothing_is_not_written_down() {
+    let mut command = create(&demo(true).plan());
+    let Command::Create { consent, .. } = &mut command else {
+        panic!("create makes a Create")
+    };
+    *consent = Some(Consent { max_rows: None });
+    let events = decide(&State::New, &command).expect("a sound plan");
+    assert!(
+        matches!(events[..], [Event::Created { consent: None, .. }]),
+        "{events:?}"
+    );
+}
+
 fn loss(written: u64) -> DataLoss {
     let table = "public.users".to_owned();
     DataLoss {
@@ -411,6 +435,13 @@ fn way_on_from_a_held_rollback_keeps_to_what_was_chosen() {
         let Some(Ending::Held { cause }) = state.ending() else {
             panic!("{:?}", state.ending())
         };
+        let restores = plan.body.database == DatabaseChoice::Restore;
+        assert_eq!(
+            cause.remedy.contains("restores no backup"),
+            restores,
+            "{}",
+            cause.remedy
+        );
         let command = cause.remedy.split('`').nth(1).expect("a command");
         command
             .strip_prefix("rollbackctl fleet rollback --to v2.9.0")

@@ -176,6 +176,10 @@ fn runbook() -> impl Strategy<Value = Runbook> {
                     ..default_runbook()
                 }
                 .with_database(choice);
+                // That alone would take nothing back, and is refused.
+                if runbook.roles.iter().all(|role| !runbook.changes(*role)) {
+                    runbook.roles.insert(Role::App);
+                }
                 runbook.on_failure.stage = stage;
                 runbook.on_failure.protect = protect;
                 runbook.on_failure.database = database;

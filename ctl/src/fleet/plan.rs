@@ -42,8 +42,8 @@ pub struct TargetArgs {
     /// The release to go back to, or `previous`: the newest stable one that is not what runs now
     #[arg(long, value_name = "RELEASE")]
     pub to: String,
-    /// The procedure that shapes the plan: default, emergency (no batches, leaves out hosts that are gone), app-only (databases
-    /// stay), schema-only (only databases go back), restore (databases go back to a backup)
+    /// The procedure that shapes the plan: default, emergency (no batches, leaves out hosts that are gone), app-only (all but
+    /// databases go back), schema-only (only databases go back), restore (all goes back, databases to a backup)
     #[arg(long, value_name = "NAME", default_value = "default")]
     pub runbook: String,
     /// How databases go back [default: what the runbook says]

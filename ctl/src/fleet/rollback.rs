@@ -104,7 +104,7 @@ pub async fn run(session: &Session, args: RollbackArgs) -> anyhow::Result<ExitCo
             if let Some(consent) = consent {
                 output::note(&format!(
                     "agreed, for each database: {} may be lost",
-                    loss::consent(consent)
+                    loss::consent(consent, 1)
                 ));
             }
             Answer::Yes {

@@ -100,11 +100,16 @@ fn at_least(loss: &DataLoss) -> u64 {
     loss.tables.iter().fold(0, |sum, t| sum.saturating_add(t.written))
 }
 
-/// What somebody agreed to, in words: "at most 1,132 rows".
-pub fn consent(consent: Consent) -> String {
-    match consent.max_rows {
+/// What somebody agreed to in a plan that restores so many databases: "at most 1,132 rows", and that each of them may lose
+/// so many.
+pub fn consent(consent: Consent, databases: usize) -> String {
+    let rows = match consent.max_rows {
         Some(rows) => format!("at most {}", rows_of(rows)),
         None => "any number of rows".to_owned(),
+    };
+    match databases {
+        0 | 1 => rows,
+        n => format!("{rows} in each of {n} databases"),
     }
 }
 
@@ -196,7 +201,8 @@ fn backup(loss: &DataLoss) -> String {
 fn total(loss: &DataLoss, paint: Paint) -> String {
     let rows = rows_of(at_least(loss));
     match known(loss) {
-        Some(0) => "nothing".to_owned(),
+        // Rows that were deleted since come back: that is not nothing.
+        Some(0) if loss.tables.is_empty() => "nothing".to_owned(),
         Some(_) => paint.tone(Tone::Bad, &rows),
         None => {
             let why = clean(&loss.unknown);

@@ -21,7 +21,7 @@ pub fn render(details: &GetRollbackResponse, paint: Paint) -> String {
     }
     text.push('\n');
     text.push_str(&timings(&details.phases, paint));
-    text.push_str(&facts(summary, paint));
+    text.push_str(&facts(summary, details.plan.as_ref(), paint));
     let losses = loss::of_report(details, paint);
     if !losses.is_empty() {
         text.push('\n');
@@ -99,7 +99,7 @@ fn timings(phases: &[PhaseTiming], paint: Paint) -> String {
     }
 }
 
-fn facts(summary: &RollbackSummary, paint: Paint) -> String {
+fn facts(summary: &RollbackSummary, plan: Option<&Plan>, paint: Paint) -> String {
     let (start, end) = (
         timestamp(summary.started_at.as_ref()),
         timestamp(summary.ended_at.as_ref()),
@@ -128,8 +128,9 @@ fn facts(summary: &RollbackSummary, paint: Paint) -> String {
     fact("reason", &clean(&summary.reason));
     fact("incident", &clean(&summary.incident));
     fact("trace", &clean(&summary.trace_id));
-    let consent = summary.consent.map(loss::consent).unwrap_or_default();
-    fact("agreed loss", &consent);
+    let restored = plan.map_or(0, |plan| plan.changes.iter().filter(|c| c.from_backup).count());
+    let consent = summary.consent.map(|consent| loss::consent(consent, restored));
+    fact("agreed loss", &consent.unwrap_or_default());
     if let Some(problem) = &summary.problem {
         let code = paint.tone(Tone::Bad, &clean(&problem.code));
         fact("cause", &format!("{code} {}", clean(&problem.message)));
@@ -177,6 +178,13 @@ fn next(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>, pa
             "or go to another release: rollbackctl release list".to_owned(),
         ]
         .into_iter()
+        .chain(plan.filter(|plan| plan.changes.iter().any(|c| c.from_backup)).map(|_| {
+            format!(
+                "neither restores a backup; if one is not live yet and shall be: rollbackctl fleet rollback --to {release}{} \
+                 --accept-data-loss",
+                same(true)
+            )
+        }))
         // That runbook would take along what this rollback was to leave.
         .chain(plan.is_none_or(|plan| plan::left(plan).next().is_none()).then(|| {
             format!(

@@ -6,8 +6,10 @@ mod downtime;
 mod judge;
 mod kill_matrix;
 mod manual_sql;
+mod migrate;
 mod restore;
 mod restore_undo;
+mod runbooks;
 mod seen;
 mod users;
 
@@ -35,6 +37,16 @@ pub const ALL: &[Scenario] = &[
         name: "db-corrupt-backups",
         about: "hundreds of random corruptions of a sealed and of an adopted dump: each is noticed (--rounds, --seed)",
         tell: |o| corrupt_backups::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "db-migrate",
+        about: "three migrations of three kinds down at once and up again: what they drop is kept and put back",
+        tell: |o| migrate::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "db-runbooks",
+        about: "app-only, schema-only, emergency and restore, one after the other on the demo's fleet",
+        tell: |o| runbooks::tell(o).boxed_local(),
     },
     Scenario {
         name: "db-command-migrations",

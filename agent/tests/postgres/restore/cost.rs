@@ -1,10 +1,10 @@
 //! The loss that is reported is the loss that happens.
 
-use rollback_agent::driver::Severity;
-use rollback_proto::problem::Code;
+use rollback_agent::driver::{Action, Driver as _, Severity};
+use rollback_proto::problem::{Code, Problem};
 
 use super::{ANY, Restored, WRITTEN, at_most, table, written};
-use crate::fixture::{Fixture, UP_1, assert_failed};
+use crate::fixture::{Fixture, UP_1, assert_failed, blockers};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loss_beyond_the_consent_changes_nothing() {
@@ -21,6 +21,33 @@ async fn a_loss_beyond_the_consent_changes_nothing() {
     assert!(r.databases("_before_").await.is_empty());
     r.switch(Some(at_most(WRITTEN))).await.expect("switch");
     r.assert_restored().await;
+}
+
+/// To stop at the cutover costs an outage; what is known before shall not get that far.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loss_beyond_the_consent_is_said_as_soon_as_it_is_known() {
+    let r = Restored::new(false).await;
+    let prepare = async |rows| {
+        let step = r.step(Action::Prepare, Some(at_most(rows)));
+        r.f.driver.prepare(&step).await
+    };
+    let findings = prepare(WRITTEN - 1).await;
+    assert_eq!(
+        blockers(&findings).iter().map(|p| p.code).collect::<Vec<_>>(),
+        [Code::LossTooGreat]
+    );
+    assert_eq!(blockers(&prepare(WRITTEN).await), Vec::<&Problem>::new());
+    r.f.sql("INSERT INTO users (name) VALUES ('written after the plan was made')")
+        .await;
+    let staged = r.f.driver.stage(&r.step(Action::Stage, Some(at_most(WRITTEN)))).await;
+    assert_failed(staged, Code::LossTooGreat, "73 rows");
+    assert!(r.databases("rollbackctl_side_").await.is_empty());
+    assert!(
+        r.f.driver
+            .stage(&r.step(Action::Stage, Some(at_most(WRITTEN + 1))))
+            .await
+            .is_ok()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -32,6 +32,8 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
             if consent.is_none() && !restored.is_empty() {
                 return Err(Rejected::NoConsent(restored));
             }
+            // Consent to a loss that cannot be would read as if there had been one.
+            let consent = consent.filter(|_| !restored.is_empty());
             Ok(vec![Event::Created {
                 at: *at,
                 plan: plan.clone(),
@@ -40,7 +42,7 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
                 incident: incident.clone(),
                 trace_id: trace_id.clone(),
                 parent_span_id: parent_span_id.clone(),
-                consent: *consent,
+                consent,
             }])
         }
         (State::New, Command::StepEnded { .. } | Command::Resume { .. }) => Err(Rejected::NotCreated),

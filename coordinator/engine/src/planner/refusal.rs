@@ -12,6 +12,8 @@ use crate::release::{Action, Role};
 pub enum Refusal {
     #[error("the release names nothing that could be rolled back")]
     NothingInScope,
+    #[error("the runbook takes back databases only, and they are to stay")]
+    NothingToChange,
     #[error("{target}: the release names it twice")]
     NamedTwice { target: Target },
     #[error("{host}: the release names this host, but no such agent is enrolled")]
@@ -45,11 +47,14 @@ impl Refusal {
     pub fn remedy(&self) -> &'static str {
         match self {
             Refusal::NothingInScope => "choose a release that was recorded on this fleet",
+            Refusal::NothingToChange => "leave out --database keep, or choose another runbook",
             Refusal::NamedTwice { .. } => "record the release again",
             Refusal::UnknownHost { .. } => "enroll the host, or choose a release that does not need it",
             Refusal::DatabaseUnreachable { .. } => "bring the host and its agent back",
             Refusal::HostUnreachable { .. } | Refusal::TooManyUnreachable { .. } => {
-                "bring the hosts and their agents back, or leave them out: --runbook emergency"
+                // Whoever chose another runbook for the sake of a database must not lose that choice on the way.
+                "bring the hosts and their agents back, or leave them out: --runbook emergency, which takes back everything \
+                 else; --database says how databases go, or that they stay"
             }
             Refusal::NobodyReachable { .. } => "bring the hosts and their agents back",
             Refusal::UnknownComponent { .. } => "declare the component in the agent's configuration",
@@ -65,7 +70,10 @@ impl Refusal {
     /// The stable code of this reason.
     pub fn code(&self) -> &'static str {
         match self {
-            Refusal::NothingInScope | Refusal::NamedTwice { .. } | Refusal::RoleDiffers { .. } => "RB0202",
+            Refusal::NothingInScope
+            | Refusal::NothingToChange
+            | Refusal::NamedTwice { .. }
+            | Refusal::RoleDiffers { .. } => "RB0202",
             Refusal::UnknownHost { .. }
             | Refusal::HostUnreachable { .. }
             | Refusal::DatabaseUnreachable { .. }

@@ -70,6 +70,10 @@ pub(super) struct Scope<'a> {
 impl<'a> Scope<'a> {
     pub fn of(observed: &'a ObservedFleet, release: &Release, runbook: &Runbook) -> Result<Self, PlanRefused> {
         let mut refusals = Vec::new();
+        // Such a plan would verify what is there, and be taken for a rollback.
+        if !runbook.roles.iter().any(|role| runbook.changes(*role)) {
+            refusals.push(Refusal::NothingToChange);
+        }
         let mut members = Vec::new();
         let mut unreachable = Vec::new();
 

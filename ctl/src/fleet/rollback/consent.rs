@@ -7,7 +7,7 @@
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1::{Consent, Finding, Plan};
 
-use crate::output::loss::{expected, rows_of, thousands};
+use crate::output::loss::{self, expected, rows_of, thousands};
 use crate::output::text::{clean, name_some};
 
 /// Rows that may be written between the look and the exchange, beside a tenth of what the plan shows.
@@ -93,19 +93,13 @@ impl Shown {
 
     /// What has been agreed to, in words.
     pub fn words(&self, consent: Consent) -> String {
-        let each = match self.databases {
-            1 => String::new(),
-            n => format!(" in each of {n} databases"),
-        };
+        let agreed = loss::consent(consent, self.databases);
         let shown = if self.unknown.is_empty() {
             format!("the plan shows {}", thousands(self.total))
         } else {
             format!("the plan shows {}, and does not know all", thousands(self.total))
         };
-        match consent.max_rows {
-            Some(rows) => format!("agreed to the loss of at most {}{each}; {shown}", rows_of(rows)),
-            None => format!("agreed to any loss of rows{each}; {shown}"),
-        }
+        format!("agreed to the loss of {agreed}; {shown}")
     }
 
     /// What an operator has to type to agree. A habit does not type it.
@@ -117,29 +111,46 @@ impl Shown {
         }
     }
 
+    /// What the right answer agrees to.
+    fn offered(&self) -> Consent {
+        self.with_room().unwrap_or(Consent { max_rows: None })
+    }
+
+    /// Says what is agreed to before it is agreed to: the number that is typed is not the limit.
     pub fn question(&self) -> String {
-        let loss = if self.unknown.is_empty() {
-            format!("{} would be lost", rows_of(self.total))
+        let now = if self.unknown.is_empty() {
+            format!("{} would be lost now", rows_of(self.total))
         } else {
             "Nobody can tell yet how many rows would be lost".to_owned()
         };
-        format!("{loss}. To agree and start, type {}:", self.password())
+        let limit = loss::consent(self.offered(), self.databases);
+        let password = self.password();
+        format!("{now}. To agree to the loss of {limit}, and start, type {password}:")
     }
 
     /// `None`: that is no agreement.
     pub fn answered(&self, answer: &str) -> Option<Consent> {
         let answer = answer.trim();
-        if self.unknown.is_empty() {
-            number(answer).filter(|n| *n == self.total)?;
-            return self.with_room().ok();
-        }
-        (answer == self.password()).then_some(Consent { max_rows: None })
+        let agreed = if self.unknown.is_empty() {
+            number(answer) == Some(self.total)
+        } else {
+            answer == self.password()
+        };
+        agreed.then(|| self.offered())
     }
 
     /// What was said on the command line, applied to this plan.
     pub fn accepted(&self, accept: Accept) -> Result<Consent, Problem> {
         match accept {
             Accept::Shown => self.with_room(),
+            // Losses only grow: it would be found out when all has been restored and users are shut out.
+            Accept::Rows(rows) if rows < self.greatest => {
+                let (agreed, shown) = (rows_of(rows), rows_of(self.greatest));
+                let text =
+                    format!("the loss of at most {agreed} was agreed to, and a database would lose {shown} already");
+                Err(Problem::new(Code::ConsentNeeded, text)
+                    .remedy("agree to more: --accept-data-loss=ROWS, or as the plan shows it: --accept-data-loss"))
+            }
             Accept::Rows(rows) => Ok(Consent { max_rows: Some(rows) }),
             Accept::Any => Ok(Consent { max_rows: None }),
         }
@@ -200,7 +211,7 @@ mod tests {
     fn only_the_number_itself_agrees() {
         assert_eq!(
             known().question(),
-            "120 rows would be lost. To agree and start, type 120:"
+            "120 rows would be lost now. To agree to the loss of at most 1,132 rows, and start, type 120:"
         );
         assert_eq!(known().answered(" 120\n"), rows(1132));
         for no in ["", "y", "yes", "121", "12", "all"] {
@@ -219,12 +230,25 @@ mod tests {
             assert_eq!(unknown.answered("78,000"), None);
             assert_eq!(unknown.answered("yes"), None);
             assert_eq!(unknown.answered("all"), Some(Consent { max_rows: None }));
+            let question = unknown.question();
+            assert!(
+                question.contains("the loss of any number of rows, and start, type all:"),
+                "{question}"
+            );
             assert_eq!(
                 unknown.accepted(Accept::Rows(7)).ok(),
                 rows(7),
                 "it may be counted in time"
             );
         }
+    }
+
+    #[test]
+    fn too_little_is_refused_before_anything_is_restored() {
+        let refused = known().accepted(Accept::Rows(119)).expect_err("120 are lost already");
+        assert_eq!(refused.code, Code::ConsentNeeded);
+        assert!(refused.message.contains("120 rows"), "{}", refused.message);
+        assert_eq!(known().accepted(Accept::Rows(120)).ok(), rows(120));
     }
 
     #[test]
@@ -244,6 +268,11 @@ mod tests {
         assert_eq!(
             shown.words(consent),
             "agreed to the loss of at most 1,132 rows in each of 2 databases; the plan shows 140"
+        );
+        let question = shown.question();
+        assert!(
+            question.contains("at most 1,132 rows in each of 2 databases"),
+            "{question}"
         );
     }
 }

@@ -21,8 +21,11 @@ use serde_json::json;
 #[derive(Clone, Debug, Deserialize)]
 pub struct Release {
     pub version: String,
-    /// The highest migration that must be applied: this version works with no other schema.
+    /// The highest migration that this version was written for.
     pub schema: i64,
+    /// The highest one that it can live with. Without it: no other.
+    #[serde(default)]
+    pub schema_at_most: Option<i64>,
     /// Every second query for deals fails.
     #[serde(default)]
     pub faulty: bool,

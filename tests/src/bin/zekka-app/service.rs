@@ -91,7 +91,7 @@ fn failed(error: impl std::fmt::Display) -> Answer {
     )
 }
 
-/// 200 only if the database, where there is one, answers and its schema is the one that this version was written for.
+/// 200 only if the database, where there is one, answers and its schema is one that this version can live with.
 async fn health(State(service): State<Arc<Service>>) -> Answer {
     let release = &service.installation.release;
     if service.installation.fault().unhealthy {
@@ -109,7 +109,9 @@ async fn health(State(service): State<Arc<Service>>) -> Answer {
     let Some(pool) = &service.pool else { return healthy() };
     let schema = sqlx::query_scalar::<_, Option<i64>>("SELECT max(version)::bigint FROM schema_migrations");
     match schema.fetch_one(pool).await {
-        Ok(Some(schema)) if schema == release.schema => healthy(),
+        Ok(Some(schema)) if (release.schema..=release.schema_at_most.unwrap_or(release.schema)).contains(&schema) => {
+            healthy()
+        }
         Ok(found) => (
             StatusCode::SERVICE_UNAVAILABLE,
             Json(json!({ "status": "schema", "wanted": release.schema, "found": found })),

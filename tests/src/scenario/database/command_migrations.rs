@@ -108,7 +108,9 @@ async fn story(control: &mut Control, options: Options) -> Result<Found> {
     );
     ensure!(rows(&postgres, "users")? == USERS, "there are {USERS} users");
     let between = Seen::of(&postgres)?;
-    between.expect_same_but(&good, NOTES).context("v2.9.0 is not what it was")?;
+    between
+        .expect_same_but(&good, NOTES)
+        .context("v2.9.0 is not what it was")?;
 
     options.say("… and forward again, by the tool's way up …");
     let forth = control.ctl.roll_back("v3.0.0").await?.expect_code(0)?.json()?;
@@ -162,7 +164,11 @@ impl Project {
         let dir = control.host_dir(HOST);
         // It is not used where there is a tool.
         let common = postgres.component(&dir, &self.dir.join("migrations"), postgres.bin())?;
-        let common: String = common.lines().filter(|l| !l.starts_with("migrations")).map(|l| format!("{l}\n")).collect();
+        let common: String = common
+            .lines()
+            .filter(|l| !l.starts_with("migrations"))
+            .map(|l| format!("{l}\n"))
+            .collect();
         let vector = |script: &str| format!("[\"npm\", \"run\", \"--silent\", \"{script}\"]");
         Ok(format!(
             "{common}integrity = [\"SELECT count(*) > 0 FROM users\"]\n\

@@ -60,7 +60,12 @@ async fn story(control: &mut Control, options: Options) -> Result<Found> {
         std::fs::create_dir_all(made).with_context(|| format!("make {}", made.display()))?;
     }
     postgres.migrate("CREATE TABLE schema_migrations (version text PRIMARY KEY)")?;
-    up(&postgres, &migrations, FIRST, include_str!("../../../zekka/tool/migrations/20240101_session1_users.up.sql"))?;
+    up(
+        &postgres,
+        &migrations,
+        FIRST,
+        include_str!("../../../zekka/tool/migrations/20240101_session1_users.up.sql"),
+    )?;
     postgres.migrate(&format!(
         "INSERT INTO users (email) SELECT 'user' || n || '@zekka.example' FROM generate_series(1, {USERS}) n"
     ))?;
@@ -84,12 +89,14 @@ async fn story(control: &mut Control, options: Options) -> Result<Found> {
     refused(control, "RB0702").await?;
     for (what, check) in [("never holds", NEVER), ("holds on the copy only", ON_A_COPY_ONLY)] {
         options.say(format!("A check {what} …"));
-        std::fs::write(&by_hand, BY_HAND.replace("\nCOMMIT;", &format!("\n{check}COMMIT;"))).context("write the file")?;
+        std::fs::write(&by_hand, BY_HAND.replace("\nCOMMIT;", &format!("\n{check}COMMIT;")))
+            .context("write the file")?;
         let answer = refused(control, "RB0711").await?;
         let result = answer.json()?;
         ensure!(result["state"] == "undone", "it ended {}: {answer}", result["state"]);
         let now = Seen::of(&postgres)?;
-        now.expect_untouched(&before).with_context(|| format!("a check that {what}"))?;
+        now.expect_untouched(&before)
+            .with_context(|| format!("a check that {what}"))?;
     }
 
     options.say("All checks hold. Rolling back to v2.9.0 …");
@@ -99,7 +106,9 @@ async fn story(control: &mut Control, options: Options) -> Result<Found> {
     ensure!(versions == FIRST, "schema_migrations has {versions}");
     ensure!(rows(&postgres, "users")? == USERS, "there are {USERS} users");
     let between = Seen::of(&postgres)?;
-    between.expect_same_but(&good, "").context("v2.9.0 is not what it was")?;
+    between
+        .expect_same_but(&good, "")
+        .context("v2.9.0 is not what it was")?;
 
     options.say("… and forward again …");
     let forth = control.ctl.roll_back("v3.0.0").await?.expect_code(0)?.json()?;

@@ -54,7 +54,7 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
     expected.expect(&shown).context("the plan")?;
     let without = refused(fleet, &before, None, (3, "RB0208")).await?;
     options.say("… and with consent to 10 rows …");
-    let too_few = refused(fleet, &before, Some("10"), (5, "RB0710")).await?;
+    let too_few = refused(fleet, &before, Some("10"), (3, "RB0710")).await?;
 
     options.say(format!(
         "… and to {} rows, while users go on writing …",

@@ -54,7 +54,12 @@ impl Seen {
             before.schema,
             self.schema
         );
-        ensure!(self.data == before.data, "it held {:?}, and holds {:?}", before.data, self.data);
+        ensure!(
+            self.data == before.data,
+            "it held {:?}, and holds {:?}",
+            before.data,
+            self.data
+        );
         ensure!(
             self.databases == before.databases,
             "the databases were {:?}, and are {:?}",

@@ -18,7 +18,7 @@ use crate::wait;
 use crate::zekka::Version;
 
 pub const OLD: Version = Version::V2_9_0;
-pub const NEW: Version = Version::V3_0_0;
+pub const NEW: Version = Version::V3_1_0;
 
 /// Until the agent passes the point at which it is killed.
 const KILLED_WITHIN: Duration = Duration::from_secs(90);

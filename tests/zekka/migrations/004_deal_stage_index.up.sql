@@ -1,0 +1,1 @@
+CREATE INDEX CONCURRENTLY deals_stage ON deals (stage);
