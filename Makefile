@@ -8,7 +8,7 @@ WITH_DOCKER := tests/with-docker.sh
 BUILT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench kills scenarios test lint lint-tools dependencies
+.PHONY: help demo bench kills soak scenarios test lint lint-tools dependencies
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ bench: dependencies ## What users notice: requests that fail in a rolling rollba
 kills: dependencies ## Back and forth, with a kill -9 in another phase every time (ARGS="--rounds 64")
 	$(CARGO) build --workspace --bins
 	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run kill-sweep $(ARGS)
+
+soak: dependencies ## kill -9 between any two sub-steps of a database's rollback, all of them (ARGS="--rounds 10": a sample)
+	$(CARGO) build --workspace --bins
+	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run db-kill-matrix $(ARGS)
 
 scenarios: ## List the scenarios; run one with: cargo run -p fleet-tests --bin scenario -- run NAME
 	$(CARGO) run --quiet -p fleet-tests --bin scenario -- list

@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -26,6 +28,7 @@ pub struct Program {
     env: BTreeMap<OsString, OsString>,
     cwd: Option<PathBuf>,
     stdin: Option<Vec<u8>>,
+    held: Option<Arc<File>>,
     detached_output: bool,
     output_limit: usize,
 }
@@ -78,6 +81,7 @@ impl Program {
             env,
             cwd: None,
             stdin: None,
+            held: None,
             detached_output: false,
             output_limit: OUTPUT_LIMIT,
         }
@@ -119,6 +123,14 @@ impl Program {
         self
     }
 
+    /// Has this file as its standard input, and so have its children that do not replace it: a lock on the file is held for
+    /// as long as one of them lives, whatever becomes of us.
+    #[must_use]
+    pub fn holding(mut self, file: Arc<File>) -> Self {
+        self.held = Some(file);
+        self
+    }
+
     /// stdout and stderr go to /dev/null. For start vectors: a daemon that inherited our pipes would keep them open,
     /// and waiting for their end would wait for the daemon's.
     #[must_use]
@@ -153,10 +165,16 @@ impl Program {
         if let Some(cwd) = &self.cwd {
             command.current_dir(cwd);
         }
-        command.stdin(if self.stdin.is_some() {
-            Stdio::piped()
-        } else {
-            Stdio::null()
+        command.stdin(match &self.held {
+            Some(file) => file
+                .try_clone()
+                .map(Stdio::from)
+                .map_err(|source| ProgramError::Start {
+                    program: name.clone(),
+                    source,
+                })?,
+            None if self.stdin.is_some() => Stdio::piped(),
+            None => Stdio::null(),
         });
         let out = || {
             if self.detached_output {

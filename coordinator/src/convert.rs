@@ -1,5 +1,7 @@
 //! Between the wire's types and the engine's. Wire types stop here.
 
+mod databases;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -7,12 +9,14 @@ use jiff::Timestamp;
 use prost_types::{Duration as WireDuration, Timestamp as WireTimestamp};
 use rollback_engine::event::{Finding, Operation, Outcome, Problem, Receipt, Severity, StepResult};
 use rollback_engine::ids::Target;
-use rollback_engine::loss::{Consent, DataLoss, TableLoss};
-use rollback_engine::plan::{Change, DatabaseChoice, Plan, Step, Undo};
+use rollback_engine::plan::{Change, Plan, Step, Undo};
 use rollback_engine::release::{Action, Release, Revision, Role};
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem as CodedProblem};
 use rollback_proto::v1;
+
+pub use databases::{choice_from_wire, choice_to_wire, consent_from_wire, consent_to_wire};
+use databases::{loss_from_wire, loss_to_wire};
 
 use crate::store::{AgentRecord, ComponentRecord};
 
@@ -182,70 +186,6 @@ pub fn agent_to_wire(a: &AgentRecord, connected: bool, last_seen: Option<Timesta
         components: a.components.iter().map(component_to_wire).collect(),
         labels: a.labels.clone().into_iter().collect(),
         certificate_expires: Some(timestamp(a.certificate_expires)),
-    }
-}
-
-pub fn choice_to_wire(choice: DatabaseChoice) -> v1::DatabaseChoice {
-    match choice {
-        DatabaseChoice::Auto => v1::DatabaseChoice::Auto,
-        DatabaseChoice::Keep => v1::DatabaseChoice::Keep,
-        DatabaseChoice::Migrate => v1::DatabaseChoice::Migrate,
-        DatabaseChoice::Restore => v1::DatabaseChoice::Restore,
-    }
-}
-
-/// `None`: what the runbook says. A number that this version does not know must not become that.
-pub fn choice_from_wire(number: i32) -> Result<Option<DatabaseChoice>, CodedProblem> {
-    match v1::DatabaseChoice::try_from(number) {
-        Ok(v1::DatabaseChoice::Unspecified) => Ok(None),
-        Ok(v1::DatabaseChoice::Auto) => Ok(Some(DatabaseChoice::Auto)),
-        Ok(v1::DatabaseChoice::Keep) => Ok(Some(DatabaseChoice::Keep)),
-        Ok(v1::DatabaseChoice::Migrate) => Ok(Some(DatabaseChoice::Migrate)),
-        Ok(v1::DatabaseChoice::Restore) => Ok(Some(DatabaseChoice::Restore)),
-        Err(_) => {
-            let message = format!("the request says {number} of databases, which this coordinator does not know");
-            Err(CodedProblem::new(Code::BadRequest, message).remedy("update the coordinator, then try again"))
-        }
-    }
-}
-
-pub fn consent_to_wire(consent: Consent) -> v1::Consent {
-    v1::Consent {
-        max_rows: consent.max_rows,
-    }
-}
-
-pub fn consent_from_wire(consent: v1::Consent) -> Consent {
-    Consent {
-        max_rows: consent.max_rows,
-    }
-}
-
-fn loss_to_wire(loss: &DataLoss) -> v1::DataLoss {
-    let table = |t: &TableLoss| v1::TableLoss {
-        table: t.table.clone(),
-        written: t.written,
-        replaced: t.replaced,
-    };
-    v1::DataLoss {
-        backup: loss.backup.clone(),
-        taken_at: loss.taken_at.clone(),
-        tables: loss.tables.iter().map(table).collect(),
-        unknown: loss.unknown.clone(),
-    }
-}
-
-fn loss_from_wire(loss: v1::DataLoss) -> DataLoss {
-    let table = |t: v1::TableLoss| TableLoss {
-        table: t.table,
-        written: t.written,
-        replaced: t.replaced,
-    };
-    DataLoss {
-        backup: loss.backup,
-        taken_at: loss.taken_at,
-        tables: loss.tables.into_iter().map(table).collect(),
-        unknown: loss.unknown,
     }
 }
 
@@ -470,56 +410,4 @@ fn release_digest(release: &Release) -> String {
         hash.update(format!("{} {}\n", entry.target, entry.revision.digest));
     }
     hex::encode(hash.finalize())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn choice_that_is_not_known_is_not_what_the_runbook_says() {
-        assert_eq!(choice_from_wire(0).expect("nothing was said"), None);
-        for choice in [
-            DatabaseChoice::Auto,
-            DatabaseChoice::Keep,
-            DatabaseChoice::Migrate,
-            DatabaseChoice::Restore,
-        ] {
-            let number = choice_to_wire(choice).into();
-            assert_eq!(choice_from_wire(number).expect("a known choice"), Some(choice));
-        }
-        assert_eq!(
-            choice_from_wire(99).expect_err("from the future").code,
-            Code::BadRequest
-        );
-    }
-
-    #[test]
-    fn loss_survives_the_way_through_the_journal() {
-        let loss = v1::DataLoss {
-            backup: "db-20261121".to_owned(),
-            taken_at: "2026-11-21T03:00:00Z".to_owned(),
-            tables: vec![v1::TableLoss {
-                table: "public.users".to_owned(),
-                written: 100,
-                replaced: 3,
-            }],
-            unknown: "public.events: it took too long".to_owned(),
-        };
-        let outcome = outcome_from_wire(v1::Outcome {
-            status: v1::outcome::Status::Succeeded.into(),
-            findings: vec![v1::Finding {
-                severity: v1::Severity::Warning.into(),
-                loss: Some(loss.clone()),
-                ..v1::Finding::default()
-            }],
-            loss: Some(loss.clone()),
-            ..v1::Outcome::default()
-        });
-        let json = serde_json::to_string(&outcome).expect("an outcome is JSON");
-        let read: Outcome = serde_json::from_str(&json).expect("its own output");
-        let told = read.loss.as_ref().map(loss_to_wire);
-        assert_eq!(told.as_ref(), Some(&loss));
-        assert_eq!(read.findings[0].loss, read.loss);
-    }
 }

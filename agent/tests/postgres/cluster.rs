@@ -132,6 +132,18 @@ impl Cluster {
         tokio::task::spawn_blocking(work).await.expect("pg_ctl");
     }
 
+    /// Stops the server and brings it up again as a standby that takes over: on another timeline.
+    pub async fn promote(&'static self) {
+        self.control(&["stop", "-m", "fast"]).await;
+        let signal = self.data.join("standby.signal");
+        std::fs::write(&signal, "").expect("write standby.signal");
+        if rustix::process::geteuid().is_root() {
+            run(Command::new("chown").arg("postgres:").arg(&signal));
+        }
+        self.control(&["start"]).await;
+        self.control(&["promote"]).await;
+    }
+
     pub async fn try_connect(&self, database: &str) -> Result<PgConnection, sqlx::Error> {
         PgConnectOptions::new_without_pgpass()
             .socket(&self.socket)

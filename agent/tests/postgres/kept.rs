@@ -207,3 +207,29 @@ async fn what_does_not_fit_any_more_is_left_alone_and_named() {
     assert_eq!(f.text("SELECT min(score) FROM users").await, "none");
     assert_eq!(f.kept_schemas().await, "2");
 }
+
+#[tokio::test]
+async fn values_find_their_rows_by_the_key_and_not_by_what_its_index_includes() {
+    let f = Fixture::empty().await;
+    let users = "CREATE TABLE people (id int, name text, PRIMARY KEY (id) INCLUDE (name))";
+    f.write("001_people", users, Some("DROP TABLE people"));
+    f.apply("001").await;
+    let old = f.driver_retain("v1").await.revision;
+    f.write(
+        "002_score",
+        "ALTER TABLE people ADD COLUMN score int",
+        Some("ALTER TABLE people DROP COLUMN score"),
+    );
+    f.apply("002").await;
+    f.sql("INSERT INTO people VALUES (1, 'a', 7), (2, 'b', 8)").await;
+    let new = f.driver_retain("v2").await.revision;
+    f.stage(&new, &old).await.expect("stage");
+    f.switch(&new, &old).await.expect("down");
+    f.sql("UPDATE people SET name = 'c' WHERE id = 1").await;
+    f.switch(&old, &new).await.expect("up");
+    assert_eq!(
+        f.text("SELECT string_agg(concat(id, name, score), ' ' ORDER BY id) FROM people")
+            .await,
+        "1c7 2b8"
+    );
+}

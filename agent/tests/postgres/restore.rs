@@ -5,6 +5,7 @@ mod kills;
 mod refusals;
 mod round_trip;
 mod sessions;
+mod surprises;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,10 @@ pub const OLD_CONTENT: &str =
     "SELECT md5(string_agg(concat_ws('|', id, name, status, created), ';' ORDER BY id)) FROM users";
 
 pub const ANY: Consent = Consent { max_rows: None };
+/// Known, and never too much: the loss is counted before the exchange.
+pub const PLENTY: Consent = Consent {
+    max_rows: Some(1_000_000),
+};
 
 pub fn at_most(rows: u64) -> Consent {
     Consent { max_rows: Some(rows) }
@@ -165,12 +170,31 @@ impl Restored {
 
     /// Changes what is written beside the backup.
     pub fn edit_manifest(&self, edit: impl FnOnce(&mut serde_json::Value)) {
-        let path = self.manifest();
-        let bytes = std::fs::read(&path).expect("read the manifest");
-        let mut manifest = serde_json::from_slice(&bytes).expect("JSON");
-        edit(&mut manifest);
-        std::fs::write(&path, manifest.to_string()).expect("write the manifest");
+        edit_json(&self.manifest(), edit);
     }
+
+    /// The same, of the backup that shows a revision.
+    pub fn edit_manifest_of(&self, revision: &str, edit: impl FnOnce(&mut serde_json::Value)) {
+        let found = self
+            .f
+            .driver
+            .backups()
+            .expect("list")
+            .into_iter()
+            .find(|b| b.revision == revision);
+        let path = found
+            .expect("a backup of the revision")
+            .path
+            .replace(".dump", ".manifest.json");
+        edit_json(std::path::Path::new(&path), edit);
+    }
+}
+
+fn edit_json(path: &std::path::Path, edit: impl FnOnce(&mut serde_json::Value)) {
+    let bytes = std::fs::read(path).expect("read the manifest");
+    let mut manifest = serde_json::from_slice(&bytes).expect("JSON");
+    edit(&mut manifest);
+    std::fs::write(path, manifest.to_string()).expect("write the manifest");
 }
 
 /// A driver in another process: what it needs to make the same one.

@@ -316,6 +316,7 @@ fn restore_that_nobody_agreed_to_is_not_created() {
         .map(|e| serde_json::to_string(e).expect("JSON"))
         .collect();
     assert!(json[0].contains(r#""consent":{"max_rows":1132}"#), "{}", json[0]);
+    assert_eq!(CONSENT.to_string(), "the loss of at most 1132 rows in each database");
     let read = json.iter().map(|e| serde_json::from_str::<Event>(e).expect("an event"));
     assert_eq!(State::replay(read).expect("its own journal"), state);
 }

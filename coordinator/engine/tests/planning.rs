@@ -444,6 +444,12 @@ fn every_reason_to_refuse_is_named() {
             },
         ]
     );
+    let unreachable = Refusal::HostUnreachable {
+        host: "app-5".into(),
+        reason: String::new(),
+    };
+    // Or `--runbook app-only` would become a rollback with its databases.
+    assert!(unreachable.remedy().contains("--database"), "{}", unreachable.remedy());
     let message = plan(&fleet.observed, &fleet.release, &default_runbook())
         .expect_err("a refusal")
         .to_string();

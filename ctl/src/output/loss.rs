@@ -1,5 +1,5 @@
-//! What restores of databases cost: before, as the plan's findings have it, and afterwards, as it was counted when the
-//! writers had stopped. Something unknown is always said, and never becomes a number.
+//! What restores of databases cost: before, as the plan's findings have it, and afterwards, as it was counted when nobody
+//! could write any more. Something unknown is always said, and never becomes a number.
 
 use rollback_proto::v1::outcome::Status;
 use rollback_proto::v1::{Action, Consent, DataLoss, Finding, GetRollbackResponse, Plan, StepReport, TableLoss};
@@ -66,7 +66,8 @@ pub enum Fate {
     Unclear,
 }
 
-/// Every restore that was begun, with what was counted.
+/// Every restore that was begun, with what was counted: by the switch, before it exchanged the two, when somebody had set a
+/// limit; otherwise when the rollback was finished, in the database that had been put aside.
 pub fn counted(details: &GetRollbackResponse) -> impl Iterator<Item = Counted<'_>> {
     let status = |step: &StepReport| {
         let status = step.outcome.as_ref().map_or(0, |o| o.status);
@@ -74,7 +75,14 @@ pub fn counted(details: &GetRollbackResponse) -> impl Iterator<Item = Counted<'_
     };
     let forward = |s: &&StepReport| !s.undo && s.action == i32::from(Action::Switch);
     details.steps.iter().filter(forward).filter_map(move |step| {
-        let loss = step.outcome.as_ref()?.loss.as_ref()?;
+        let of_step = |s: &&'_ StepReport| -> bool {
+            !s.undo && s.action == i32::from(Action::Finish) && (&s.host, &s.component) == (&step.host, &step.component)
+        };
+        let finish = details.steps.iter().find(of_step);
+        let loss = [finish, Some(step)]
+            .into_iter()
+            .flatten()
+            .find_map(|s| s.outcome.as_ref()?.loss.as_ref())?;
         let back = details.steps.iter().find(|s| s.undo && s.id == step.id);
         let fate = match (status(step), back.map(status)) {
             (Status::Succeeded, None) => Fate::Lost,
@@ -273,6 +281,23 @@ mod tests {
     }
 
     /// Not even when some tables could be counted.
+    /// Who agrees to any loss does not wait for the figures; they come with the finish.
+    #[test]
+    fn what_the_finish_counted_is_what_was_lost() {
+        let mut details = restore::details(Fate::Lost);
+        let mut finish = details.steps[0].clone();
+        (finish.id, finish.action) = (99, i32::from(Action::Finish));
+        details.steps.push(finish);
+        let outcome = details.steps[0].outcome.as_mut().expect("an outcome");
+        let not_yet = outcome.loss.as_mut().expect("a loss");
+        not_yet.tables.clear();
+        not_yet.unknown = "counted when the rollback is finished".to_owned();
+        let rows = |details: &GetRollbackResponse| counted(details).map(|c| known(c.loss)).collect::<Vec<_>>();
+        assert_eq!(rows(&details), [Some(120)]);
+        details.steps.pop();
+        assert_eq!(rows(&details), [None]);
+    }
+
     #[test]
     fn unknown_is_never_a_number() {
         let mut loss = restore::loss();
@@ -282,5 +307,15 @@ mod tests {
         let response = restore::plan_response();
         let plan = response.plan.as_ref().expect("has a plan");
         assert_eq!(expected(plan, &[])[0].rows(), None);
+    }
+
+    /// Rows that were deleted on purpose come back: no row is lost, and something happens all the same.
+    #[test]
+    fn nothing_is_said_only_of_nothing() {
+        let mut loss = restore::loss();
+        loss.tables.iter_mut().for_each(|t| t.written = 0);
+        assert_eq!(total(&loss, Paint::PLAIN), "0 rows");
+        loss.tables.clear();
+        assert_eq!(total(&loss, Paint::PLAIN), "nothing");
     }
 }

@@ -128,8 +128,8 @@ fn facts(summary: &RollbackSummary, plan: Option<&Plan>, paint: Paint) -> String
     fact("reason", &clean(&summary.reason));
     fact("incident", &clean(&summary.incident));
     fact("trace", &clean(&summary.trace_id));
-    let restored = plan.map_or(0, |plan| plan.changes.iter().filter(|c| c.from_backup).count());
-    let consent = summary.consent.map(|consent| loss::consent(consent, restored));
+    let databases = plan.map_or(0, restored);
+    let consent = summary.consent.map(|consent| loss::consent(consent, databases));
     fact("agreed loss", &consent.unwrap_or_default());
     if let Some(problem) = &summary.problem {
         let code = paint.tone(Tone::Bad, &clean(&problem.code));
@@ -139,6 +139,11 @@ fn facts(summary: &RollbackSummary, plan: Option<&Plan>, paint: Paint) -> String
     let hosts = name_some(summary.failed_hosts.iter().map(String::as_str), NAMED_HOSTS);
     fact("failed hosts", &hosts);
     text
+}
+
+/// Databases that the plan takes to backups.
+fn restored(plan: &Plan) -> usize {
+    plan.changes.iter().filter(|c| c.from_backup).count()
 }
 
 /// Where to go from here.
@@ -168,23 +173,23 @@ fn next(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>, pa
                 same(false)
             ),
         ],
-        (RollbackState::Held, _) => vec![
+        (RollbackState::Held, _) => [
             "see what runs now: rollbackctl fleet status".to_owned(),
             format!("see every step: rollbackctl rollback show {id}"),
             format!(
                 "mend what the cause names, then go on: rollbackctl fleet rollback --to {release}{}",
                 same(false)
             ),
-            "or go to another release: rollbackctl release list".to_owned(),
         ]
         .into_iter()
-        .chain(plan.filter(|plan| plan.changes.iter().any(|c| c.from_backup)).map(|_| {
+        .chain(plan.filter(|plan| restored(plan) > 0).map(|_| {
             format!(
-                "neither restores a backup; if one is not live yet and shall be: rollbackctl fleet rollback --to {release}{} \
-                 --accept-data-loss",
+                "that restores no backup; if one is not live yet and still shall be: rollbackctl fleet rollback --to \
+                 {release}{} --accept-data-loss",
                 same(true)
             )
         }))
+        .chain(["or go to another release: rollbackctl release list".to_owned()])
         // That runbook would take along what this rollback was to leave.
         .chain(plan.is_none_or(|plan| plan::left(plan).next().is_none()).then(|| {
             format!(
@@ -246,6 +251,18 @@ mod tests {
             .map(|(state, blocked)| render(&samples::details(state, blocked), Paint::PLAIN))
             .collect();
         golden!("summaries", all.join("\n----------\n\n"));
+    }
+
+    /// Each agent counts its own: twice as many may be gone.
+    #[test]
+    fn limit_of_each_database_is_said_to_be_that() {
+        let mut details = samples::restore::details(crate::output::loss::Fate::Lost);
+        let plan = details.plan.as_mut().expect("has a plan");
+        let mut other = plan.changes.iter().find(|c| c.from_backup).expect("a restore").clone();
+        other.host = "db-2".to_owned();
+        plan.changes.push(other);
+        let text = render(&details, Paint::PLAIN);
+        assert!(text.contains("at most 1,132 rows in each of 2 databases"), "{text}");
     }
 
     #[test]

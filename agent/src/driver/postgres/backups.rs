@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use jiff::{SignedDuration, Timestamp};
+use rollback_proto::kill_point;
 use rollback_proto::problem::{Code, Problem};
 use serde::Serialize;
 
@@ -55,7 +57,11 @@ impl Sealed {
     }
 }
 
-/// All of a component's database, the newest first. Empty when there is no directory yet.
+/// What is dated later than this from now was dated by a wrong clock, then or now; a dump's own header may be off by a time
+/// zone.
+const FUTURE: SignedDuration = SignedDuration::from_hours(24);
+
+/// All of a component's database, the newest first; what is dated in the future comes last. Empty when there is no directory yet.
 pub(super) fn list(config: &PostgresConfig, component: &str) -> Result<Vec<Sealed>, Problem> {
     let dir = &config.backups;
     let failed = |e: std::io::Error| file_problem(format!("read {}", dir.display()), &e);
@@ -69,7 +75,9 @@ pub(super) fn list(config: &PostgresConfig, component: &str) -> Result<Vec<Seale
         found.extend(read(&entry.map_err(failed)?.path()));
     }
     found.retain(|b| b.manifest.database == config.database && b.manifest.component == component);
-    found.sort_by(|a, b| (b.manifest.taken_at, &b.name).cmp(&(a.manifest.taken_at, &a.name)));
+    let now = Timestamp::now();
+    let sane = |b: &Sealed| b.manifest.taken_at.duration_since(now) <= FUTURE;
+    found.sort_by(|a, b| (sane(b), b.manifest.taken_at, &b.name).cmp(&(sane(a), a.manifest.taken_at, &a.name)));
     Ok(found)
 }
 
@@ -92,14 +100,36 @@ fn read(path: &Path) -> Option<Sealed> {
 /// The backup that a restore to a revision takes: the newest that was restored once, is there, and kept what the integrity
 /// checks ask; if none did, the newest all the same.
 pub(super) fn newest_of(config: &PostgresConfig, component: &str, revision: &str) -> Result<Option<Sealed>, Problem> {
-    let mut fit = list(config, component)?;
-    fit.retain(|b| b.shows(revision) && b.is_whole());
-    let best = fit.iter().position(|b| b.manifest.broken.is_empty()).unwrap_or(0);
-    Ok(fit.into_iter().nth(best))
+    Ok(best(&list(config, component)?, revision).cloned())
 }
 
-/// Deletes backups of our own making that are neither among the newest `retain_backups`, nor the newest proven one of a
-/// recorded revision; of the latter at most `retain_backups` more are spared. Never `keep`, and never a dump that was
+fn best<'a>(all: &'a [Sealed], revision: &str) -> Option<&'a Sealed> {
+    let mut fit = all.iter().filter(|b| b.shows(revision) && b.is_whole());
+    let keeps = fit.clone().find(|b| b.manifest.broken.is_empty());
+    keeps.or_else(|| fit.next())
+}
+
+/// What to do about a backup that turned out to be damaged: which one there is instead, and how it is chosen.
+pub(super) fn instead_of(damaged: &Sealed, config: &PostgresConfig, component: &str, revision: &str) -> String {
+    let all = list(config, component).unwrap_or_default();
+    let next = all
+        .iter()
+        .find(|b| b.name != damaged.name && b.shows(revision) && b.is_whole());
+    let aside = format!("move {} away", damaged.manifest_path.display());
+    match next {
+        Some(next) => format!(
+            "it is damaged: {aside}, and a restore takes {} of {}",
+            next.name, next.manifest.taken_at
+        ),
+        None => format!(
+            "it is damaged, and there is no other one of this release: {aside}, and take in another dump: rollback-agent \
+             database adopt {component} DUMP"
+        ),
+    }
+}
+
+/// Deletes backups of our own making that are neither among the newest `retain_backups`, nor the one of a recorded revision
+/// that a restore would take; of the latter at most `retain_backups` more are spared. Never `keep`, and never a dump that was
 /// taken in: that one is somebody else's.
 pub(super) fn retire(
     config: &PostgresConfig,
@@ -107,30 +137,35 @@ pub(super) fn retire(
     keep: &Path,
     recorded: impl Fn(&str) -> bool,
 ) -> Result<usize, Problem> {
-    let own = list(config, component)?
-        .into_iter()
-        .filter(|b| b.manifest.external.is_none());
+    let mut own = list(config, component)?;
+    own.retain(|b| b.manifest.external.is_none());
     let limit = config.retain_backups as usize;
-    let (mut covered, mut spared, mut retired) = (BTreeSet::new(), 0, 0);
-    for (place, backup) in own.enumerate() {
+    let wanted: BTreeSet<&str> = own
+        .iter()
+        .filter_map(|b| best(&own, &b.manifest.revision))
+        .map(|b| b.name.as_str())
+        .collect();
+    let (mut spared, mut retired) = (0, 0);
+    for (place, backup) in own.iter().enumerate() {
         let revision = &backup.manifest.revision;
-        // Backups come the newest first: the first of a revision that could be restored is the one to keep.
-        let first = backup.shows(revision) && backup.is_whole() && covered.insert(revision.clone());
+        let wanted = wanted.contains(backup.name.as_str());
         if place < limit || backup.dump.path == keep {
             continue;
         }
-        if first && spared < limit && recorded(revision) {
+        if wanted && spared < limit && recorded(revision) {
             spared += 1;
             continue;
         }
-        // Without its manifest a dump is no backup any more: a kill in between leaves nothing that could be mistaken.
-        for file in [&backup.manifest_path, &backup.dump.path] {
+        // Without its dump a manifest is no backup any more, and the next time it is found and goes, too. The other way
+        // round a kill in between would leave a dump that nobody lists, for good.
+        for file in [&backup.dump.path, &backup.manifest_path] {
             match std::fs::remove_file(file) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(file_problem(format!("remove {}", file.display()), &e));
                 }
                 Ok(()) | Err(_) => {}
             }
+            kill_point::pass(|| "retire.file_removed".to_owned());
         }
         retired += 1;
     }

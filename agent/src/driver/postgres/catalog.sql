@@ -37,7 +37,9 @@ SELECT format('column %s.%I', rel.name, a.attname), concat_ws(' ', format_type(a
          THEN (SELECT format('collate %I.%I', cn.nspname, co.collname) FROM pg_collation co
                JOIN pg_namespace cn ON cn.oid = co.collnamespace WHERE co.oid = a.attcollation) END,
     CASE WHEN a.attnotnull THEN 'not null' END,
-    CASE WHEN a.attgenerated <> '' THEN 'generated as ' ELSE 'default ' END || pg_get_expr(d.adbin, d.adrelid),
+    -- From 18 on a column can be computed when it is read.
+    CASE a.attgenerated WHEN '' THEN 'default ' WHEN 'v' THEN 'generated virtual as ' ELSE 'generated as ' END
+        || pg_get_expr(d.adbin, d.adrelid),
     CASE a.attidentity WHEN 'a' THEN 'identity always' WHEN 'd' THEN 'identity by default' END)
 FROM rel JOIN pg_attribute a ON a.attrelid = rel.oid JOIN pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum

@@ -147,9 +147,12 @@ impl Connector {
             passing: is_passing(&error),
             problem: sql_problem(Code::DatabaseDown, place(), &error),
         };
-        // From 14 on the server notices within a second that the agent was killed; before, only when it next writes.
+        // From 14 on the server notices within a second that the agent was killed; before, only when it next writes. From
+        // 17 on it can limit whole transactions, which is meant for the application's: a copy of a large table takes long.
         let watch = "DO $$ BEGIN IF current_setting('server_version_num')::int >= 140000 THEN \
-                     PERFORM set_config('client_connection_check_interval', '1s', false); END IF; END $$";
+                     PERFORM set_config('client_connection_check_interval', '1s', false); END IF; \
+                     IF current_setting('server_version_num')::int >= 170000 THEN \
+                     PERFORM set_config('transaction_timeout', '0', false); END IF; END $$";
         let reader = "SELECT set_config('search_path', '', false), set_config('bytea_output', 'hex', false), \
                       set_config('DateStyle', 'ISO, YMD', false), set_config('IntervalStyle', 'postgres', false), \
                       set_config('TimeZone', 'UTC', false), set_config('extra_float_digits', '1', false), \

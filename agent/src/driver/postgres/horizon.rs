@@ -9,7 +9,7 @@
 //!   snapshot's end that may belong to one are looked into ([`Horizon::read`]).
 //! - Transaction numbers have 32 bits on the disk. Rows frozen long ago keep theirs, which by then may look as if it
 //!   were to come: such rows are old. A horizon that is itself too old says nothing ([`Horizon::blind`]).
-//! - A number means something in one database of one cluster only. In any other the answer is "unknown", never 0.
+//! - A number means something in one database of one cluster only, and on one timeline of it. In any other the answer is "unknown", never 0.
 
 use std::collections::BTreeMap;
 
@@ -34,6 +34,10 @@ const FIRST_NORMAL: u32 = 3;
 pub(super) struct Horizon {
     /// The cluster: its identifier, as text, because JSON's numbers are not exact for it.
     system: String,
+    /// Its timeline: another one began when another server took over, or when the cluster was restored to an earlier time.
+    /// Numbers that were given out and lost then are given out again. Empty in manifests of earlier versions.
+    #[serde(default)]
+    timeline: String,
     /// The database's OID: it keeps it when it is renamed.
     pub database: u32,
     /// Transactions from here on had not begun (64 bits, with epoch).
@@ -77,13 +81,19 @@ const TABLES: &str =
     ORDER BY bytes DESC, 1, 2";
 
 impl Stretch {
-    /// Every table, the biggest first, in stretches of at most `most` bytes where the server can read stretches.
-    pub async fn all(c: &mut PgConnection, most: u64) -> Result<Vec<Self>, sqlx::Error> {
+    /// Every table, the biggest first. One that is more than half of everything, and than `least` bytes, comes in stretches,
+    /// where the server can read such.
+    pub async fn all(c: &mut PgConnection, least: u64) -> Result<Vec<Self>, sqlx::Error> {
         let version: i32 = sqlx::query_scalar("SELECT current_setting('server_version_num')::int")
             .fetch_one(&mut *c)
             .await?;
         let rows = sqlx::query(TABLES).fetch_all(c).await?;
         let mut all = Vec::new();
+        let mut total: u64 = 0;
+        for row in &rows {
+            total = total.saturating_add(u64::try_from(row.try_get::<i64, _>("bytes")?).unwrap_or_default());
+        }
+        let most = least.max(total.div_ceil(2));
         for row in &rows {
             let (schema, name): (String, String) = (row.try_get("schema")?, row.try_get("name")?);
             let positive = |column: &str| {
@@ -134,10 +144,12 @@ impl Horizon {
         )
         .fetch_one(&mut *c)
         .await?;
+        let timeline = timeline(c).await?;
         let (low, end): (i64, i64) = (row.try_get("low")?, row.try_get("high")?);
         let running: Vec<i64> = row.try_get("running")?;
         let mut horizon = Self {
             system: row.try_get("system")?,
+            timeline,
             database: u32::try_from(row.try_get::<i64, _>("database")?).unwrap_or_default(),
             end,
             unseen: running.clone(),
@@ -199,13 +211,16 @@ impl Horizon {
                     (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) AS database,
                     (SELECT system_identifier::text FROM pg_control_system()) AS system",
         )
-        .fetch_one(c)
+        .fetch_one(&mut *c)
         .await?;
         let now: i64 = row.try_get("now")?;
+        let timeline = timeline(c).await?;
         Ok(if row.try_get::<String, _>("system")? != self.system {
             Some("the backup was made on another server".to_owned())
         } else if row.try_get::<i64, _>("database")? != i64::from(self.database) {
             Some("the backup was made of another database, or the database was exchanged since".to_owned())
+        } else if !self.timeline.is_empty() && timeline != self.timeline {
+            Some("another server took over since the backup, or this one was restored to an earlier time".to_owned())
         } else if now < self.end {
             Some("the server knows fewer transactions than when the backup was made".to_owned())
         } else if now - self.end > REACH {
@@ -222,15 +237,21 @@ impl Horizon {
             None => String::new(),
             Some((from, to)) => format!("WHERE ctid >= '({from},0)'::tid AND ctid < '({to},0)'::tid"),
         };
-        // The age of a row's number is counted from now; a negative one is of a row that was frozen long ago.
+        let unseen = match unseen.as_slice() {
+            [] => String::new(),
+            some => format!(" OR xmin = ANY ('{{{}}}'::xid[])", join(some)),
+        };
+        // The age of a row's number is counted from now; a negative one is of a row that was frozen long ago. Most rows are
+        // old, and told by the first comparison.
         let query = format!(
-            "SELECT count(*), count(*) FILTER (WHERE age(xmin) BETWEEN 0 AND (SELECT age('{}'::xid)) OR xmin = ANY ('{{{}}}'::xid[])) \
+            "SELECT count(*), \
+                    count(*) FILTER (WHERE age(xmin) <= (SELECT age('{}'::xid)) AND age(xmin) >= 0{unseen}) \
              FROM ONLY {} {place}",
             low_half(self.end).max(FIRST_NORMAL),
-            join(&unseen),
             qualified(&stretch.schema, &stretch.name)
         );
-        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        // To compile so small a query takes longer than it saves.
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL jit = off";
         sqlx::raw_sql(begin).execute(&mut *c).await?;
         let counted = sqlx::query(AssertSqlSafe(query))
             .persistent(false)
@@ -245,6 +266,15 @@ impl Horizon {
             new: rows(if known { 1 } else { 0 })?,
         })
     }
+}
+
+/// As the names of the server's logs begin.
+async fn timeline(c: &mut PgConnection) -> Result<String, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END",
+    )
+    .fetch_one(c)
+    .await
 }
 
 /// Which of these transactions wrote rows that the session's snapshot sees: they had been committed.

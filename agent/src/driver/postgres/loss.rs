@@ -66,7 +66,7 @@ impl Structure {
             "SELECT c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name, c.relkind = 'S' AS sequence,
                     coalesce((SELECT array_agg(DISTINCT f.confrelid::bigint) FROM pg_constraint f
                               WHERE f.conrelid = c.oid AND f.contype = 'f'), '{}') AS refs,
-                    coalesce((SELECT string_to_array(i.indkey::text, ' ')::smallint[] FROM pg_index i
+                    coalesce((SELECT (string_to_array(i.indkey::text, ' ')::smallint[])[1:i.indnkeyatts] FROM pg_index i
                               WHERE i.indrelid = c.oid AND i.indisprimary), '{}') AS key
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE c.relkind IN ('r', 'S') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'

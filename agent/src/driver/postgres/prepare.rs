@@ -226,7 +226,7 @@ impl PostgresDriver {
         }
         self.room(size, &mut c, findings).await?;
         self.foreign_tables(&mut c, findings).await?;
-        let leftovers = scratch::leftovers(&mut c, &self.config.database).await?;
+        let leftovers = scratch::leftovers(&mut c, &self.config.database, &self.component).await?;
         if !leftovers.is_empty() {
             let message = format!(
                 "scratch databases of an earlier run will be removed: {}",

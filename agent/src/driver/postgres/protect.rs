@@ -14,6 +14,7 @@ use super::backups;
 use super::config::Verify;
 use super::connect::Sessions;
 use super::manifest::Manifest;
+use super::scratch::BY_HAND;
 use super::staging::{self, Staging};
 use super::tools::Tools;
 use super::{PostgresDriver, scratch};
@@ -22,9 +23,6 @@ use crate::step::{ProgressSink, StepContext};
 
 /// How long a backup may last when a release is recorded; the agent gives it ten minutes for everything.
 pub(super) const RETAINING: Duration = Duration::from_secs(570);
-
-/// What tags of runs begin with that belong to no rollback.
-const BY_HAND: &str = "hand-";
 
 impl PostgresDriver {
     pub(super) async fn do_snapshot(&self, step: &StepContext) -> Result<Done, Failure> {
@@ -74,7 +72,7 @@ impl PostgresDriver {
     pub(super) async fn begin_by_hand(&self, step: &StepContext) -> Result<(), Problem> {
         let sessions = self.connector.patient(step);
         let mut c = sessions.live().await?;
-        let left = scratch::leftovers(&mut c, &self.config.database).await?;
+        let left = scratch::leftovers(&mut c, &self.config.database, &self.component).await?;
         let _ = sqlx::Connection::close(c).await;
         for name in &left {
             if let Err(problem) = step.operation("dropdb", scratch::drop(sessions, name)).await {

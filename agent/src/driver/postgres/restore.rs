@@ -25,6 +25,7 @@ mod mark;
 mod prepare;
 mod sessions;
 mod stage;
+mod unnoted;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -258,11 +259,13 @@ impl PostgresDriver {
             .fetch_optional(&mut c)
             .await
             .ok()?;
-        let _ = sqlx::Connection::close(c).await;
         if open != Some(false) {
             return None;
         }
         let database = &self.config.database;
+        let mut marked = mark::all_of(&mut c, database).await.unwrap_or_default();
+        marked.retain(|m| m.mark.component == self.component);
+        let _ = sqlx::Connection::close(c).await;
         let owner = super::scratch::short(&self.component);
         let ours = Staging::all(&self.config.backups, &owner)
             .ok()?
@@ -278,11 +281,22 @@ impl PostgresDriver {
                 ),
             )
             .remedy("let the rollback go on or take it back: either opens it again"),
-            None => Problem::new(
-                Code::DatabaseDown,
-                format!("database {database} accepts no connections: somebody disallowed them"),
-            )
-            .remedy(format!("find out why; then: ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(database))),
+            None => {
+                let or = marked.last().map(|m| {
+                    format!(
+                        ", or a restore that was cut off and whose notes are gone: {} is of rollback {}",
+                        m.name, m.mark.rollback
+                    )
+                });
+                Problem::new(
+                    Code::DatabaseDown,
+                    format!(
+                        "database {database} accepts no connections: somebody disallowed them{}",
+                        or.unwrap_or_default()
+                    ),
+                )
+                .remedy(format!("find out why; then: ALTER DATABASE {} ALLOW_CONNECTIONS true", ident(database)))
+            }
         })
     }
 }

@@ -23,17 +23,16 @@ const DROP_LIMIT: Duration = Duration::from_secs(8);
 
 const PREFIX: &str = "rollbackctl_scratch_";
 
+/// What tags of runs begin with that belong to no rollback.
+pub(super) const BY_HAND: &str = "hand-";
+
 /// The first 8 hex digits of a text's SHA-256: short names for what has a long one.
 pub(super) fn short(text: &str) -> String {
     hex::encode(&Sha256::digest(text)[..4])
 }
 
-fn owner_prefix(database: &str) -> String {
-    format!("{PREFIX}{}_", short(database))
-}
-
 pub(super) fn name(database: &str, tag: &str) -> String {
-    format!("{}{tag}", owner_prefix(database))
+    format!("{PREFIX}{}_{tag}", short(database))
 }
 
 /// Makes an empty database of this name, in place of one that is there, with the managed database's encoding and locale.
@@ -181,14 +180,17 @@ async fn remove(c: &mut PgConnection, name: &str, until: Instant) -> Result<(), 
     }
 }
 
-/// Scratch databases of this managed database, of whatever rollback.
-pub(super) async fn leftovers(c: &mut PgConnection, database: &str) -> Result<Vec<String>, Problem> {
-    let prefix = owner_prefix(database);
-    let found: Vec<String> =
-        sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE starts_with(datname::text, $1)")
-            .bind(&prefix)
-            .fetch_all(c)
-            .await
-            .map_err(|e| sql_problem(Code::DatabaseDown, "list scratch databases", &e))?;
-    Ok(found)
+/// Scratch databases of this managed database that this component made, in whatever rollback or outside of one. Another
+/// component that manages the same database may be at work on its own.
+pub(super) async fn leftovers(c: &mut PgConnection, database: &str, component: &str) -> Result<Vec<String>, Problem> {
+    let owner = short(component);
+    let prefixes = ["", BY_HAND].map(|kind| name(database, &format!("{kind}{owner}")));
+    sqlx::query_scalar(
+        "SELECT datname::text FROM pg_database d
+         WHERE EXISTS (SELECT 1 FROM unnest($1::text[]) p WHERE starts_with(d.datname::text, p))",
+    )
+    .bind(&prefixes[..])
+    .fetch_all(c)
+    .await
+    .map_err(|e| sql_problem(Code::DatabaseDown, "list scratch databases", &e))
 }

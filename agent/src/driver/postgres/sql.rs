@@ -324,6 +324,26 @@ mod tests {
     }
 
     #[test]
+    fn semicolons_inside_a_statement_do_not_end_it() {
+        let rule = "CREATE RULE r AS ON INSERT TO t DO ALSO (INSERT INTO a VALUES (1); DELETE FROM b);";
+        let function = "CREATE OR REPLACE FUNCTION f(n int) RETURNS int BEGIN ATOMIC\n  SELECT CASE n WHEN 1 THEN 2 END;\n  SELECT 3;\nEND;";
+        let text = format!("{rule}{function}SELECT 1; CREATE FUNCTION g(atomic int) RETURNS int RETURN 4; SELECT (2");
+        let script = split(&text).expect("suitable");
+        let found: Vec<_> = script.statements.iter().map(|s| s.text).collect();
+        assert_eq!(
+            found,
+            [
+                rule,
+                function,
+                "SELECT 1;",
+                "CREATE FUNCTION g(atomic int) RETURNS int RETURN 4;",
+                "SELECT (2"
+            ]
+        );
+        assert!(split(&format!("{function} COMMIT; SELECT 1")).is_err());
+    }
+
+    #[test]
     fn checks_are_found_in_comments_only() {
         let text = "--  rollbackctl:check-before SELECT count(*) = 0 FROM a;\nDROP TABLE a; -- rollbackctl:check-after SELECT 1 = 1\n\
                     DO $$ BEGIN\n-- rollbackctl:check-after SELECT 2\nEND $$; SELECT '\n-- rollbackctl:nothing';";

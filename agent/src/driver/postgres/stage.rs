@@ -8,7 +8,10 @@ use rollback_proto::problem::{Code, Problem};
 
 use super::alone::Alone;
 use super::archive::Prefer;
+use super::kept::KeepError;
 use super::protect::in_time;
+use super::put_back::forget_what_never_went;
+use super::sql_error::sql_problem;
 use super::staging::{self, Staging};
 use super::{PostgresDriver, kept, scratch};
 use crate::driver::{Done, Failure};
@@ -25,7 +28,7 @@ impl PostgresDriver {
         let look = async {
             let state = self.state(sessions).await?;
             let mut c = sessions.live().await?;
-            let left = scratch::leftovers(&mut c, &self.config.database).await?;
+            let left = scratch::leftovers(&mut c, &self.config.database, &self.component).await?;
             let _ = sqlx::Connection::close(c).await;
             Ok::<_, Problem>((left, state))
         };
@@ -89,7 +92,15 @@ impl PostgresDriver {
         let sessions = self.connector.patient(step);
         let look = async {
             let mut c = sessions.live().await?;
-            let left = scratch::leftovers(&mut c, &self.config.database).await?;
+            let left = scratch::leftovers(&mut c, &self.config.database, &self.component).await?;
+            if self.config.tool.is_some() {
+                forget_what_never_went(&mut c, &kept::schema_name(&tag))
+                    .await
+                    .map_err(|error| match error {
+                        KeepError::Problem(problem) => problem,
+                        KeepError::Sql(error) => sql_problem(Code::DatabaseDown, "drop kept rows", &error),
+                    })?;
+            }
             let dropped = kept::drop_put_back(&mut c, &kept::schema_name(&tag)).await?;
             let _ = sqlx::Connection::close(c).await;
             Ok::<_, Problem>((left.contains(&scratch), dropped))

@@ -95,6 +95,12 @@ impl Staging {
         self.dir.join("rehearsed.json")
     }
 
+    /// There while a switch is on its way on the live database. Who finds it without knowing where the database is cannot
+    /// say that nothing was done.
+    pub fn under_way(&self) -> PathBuf {
+        self.dir.join("under-way")
+    }
+
     /// Makes the directory, and takes an earlier dump out of it. The account of a rehearsal stays: it is about the SQL.
     pub fn begin_dump(&self) -> Result<(), Problem> {
         self.make()?;

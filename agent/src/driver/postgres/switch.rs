@@ -5,21 +5,21 @@
 //! waypoint where an earlier run was cut off. When a part fails, the database goes back by the rehearsed way; only a
 //! database that is where it was before counts as a failure, any other end is unclear to people and says where it stands.
 
+mod journey;
+
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rollback_proto::kill_point;
 use rollback_proto::problem::{Code, Problem};
 
+use self::journey::{GO_ON, Journey, with};
 use super::connect::Settings;
-use super::loss::Loss;
-use super::migrate::{Job, LegError, Migrator};
-use super::put_back::Returned;
 use super::route::{Direction, Route};
 use super::sql_error::{is_passing, sql_problem};
 use super::stage::first;
-use super::staging::{self, Rehearsed, Staging};
+use super::staging::{self, Rehearsed, Staging, file_problem};
 use super::tool::Tool;
-use super::travel::{Found, Map, Place, Way, Waypoint};
+use super::travel::{Found, Map, Way, Waypoint};
 use super::{PostgresDriver, State, kept, tool_locks};
 use crate::driver::{Done, Failure, Probe};
 use crate::step::StepContext;
@@ -36,205 +36,25 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Times that a part is run when nobody heard its end and nothing had happened.
 const UNHEARD: u32 = 2;
 
-/// Why a journey did not reach its goal.
-enum Stuck {
-    /// The part that leads on from this place failed, and nothing of it took effect.
-    At(Place, Problem),
-    /// It cannot be said where the database is, or nothing leads on from there.
-    Lost(Problem),
-}
-
-/// Part after part on the live database.
-struct Journey<'a> {
-    driver: &'a PostgresDriver,
-    step: &'a StepContext,
-    migrator: Migrator<'a>,
-    map: Map<'a>,
-    losses: &'a [Loss],
-    /// Never tried again: it failed already.
-    failed: Option<Place>,
-    returned: Option<Returned>,
-    /// What was put back by a part whose end nobody heard.
-    unheard: Option<String>,
-    /// The next statement was cut off before, so the database is not quite at its waypoint.
-    cut_off: bool,
-}
-
-impl Journey<'_> {
-    /// Runs parts until the end of the trail to `goal`.
-    async fn travel(&mut self, from: Place, goal: Way) -> Result<(), Stuck> {
-        let mut place = from;
-        let mut unheard = 0;
-        loop {
-            // A statement that was cut off leads on by its own trail only.
-            if !self.cut_off {
-                place = self.map.seen_from(place, goal);
-            }
-            let Some(part) = self.map.part_after(place) else {
-                return Ok(());
-            };
-            if self.failed == Some(place) {
-                let message = format!(
-                    "nothing leads back from here but what failed ({})",
-                    self.map.describe(place)
-                );
-                return Err(Stuck::At(place, Problem::new(Code::DatabaseUnclear, message)));
-            }
-            let leg = self.map.leg(place.way);
-            let next = place.next(leg);
-            let none = Loss::default();
-            let loss = match leg.direction {
-                Direction::Down => self.losses.get(place.at).unwrap_or(&none),
-                Direction::Up => &none,
-            };
-            let (from, to) = (self.map.point(place), self.map.point(next));
-            let job = Job {
-                leg,
-                part: place.at,
-                from: from.as_ref().filter(|_| !std::mem::take(&mut self.cut_off)),
-                to: to.as_ref(),
-                loss,
-            };
-            let operation = match leg.direction {
-                Direction::Down => "migrate_down",
-                Direction::Up => "migrate_up",
-            };
-            self.step.progress(format!("migrating: {}", leg.describe(part)));
-            let problem = match self.step.operation(operation, self.migrator.run(job)).await {
-                Ok(ran) => {
-                    Returned::gather(&mut self.returned, ran.returned);
-                    kill_point::pass(|| format!("migrate.part.{}", place.at + 1));
-                    (place, unheard) = (next, 0);
-                    continue;
-                }
-                Err(LegError::RolledBack(problem)) => return Err(Stuck::At(place, problem)),
-                Err(LegError::Unknown(problem)) => problem,
-            };
-            self.step
-                .progress(format!("{}; looking at what became of it", problem.message));
-            unheard += 1;
-            let again = unheard < UNHEARD && !self.step.time_left().is_zero();
-            match self.look(goal).await.map_err(Stuck::Lost)? {
-                Found::At(found) if self.same(found, next) && leg.is_of_a_tool() => {
-                    // What it has brought is filled before it is run again.
-                    let last = next.at == leg.parts.len();
-                    let filled = match leg.direction {
-                        Direction::Down => Ok(None),
-                        Direction::Up => self.migrator.put_back_brought(last).await,
-                    };
-                    Returned::gather(&mut self.returned, filled.map_err(Stuck::Lost)?);
-                    place = next;
-                }
-                Found::At(found) if self.same(found, next) => {
-                    self.unheard = self.driver.account(self.step, leg.direction, &self.migrator.kept).await;
-                    place = next;
-                }
-                Found::At(found) if self.same(found, place) => {
-                    if !again || said_so(&problem) {
-                        return Err(Stuck::At(place, nothing_changed(problem)));
-                    }
-                    self.step.progress("nothing was changed; trying again");
-                }
-                Found::Interrupted {
-                    place: found,
-                    leftovers,
-                    invalid,
-                } if self.same(found, place) => {
-                    if let Err(left) = self.migrator.clear(&leftovers).await {
-                        return Err(Stuck::Lost(with(problem, &left.message)));
-                    }
-                    if !invalid.is_empty() && !again {
-                        let why = format!(
-                            "index {} was left invalid; running the step again goes on",
-                            invalid.join(", ")
-                        );
-                        return Err(Stuck::Lost(with(problem, &why)));
-                    }
-                    self.cut_off = !invalid.is_empty();
-                    if invalid.is_empty() && (!again || said_so(&problem)) {
-                        return Err(Stuck::At(place, nothing_changed(problem)));
-                    }
-                }
-                Found::At(_) | Found::Interrupted { .. } | Found::Nowhere => return Err(Stuck::Lost(problem)),
-            }
-        }
-    }
-
-    /// Whether two places are the same state.
-    fn same(&self, a: Place, b: Place) -> bool {
-        a == b || self.map.point(a) == self.map.point(b)
-    }
-
-    /// Where the live database is, when no transaction of ours is left there.
-    async fn look(&self, goal: Way) -> Result<Found, Problem> {
-        let state = self.driver.settled_state(self.step).await?;
-        let seen = self.driver.waypoint(state)?;
-        Ok(match self.map.find(&seen, goal) {
-            Found::Nowhere => return Err(self.map.nearest(&seen)),
-            found @ (Found::At(_) | Found::Interrupted { .. }) => found,
-        })
-    }
-
-    /// To the end of the way there, or back to where it began.
-    async fn go(&mut self, from: Place) -> Result<(), Failure> {
-        let (place, problem) = match self.travel(from, Way::There).await {
-            Ok(()) => return Ok(()),
-            Err(Stuck::Lost(problem)) => return Err(Failure::Indeterminate(problem)),
-            Err(Stuck::At(place, problem)) => (place, problem),
-        };
-        let origin = Place::new(Way::There, 0);
-        if self.same(place, origin) {
-            return Err(Failure::Failed(problem));
-        }
-        self.step.progress(format!(
-            "{}; going back from {}",
-            problem.message,
-            self.map.describe(place)
-        ));
-        self.failed = Some(place);
-        match self.travel(place, Way::Back).await {
-            Ok(()) => Err(Failure::Failed(with(
-                problem,
-                "what had been run before it was taken back",
-            ))),
-            Err(Stuck::At(at, why)) => {
-                let stands = format!("the database stands {}: {}", self.map.describe(at), why.message);
-                Err(Failure::Indeterminate(with(problem, &stands).remedy(GO_ON)))
-            }
-            Err(Stuck::Lost(why)) => {
-                let message = format!("going back failed, too: {}", why.message);
-                Err(Failure::Indeterminate(with(problem, &message).remedy(GO_ON)))
-            }
-        }
-    }
-}
-
-const GO_ON: &str = "take away the cause and run the step again: it goes on from where the database stands";
-
-fn with(mut problem: Problem, more: &str) -> Problem {
-    problem.message.push_str("; ");
-    problem.message.push_str(more);
-    problem
-}
-
-/// The server, or the tool, answered that it failed: trying again would lead to the same.
-fn said_so(problem: &Problem) -> bool {
-    problem.code == Code::MigrationFailed || problem.code == Code::MigrationToolFailed
-}
-
-fn nothing_changed(problem: Problem) -> Problem {
-    let code = if problem.code == Code::DatabaseUnclear {
-        Code::MigrationFailed
-    } else {
-        problem.code
-    };
-    Problem::new(code, format!("{}; nothing was changed", problem.message)).remedy(problem.remedy)
-}
-
 impl PostgresDriver {
     pub(super) async fn do_switch(&self, step: &StepContext) -> Result<Done, Failure> {
+        let mark = Staging::new(&self.config.backups, &self.tag(step)).under_way();
+        match self.switch_from_here(step, &mark).await {
+            Err(Failure::Failed(problem)) if mark.exists() => {
+                let why = "an earlier run of this step was cut off on its way";
+                Err(Failure::Indeterminate(with(problem, why).remedy(GO_ON)))
+            }
+            ended => ended,
+        }
+    }
+
+    /// `mark` is a file that is there for as long as the live database may be between the ends.
+    async fn switch_from_here(&self, step: &StepContext, mark: &Path) -> Result<Done, Failure> {
         let sessions = self.connector.patient(step);
         let state = step.operation("read_schema", self.state(sessions)).await?;
+        if state.digest == step.to.digest || state.digest == step.from.digest {
+            remove(mark)?;
+        }
         if state.digest == step.to.digest {
             let filled = match self.config.tool {
                 Some(_) => self.fill_what_was_brought(step).await?,
@@ -254,7 +74,7 @@ impl PostgresDriver {
         let map = map(&route, &rehearsed, step).map_err(refused)?;
         let seen = self.waypoint(state)?;
         let (place, cut_off) = match map.find(&seen, Way::There) {
-            Found::At(place) => (place, false),
+            Found::At(place) => (place, Vec::new()),
             Found::Interrupted {
                 place,
                 leftovers,
@@ -266,10 +86,13 @@ impl PostgresDriver {
                 ));
                 let settings = Settings::new();
                 let tag = self.tag(step);
-                self.migrator(step, &self.config.database, &settings, &tag)
-                    .clear(&leftovers)
-                    .await?;
-                (place, !invalid.is_empty())
+                let migrator = self.migrator(step, &self.config.database, &settings, &tag);
+                let cleared = step.operation("drop_invalid_index", migrator.clear(&leftovers)).await;
+                cleared.map_err(|problem| {
+                    let stands = format!("the database stands {}", map.describe(place));
+                    Failure::Indeterminate(with(problem, &stands).remedy(GO_ON))
+                })?;
+                (place, invalid)
             }
             Found::Nowhere => return Err(moved.into()),
         };
@@ -289,7 +112,13 @@ impl PostgresDriver {
             unheard: None,
             cut_off,
         };
-        journey.go(place).await?;
+        std::fs::write(mark, "").map_err(|e| file_problem(format!("write {}", mark.display()), &e))?;
+        let ended = journey.go(place).await;
+        match &ended {
+            Ok(()) | Err(Failure::Failed(_)) => remove(mark)?,
+            Err(Failure::Indeterminate(_)) => {}
+        }
+        ended?;
         let returned = match journey.returned.take() {
             Some(returned) => Some(returned.describe()),
             None => journey.unheard.take(),
@@ -413,10 +242,7 @@ impl PostgresDriver {
             return Ok(());
         };
         let until = Instant::now() + PATIENCE + ENDING;
-        while tool
-            .still_runs(self.connector.settling(step), &self.config.database)
-            .await?
-        {
+        while tool.still_runs(self.connector.settling(step)).await? {
             if Instant::now() >= until {
                 let message = "the migration tool of an earlier run is still at work in the database";
                 return Err(Problem::new(Code::DatabaseUnclear, message)
@@ -500,6 +326,16 @@ impl PostgresDriver {
                 }
             }
         }
+    }
+}
+
+/// Succeeds when there is nothing.
+fn remove(mark: &Path) -> Result<(), Problem> {
+    match std::fs::remove_file(mark) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(file_problem(format!("remove {}", mark.display()), &e))
+        }
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 

@@ -18,8 +18,11 @@
 //! directory was cleared away: then `status` differs from the recorded names and nothing is run.
 
 pub(super) mod guard;
+mod hold;
 mod output;
 
+use std::fs::File;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rollback_proto::problem::{Code, Problem};
@@ -103,7 +106,7 @@ impl<'a> Tool<'a> {
 
     /// Names in the order in which the tool prints them.
     pub async fn status(&self, database: &str, until: Instant) -> Result<Vec<String>, Problem> {
-        let output = self.run(&self.vectors.status, database, until).await?;
+        let output = self.run(&self.vectors.status, database, until, None).await?;
         if output.stdout.len() >= OUTPUT_LIMIT {
             return Err(self.failed("status", database, "it printed more than a list of migrations can be"));
         }
@@ -116,7 +119,12 @@ impl<'a> Tool<'a> {
             Direction::Down => &self.vectors.down,
             Direction::Up => &self.vectors.up,
         };
-        self.run(argv, database, until).await.map(|_| ())
+        let mut held = None;
+        if database == self.config.database {
+            let taken = hold::take(self.config, self.component)?;
+            held = Some(taken.ok_or_else(|| self.failed("run", database, "an earlier run is still at work"))?);
+        }
+        self.run(argv, database, until, held).await.map(|_| ())
     }
 
     /// Asks about a database that does not exist. `live` is what the tool said of the live one just before.
@@ -158,9 +166,13 @@ impl<'a> Tool<'a> {
         }
     }
 
-    /// Whether a run of it is still at work on `database`: one outlives the agent that began it when only the agent is
-    /// killed. A tool whose client library does not heed `PGAPPNAME` is not seen.
-    pub async fn still_runs(&self, sessions: Sessions<'_>, database: &str) -> Result<bool, Problem> {
+    /// Whether a run of it is still at work on the live database: one outlives the agent that began it when only the agent
+    /// is killed, and its session may outlive the tool. A session whose client library does not heed `PGAPPNAME` is not seen.
+    pub async fn still_runs(&self, sessions: Sessions<'_>) -> Result<bool, Problem> {
+        if hold::take(self.config, self.component)?.is_none() {
+            return Ok(true);
+        }
+        let database = &self.config.database;
         let mut c = sessions.maintenance().await?;
         let query = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = $1 AND application_name = $2)";
         let found = sqlx::query_scalar(query)
@@ -181,7 +193,14 @@ impl<'a> Tool<'a> {
         )
     }
 
-    async fn run(&self, argv: &[String], database: &str, until: Instant) -> Result<Output, Problem> {
+    /// `held` is locked for as long as the program or a child of it runs.
+    async fn run(
+        &self,
+        argv: &[String],
+        database: &str,
+        until: Instant,
+        held: Option<Arc<File>>,
+    ) -> Result<Output, Problem> {
         let limit = self
             .vectors
             .timeout
@@ -210,6 +229,9 @@ impl<'a> Tool<'a> {
             .env("PGUSER", &self.config.user)
             .env("PGDATABASE", database)
             .env("PGAPPNAME", application_name(database));
+        if let Some(file) = held {
+            program = program.holding(file);
+        }
         if let Some(file) = &passfile {
             program = program.env("PGPASSFILE", file.path());
         }

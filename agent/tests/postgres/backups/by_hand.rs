@@ -153,3 +153,31 @@ async fn the_newest_backup_of_a_recorded_revision_is_spared() {
     let newest_first: Vec<&str> = left.iter().map(|b: &BackupLine| b.taken_at.as_str()).collect();
     assert!(newest_first.is_sorted_by(|a, b| a >= b), "{newest_first:?}");
 }
+
+/// A restore would take the older one, so that is the one to keep.
+#[tokio::test]
+async fn a_backup_of_damaged_data_does_not_drive_out_the_good_one() {
+    let f = Fixture::empty().await;
+    f.write("001_users", crate::fixture::UP_1, Some(crate::fixture::DOWN_1));
+    f.apply("001").await;
+    f.sql("INSERT INTO users (name) VALUES ('one')").await;
+    f.driver_retain("v1").await;
+    let asking = driver(&f, |c| {
+        c.retain_backups = 1;
+        c.integrity = toml::from_str::<std::collections::BTreeMap<String, Vec<_>>>(
+            "integrity = ['SELECT count(*) > 0 FROM users']",
+        )
+        .expect("a check")
+        .remove("integrity")
+        .expect("the key");
+    });
+    asking.back_up(LIMIT, Arc::new(NoProgress)).await.expect("back up");
+    let good = f.driver.backups().expect("list")[0].name.clone();
+    f.sql("DELETE FROM users").await;
+    for _ in 0..2 {
+        asking.back_up(LIMIT, Arc::new(NoProgress)).await.expect("back up");
+    }
+    let left = f.driver.backups().expect("list");
+    let names: Vec<&str> = left.iter().map(|b| b.name.as_str()).collect();
+    assert!(names.len() == 2 && names.contains(&good.as_str()), "{names:?}, {good}");
+}

@@ -1,8 +1,10 @@
 //! Parts that fail: the database is where it was before, or it is said where it stands.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rollback_agent::driver::postgres::PostgresDriver;
 use rollback_agent::driver::{Action, Driver as _, Failure, Probe};
 use rollback_agent::step::NoProgress;
 use rollback_proto::problem::Code;
@@ -109,4 +111,39 @@ async fn a_long_transaction_in_the_way_of_concurrently_is_named_before_anything_
     };
     let (switched, ()) = tokio::join!(f.driver.switch(&step), ending);
     assert_eq!(switched.expect("down").observed, Some(old));
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_a_failure_only_where_nothing_was_begun() {
+    let f = Fixture::empty().await;
+    let (old, new) = two_releases(&f, DOWN_SCORES, DOWN_MORE).await;
+    f.stage(&new, &old).await.expect("stage");
+    f.sql("CREATE ROLE with_password LOGIN SUPERUSER PASSWORD 'right'")
+        .await;
+    let file = f.dir.path().join("password");
+    std::fs::write(&file, "wrong").expect("write");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+    let mut config = f.config.clone();
+    (config.user, config.password_file) = ("with_password".to_owned(), Some(file.clone()));
+    let driver = PostgresDriver::new("db", config, f.vault.clone()).expect("driver");
+    let step = f.step(Action::Switch, &new, &old);
+    let problem = failed(driver.switch(&step).await);
+    assert!(problem.message.contains("password authentication failed"), "{problem}");
+    assert_eq!(seen(&f).await, after_down(0));
+
+    super::cut_off::at_part(&f, &new, &old, 4).await;
+    let Err(Failure::Indeterminate(problem)) = driver.switch(&step).await else {
+        panic!("the database is half-way, and nobody could look");
+    };
+    assert!(
+        problem.message.contains("password authentication failed") && problem.message.contains("cut off"),
+        "{problem}"
+    );
+    assert!(problem.remedy.contains("run the step again"), "{problem:?}");
+    assert!(matches!(driver.probe(&step).await, Probe::Indeterminate(_)));
+    assert_eq!(seen(&f).await, after_down(3));
+    std::fs::write(&file, "right").expect("write");
+    driver.switch(&step).await.expect("on");
+    f.switch(&old, &new).await.expect("undo");
+    assert_eq!(f.digest().await, new.digest);
 }

@@ -1,6 +1,11 @@
 //! Invalid indexes that interrupted statements leave.
 
-use rollback_agent::driver::{Action, Driver as _, Probe};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rollback_agent::driver::{Action, Driver as _, Failure, Probe};
+use rollback_agent::step::NoProgress;
+use rollback_proto::problem::Code;
 
 use super::{DOWN_MORE, DOWN_SCORES, PARTS, after_down, after_up, seen, two_releases};
 use crate::cluster::own_cluster;
@@ -90,4 +95,42 @@ async fn a_restart_of_the_server_in_the_middle_of_create_index_concurrently() {
     assert_eq!(switched.expect("up after all").observed, Some(new.clone()));
     let valid = "SELECT indisvalid::text FROM pg_index WHERE indexrelid = 'by_slow'::regclass";
     assert_eq!(f.text(valid).await, "true");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_go_on_over_an_invalid_index_is_no_failure_at_the_origin() {
+    let f = Fixture::empty().await;
+    let (old, new) = two_releases(&f, DOWN_SCORES, DOWN_MORE).await;
+    f.stage(&new, &old).await.expect("stage");
+    let mut holder = f.cluster.connect(&f.database).await;
+    let stuck = async |from, to, name: &str| {
+        let step = f.watched_step(Action::Switch, from, to, Duration::from_secs(3), Arc::new(NoProgress));
+        match f.driver.switch(&step).await {
+            Err(Failure::Indeterminate(problem)) => {
+                assert_eq!(problem.code, Code::DatabaseLocked, "{problem}");
+                assert!(problem.message.contains(name), "{problem}");
+                assert!(problem.remedy.contains("run the step again"), "{problem:?}");
+            }
+            other => panic!("{name} is invalid: {other:?}"),
+        }
+    };
+    // DROP INDEX CONCURRENTLY was cut off, and a long transaction does not let it go on.
+    f.sql(BREAK).await;
+    let hold = "BEGIN; SELECT count(*) FROM users";
+    sqlx::raw_sql(hold).execute(&mut holder).await.expect("hold");
+    stuck(&new, &old, "users_score").await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.expect("let go");
+    f.switch(&new, &old).await.expect("on");
+
+    // The same on the way up, where what is left has to go first.
+    f.sql(
+        "CREATE INDEX users_created ON users (created);
+         UPDATE pg_index SET indisvalid = false, indisready = false WHERE indexrelid = 'users_created'::regclass",
+    )
+    .await;
+    sqlx::raw_sql(hold).execute(&mut holder).await.expect("hold");
+    stuck(&old, &new, "users_created").await;
+    sqlx::Connection::close(holder).await.expect("let go");
+    f.switch(&old, &new).await.expect("on");
+    assert_eq!(f.digest().await, new.digest);
 }

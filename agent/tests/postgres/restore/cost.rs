@@ -125,11 +125,29 @@ async fn a_loss_that_nobody_knows_needs_consent_to_any() {
         "public.users has other columns",
     );
     r.assert_untouched().await;
-    let done = r.switch(Some(ANY)).await.expect("switch");
-    let loss = done.loss.expect("a loss");
+    r.switch(Some(ANY)).await.expect("switch");
+    r.assert_restored().await;
+    let loss = r.finish().await.loss.expect("a loss");
     assert!(!loss.unknown.is_empty());
     assert_eq!(table(&loss, "public.scores").written, 40);
-    r.assert_restored().await;
+}
+
+/// Nobody has to know the figures to decide, so nobody waits for them; they are the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_loss_is_counted_when_nobody_waits_for_it() {
+    let r = Restored::new(false).await;
+    r.stage().await.expect("stage");
+    let done = r.switch(Some(ANY)).await.expect("switch");
+    let not_yet = done.loss.expect("a loss");
+    assert!(not_yet.unknown.contains("when the rollback is finished"), "{not_yet:?}");
+    let loss = r.finish().await.loss.expect("a loss");
+    assert_eq!((written(&loss), loss.unknown.as_str()), (WRITTEN, ""), "{loss:?}");
+    let closed = "SELECT string_agg(datallowconn::text, ',') FROM pg_database WHERE datname LIKE '%_before_%'";
+    let open =
+        r.f.cluster
+            .text("postgres", &format!("{closed} AND datname LIKE '{}%'", r.f.database))
+            .await;
+    assert_eq!(open, "false", "what was put aside is open to nobody");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use rollback_agent::driver::{Action, Driver as _, Probe};
 use rollback_proto::problem::Code;
 
-use super::{ANY, Restored, bare_step, driver_of};
+use super::{PLENTY, Restored, bare_step, driver_of};
 
 const SELF: &str = "restore::kills::the_process_that_is_killed";
 
@@ -23,7 +23,7 @@ async fn the_process_that_is_killed() {
         other => panic!("no step {other}"),
     };
     let step = bare_step(&var("RB_ROLLBACK"), action, &var("RB_FROM"), &var("RB_TO"), &vault)
-        .from_backup(true, Some(ANY))
+        .from_backup(true, Some(PLENTY))
         .reversing(undo);
     let result = if action == Action::Stage {
         driver.stage(&step).await
@@ -35,7 +35,7 @@ async fn the_process_that_is_killed() {
 
 impl Restored {
     /// Runs a step in another process, which must not survive the point.
-    async fn killed_at(&self, step: &str, point: &str) {
+    pub(super) async fn killed_at(&self, step: &str, point: &str) {
         let (from, to) = if step == "undo" {
             (&self.old, &self.new)
         } else {
@@ -97,7 +97,7 @@ async fn stage_killed_anywhere_and_repeated() {
     r.killed_at("stage", "restore.staged").await;
     r.stage().await.expect("repeat");
     assert_eq!(r.databases("rollbackctl_side").await.len(), 1);
-    r.switch(Some(ANY)).await.expect("switch");
+    r.switch(Some(PLENTY)).await.expect("switch");
     r.assert_restored().await;
     // A stage that is repeated then does no harm.
     r.stage().await.expect("nothing to do");
@@ -139,7 +139,10 @@ async fn switch_and_undo_killed_anywhere_and_repeated() {
             Probe::Repeatable(seen) => assert!(seen.contains("are exchanged") == exchanged, "{point}: {seen}"),
             Probe::Indeterminate(problem) => panic!("{point}: {problem}"),
         }
-        let done = r.switch(Some(ANY)).await.unwrap_or_else(|e| panic!("{point}: {e:?}"));
+        let done = r
+            .switch(Some(PLENTY))
+            .await
+            .unwrap_or_else(|e| panic!("{point}: {e:?}"));
         assert_eq!(super::written(&done.loss.expect("a loss")), super::WRITTEN, "{point}");
         r.assert_restored().await;
 

@@ -8,7 +8,7 @@ use rollback_agent::driver::Probe;
 use rollback_proto::problem::Code;
 use sqlx::Connection as _;
 
-use super::{ANY, Restored, WRITTEN, written};
+use super::{ANY, PLENTY, Restored, WRITTEN, written};
 use crate::cluster::own_cluster;
 use crate::fixture::{Fixture, assert_failed, blockers};
 
@@ -58,7 +58,7 @@ async fn clients_that_reconnect_at_once_and_a_long_transaction_with_a_lock() {
             .execute(&mut holder)
             .await
             .expect("hold a lock");
-        let switched = r.switch(Some(ANY)).await;
+        let switched = r.switch(Some(PLENTY)).await;
         done.store(true, Ordering::Relaxed);
         switched
     };

@@ -91,3 +91,52 @@ async fn its_complaints_hold_no_rows() {
     );
     assert!(!problem.message.contains("user 1"), "{problem}");
 }
+
+#[tokio::test]
+async fn rows_that_only_a_later_run_takes_away_are_kept_through_the_first() {
+    let f = tooled(&[]).await;
+    let (old, _) = two_releases(&f).await;
+    migrate(
+        &f,
+        "2024-zz-index",
+        "CREATE INDEX notes_text ON notes (text)",
+        "DROP INDEX notes_text",
+    )
+    .await;
+    let new = f.driver.retain("v3.0.1").await.expect("record").revision;
+    let before = (f.text(CONTENT).await, f.text(NOTES).await);
+    f.stage(&new, &old).await.expect("stage");
+    f.switch(&new, &old).await.expect("down");
+    let up = f.switch(&old, &new).await.expect("the undo").summary;
+    assert_eq!((f.text(CONTENT).await, f.text(NOTES).await), before, "{up}");
+    f.finish(&new, &new).await;
+    assert_eq!(f.kept_schemas().await, "0");
+}
+
+#[tokio::test]
+async fn a_run_that_fails_half_way_is_taken_back_and_can_be_tried_again() {
+    let f = tooled(&[]).await;
+    let (_, old) = two_releases(&f).await;
+    migrate(&f, "2025-1", "CREATE TABLE a (id int PRIMARY KEY)", "DROP TABLE a").await;
+    migrate(&f, "2025-2", "CREATE TABLE b (id int PRIMARY KEY)", "DROP TABLE b").await;
+    f.sql("INSERT INTO a VALUES (1); INSERT INTO b VALUES (2)").await;
+    // The second run fails, on the live database only.
+    let down =
+        "DROP TABLE a; DO $$ BEGIN IF current_database() NOT LIKE 'rollbackctl%' THEN RAISE 'not here'; END IF; END $$";
+    std::fs::write(file(&f, "2025-1.down.sql"), down).expect("write");
+    let new = f.driver.retain("v3.1.0").await.expect("record").revision;
+    f.stage(&new, &old).await.expect("stage");
+    for _ in 0..2 {
+        let problem = failed(f.switch(&new, &old).await);
+        assert_eq!(problem.code, Code::MigrationToolFailed, "{problem}");
+        assert!(problem.message.contains("not here"), "{problem}");
+        assert_eq!(f.observe().await.digest, new.digest);
+        assert_eq!(f.text("SELECT concat(a.id, b.id) FROM a, b").await, "12");
+    }
+    // The first run fails: what was kept before it is in its place.
+    std::fs::write(file(&f, "2025-2.down.sql"), down.replace("TABLE a", "TABLE b")).expect("write");
+    let problem = failed(f.switch(&new, &old).await);
+    assert!(problem.message.contains("nothing was changed"), "{problem}");
+    f.finish(&new, &new).await;
+    assert_eq!(f.kept_schemas().await, "0", "all of it is in its place");
+}

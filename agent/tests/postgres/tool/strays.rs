@@ -78,3 +78,35 @@ async fn one_that_would_change_rows_only_is_stopped_at_its_own_notes() {
     assert_eq!(f.observe().await, new);
     assert_eq!(f.text("SELECT text FROM notes WHERE id = 1").await, "NOTE 1");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_guard_gives_way_to_the_application() {
+    let f = tooled(&[]).await;
+    let (old, new) = two_releases(&f).await;
+    let script = std::fs::read_to_string(file(&f, "tool.sh")).expect("read the tool");
+    let slow = format!("case $1 in down) touch begun; sleep 4 ;; esac\n{script}");
+    std::fs::write(file(&f, "tool.sh"), slow).expect("write");
+    // From a pool: it was there before.
+    let mut pooled = f.cluster.connect(&f.database).await;
+    let emptying = async {
+        while !file(&f, "begun").exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let begun = std::time::Instant::now();
+        let emptied = sqlx::raw_sql("TRUNCATE scores").execute(&mut pooled).await;
+        (emptied.map(|_| ()), begun.elapsed())
+    };
+    let (staged, (emptied, took)) = tokio::join!(f.stage(&new, &old), emptying);
+    emptied.expect("TRUNCATE");
+    assert!(
+        took < std::time::Duration::from_secs(2),
+        "the application waited for {took:?}"
+    );
+    let problem = failed(staged);
+    assert_eq!(problem.code, Code::DatabaseLocked, "{problem}");
+    assert!(
+        problem.message.contains("the test, user postgres") && problem.message.contains("gave way"),
+        "{problem}"
+    );
+    f.assert_clean().await;
+}

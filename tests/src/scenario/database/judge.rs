@@ -44,9 +44,12 @@ impl Loss {
         Ok(found)
     }
 
-    /// What the switch of a rollback cost, by its report.
+    /// What the restore of a rollback cost, by its report.
     pub fn of_report(report: &Value) -> Result<Self> {
-        Self::of_json(&switch_of(report)?["loss"]).context("the switch of the database tells its loss")
+        let told = report["losses"].as_array().and_then(|all| all.first());
+        let told = told.context("the report tells what was lost")?;
+        ensure!(told["lost"] == true, "the report says that nothing was lost: {told}");
+        Self::of_json(&told["loss"]).context("the report tells what was lost")
     }
 
     pub fn rows_written(&self) -> u64 {

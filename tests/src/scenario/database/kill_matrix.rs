@@ -16,7 +16,7 @@ use self::ground::{Course, Ground, Means, NEW, OLD};
 use self::points::{Point, sample, undoing};
 use crate::control::Control;
 use crate::scenario::deployments::on_control;
-use crate::scenario::{Found, Options, expect_nothing, found};
+use crate::scenario::{Found, Options, found};
 use crate::zekka::Version;
 
 pub async fn tell(options: Options) -> Result<Found> {
@@ -26,21 +26,28 @@ pub async fn tell(options: Options) -> Result<Found> {
 async fn story(control: &mut Control, options: Options) -> Result<Found> {
     let mut ground = Ground::prepare(control).await?;
     let mut tally = Tally::default();
+    // From here on every rollback finds backups that it retires: all pass the same places.
+    for to in [OLD, NEW] {
+        let course = Course {
+            means: Means::Migrating,
+            to,
+            undone: false,
+        };
+        ground.undisturbed(course).await?;
+    }
     for means in [Means::Migrating, Means::Restoring] {
         matrix(&mut ground, means, &mut tally, options).await?;
     }
-    expect_nothing("kills that were not survived", &tally.wrong)?;
     Ok(found(tally.to_json()))
 }
 
-/// What came of all cases.
+/// What came of all cases. One that is neither verified nor undone ends the story: nobody knows where the database is then.
 #[derive(Debug, Default)]
 struct Tally {
     points: usize,
     killed: usize,
     verified: usize,
     undone: usize,
-    wrong: Vec<String>,
 }
 
 impl Tally {
@@ -50,7 +57,7 @@ impl Tally {
             "killed": self.killed,
             "verified": self.verified,
             "undone": self.undone,
-            "wrong": self.wrong.len(),
+            "wrong": self.killed - self.verified - self.undone,
         })
     }
 }
@@ -86,7 +93,6 @@ fn chosen(points: &[Point], options: Options) -> Vec<Point> {
     sample(points, options.rounds, rand::random_range(0..points.len().max(1)))
 }
 
-/// After a case that went wrong the database may be anywhere, so that it is the last one.
 async fn one(
     ground: &mut Ground<'_>,
     course: Course,
@@ -100,11 +106,11 @@ async fn one(
     };
     let what = format!("{}, killed at {point}", course.describe());
     options.say(&what);
+    tally.killed += 1;
     ground
         .killed_at(course, point)
         .await
         .with_context(|| format!("{what}; until then {}", tally.to_json()))?;
-    tally.killed += 1;
     match course.undone {
         true => tally.undone += 1,
         false => tally.verified += 1,

@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use super::judge::put_aside;
 use crate::ctl::Answer;
-use crate::facts::{Data, Facts, Rows};
+use crate::facts::{Data, Facts, Rows, curl};
 use crate::fleet::Fleet;
 use crate::postgres::DATABASE;
 use crate::scenario::{Found, Options, expect_nothing, expect_running, found, on_fleet};
-use crate::zekka::Version;
+use crate::zekka::{AppHost, Version};
 
 pub async fn tell(options: Options) -> Result<Found> {
     on_fleet(Fleet::builder(), options, async |fleet| story(fleet, options).await).await
@@ -99,7 +99,11 @@ async fn schema_only(fleet: &mut Fleet, options: Options) -> Result<Value> {
     Ok(result["state"].clone())
 }
 
+/// Nobody is served any more when somebody types it.
 async fn emergency(fleet: &mut Fleet, data: &Data, options: Options) -> Result<Value> {
+    fleet.zekka.hosts.iter().for_each(AppHost::end);
+    let served = curl(&fleet.nginx.url("/api/health"))?.status;
+    ensure!(served >= 500, "the whole system is down, and the answer is {served}");
     let result = run(fleet, "emergency", Version::V2_9_0, &[], options)
         .await?
         .expect_code(0)?
@@ -109,9 +113,15 @@ async fn emergency(fleet: &mut Fleet, data: &Data, options: Options) -> Result<V
     Ok(result["state"].clone())
 }
 
-/// Amounts are zeroed and deals are gone; the schema is that of the release all the time.
+/// Amounts are zeroed and deals are gone; the schema is that of the release all the time. The backup is the runbook's:
+/// `backups/last-stable.sql`, which the agent takes in.
 async fn restore(fleet: &mut Fleet, options: Options) -> Result<Value> {
-    fleet.agent("db-1")?.tool(&["database", "backup", "db", "--quiet"])?;
+    let stable = fleet.host_dir("db-1").join("last-stable.sql");
+    fleet.postgres.dump_sql(&stable)?;
+    let stable = stable.display().to_string();
+    fleet
+        .agent("db-1")?
+        .tool(&["database", "adopt", "db", &stable, "--quiet"])?;
     let good = expect_running(fleet, Version::V2_9_0)?;
     fleet
         .postgres

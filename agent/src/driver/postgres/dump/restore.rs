@@ -79,11 +79,12 @@ async fn archive(with: &Restoring<'_>, dump: &Dump, into: &str, owners: Owners, 
         dump.path.display().to_string(),
         format!("--jobs={jobs}"),
     );
-    let mut args = vec![jobs.as_str(), "--exit-on-error", "--no-password"];
+    // A subscription in a copy would be one that its publisher knows nothing of; and a database that has one can be
+    // neither exchanged nor dropped.
+    let mut args = vec![jobs.as_str(), "--exit-on-error", "--no-password", "--no-subscriptions"];
     match owners {
         Owners::Keep => {}
-        // A subscription in a copy would be one that its publisher knows nothing of.
-        Owners::Drop => args.extend(["--no-owner", "--no-privileges", "--no-subscriptions"]),
+        Owners::Drop => args.extend(["--no-owner", "--no-privileges"]),
     }
     args.extend([into_arg.as_str(), file.as_str()]);
     with.tools
@@ -191,6 +192,9 @@ async fn send_pieces(
     while let Some(piece) = pieces.recv().await {
         match piece {
             Piece::Statement { line, sql } => {
+                if statement::is_about_subscriptions(&sql) {
+                    continue;
+                }
                 if owners == Owners::Drop && statement::is_about_owners(&sql) {
                     continue;
                 }

@@ -40,7 +40,7 @@ impl Survey {
 pub(super) fn is_about_owners(sql: &str) -> bool {
     if !matches!(
         Words::of(sql, 1).first(),
-        "GRANT" | "REVOKE" | "SET" | "RESET" | "ALTER" | "COMMENT" | "CREATE"
+        "GRANT" | "REVOKE" | "SET" | "RESET" | "ALTER" | "COMMENT"
     ) {
         return false;
     }
@@ -50,7 +50,16 @@ pub(super) fn is_about_owners(sql: &str) -> bool {
         "SET" | "RESET" => words.is(1, "SESSION") && words.is(2, "AUTHORIZATION"),
         "ALTER" => words.is_owner() || words.is(1, "DEFAULT") && words.is(2, "PRIVILEGES"),
         "COMMENT" => words.is(2, "EXTENSION"),
-        "CREATE" => words.is(1, "SUBSCRIPTION"),
+        _ => false,
+    }
+}
+
+/// It makes a subscription, or says something of one: no copy has any.
+pub(super) fn is_about_subscriptions(sql: &str) -> bool {
+    let words = Words::of(sql, 4);
+    match words.first() {
+        "CREATE" | "ALTER" | "DROP" => words.is(1, "SUBSCRIPTION"),
+        "COMMENT" => words.is(2, "SUBSCRIPTION"),
         _ => false,
     }
 }

@@ -39,9 +39,14 @@ impl Migrator<'_> {
             let message = "the schema is not the one that the plan was made for; nothing was changed";
             return Err(LegError::RolledBack(Problem::new(Code::WrongRevision, message)));
         }
+        let mut returned = None;
         let around = match job.leg.direction {
             Direction::Down => Around::Keep,
-            Direction::Up => Around::NoteAbsent,
+            Direction::Up => {
+                // What an earlier run brought before the agent was killed: this run may build on it.
+                returned = self.put_back_brought(false).await.map_err(LegError::RolledBack)?;
+                Around::NoteAbsent
+            }
         };
         self.around(Some(job), around).await.map_err(LegError::RolledBack)?;
         kill_point::pass(|| "migrate.kept".to_owned());
@@ -51,10 +56,11 @@ impl Migrator<'_> {
         let end = self.look(job).await.map_err(LegError::Unknown)?;
         self.compare(job, &end).map_err(LegError::Unknown)?;
         let last = job.to.is_some() && job.is_last();
-        let returned = match job.leg.direction {
+        let now = match job.leg.direction {
             Direction::Down => None,
             Direction::Up => self.put_back_brought(last).await.map_err(LegError::Unknown)?,
         };
+        Returned::gather(&mut returned, now);
         if last {
             self.ask().await.map_err(LegError::Unknown)?;
         }
@@ -67,7 +73,7 @@ impl Migrator<'_> {
     }
 
     /// The checks of the configuration, in a session of their own.
-    async fn ask(&self) -> Result<(), Problem> {
+    pub async fn ask(&self) -> Result<(), Problem> {
         let mut c = self.sessions.migrator(self.database, self.settings).await?;
         let answer = integrity::ask(&mut c, self.config).await;
         let _ = sqlx::Connection::close(c).await;
@@ -117,7 +123,10 @@ impl Migrator<'_> {
         let returned = match what {
             Around::Keep => {
                 if let Some(job) = job {
-                    put_back::forget_what_never_went(c, &self.kept).await?;
+                    // Before a later run, what it is going to take away was kept before the first.
+                    if !job.may_follow_others() {
+                        put_back::forget_what_never_went(c, &self.kept).await?;
+                    }
                     let place = keep::Place {
                         schema: &self.kept,
                         rollback_id: self.rollback_id,

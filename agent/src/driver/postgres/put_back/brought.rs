@@ -94,6 +94,13 @@ pub(in crate::driver::postgres) async fn put_back_brought(
     }
     kept.absent.retain(|i| !chosen.parts.contains(i));
     kept.absent_sequences.clear();
+    if last {
+        // A way down that turned round half-way has kept things that no run took away.
+        let present = sorted_by_presence(c, &kept).await?.0;
+        kept.returned = (0..kept.parts.len())
+            .map(|i| kept.is_returned(i) || present.parts.contains(&i))
+            .collect();
+    }
     let parts = own(c, &schema, kept, &chosen, rollback_id, last).await?;
     Ok(Some(Returned {
         parts,

@@ -125,6 +125,15 @@ impl Properties {
         carried(c, sql, &format!("make {} the owner of {name}", self.owner)).await
     }
 
+    /// Finds out whether [`Self::put_on`] will be allowed, before something long is begun. Leaves nothing behind.
+    pub async fn try_on(&self, c: &mut PgConnection, name: &str) -> Result<(), Problem> {
+        let failed = |e| sql_problem(Code::RestoreFailed, format!("look at {name}"), &e);
+        run(c, "BEGIN".to_owned()).await.map_err(failed)?;
+        let tried = self.put_on(c, name).await;
+        run(c, "ROLLBACK".to_owned()).await.map_err(failed)?;
+        tried
+    }
+
     /// Everything else, on a database that is complete. What it had of it before goes.
     pub async fn put_on(&self, c: &mut PgConnection, name: &str) -> Result<(), Problem> {
         let database = ident(name);
@@ -196,8 +205,10 @@ impl Properties {
 
 async fn carried(c: &mut PgConnection, sql: String, what: &str) -> Result<(), Problem> {
     run(c, sql).await.map_err(|e| {
-        sql_problem(Code::RestoreFailed, what, &e)
-            .remedy("let the agent's user do this, or do it as a superuser; the live database was not touched")
+        sql_problem(Code::RestoreFailed, what, &e).remedy(
+            "let the agent's user do this (a setting: GRANT SET ON PARAMETER, from 15 on), or take it off the live \
+                 database, which was not touched",
+        )
     })
 }
 

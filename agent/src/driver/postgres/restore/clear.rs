@@ -1,16 +1,23 @@
 //! The other moves, and what is kept: the receipt, `verify`, `finish`, `discard`, `probe`, and the collection of databases
 //! that earlier restores put aside.
 
+use std::time::Duration;
+
 use rollback_proto::problem::{Code, Problem};
 use sqlx::postgres::PgConnection;
 
+use super::cost::{self, Cost};
+use super::cutover::COUNTERS;
 use super::mark::{self, Marked, What};
 use super::{Note, Place, Standing};
-use crate::driver::postgres::connect::ident;
+use crate::driver::postgres::connect::{ident, run};
 use crate::driver::postgres::sql_error::sql_problem;
 use crate::driver::postgres::{PostgresDriver, scratch};
 use crate::driver::{Action, Done, Failure, Probe};
 use crate::step::StepContext;
+
+/// How long counting what was lost may take when nobody waits for it.
+const COUNT_ASIDE: Duration = Duration::from_secs(600);
 
 impl PostgresDriver {
     /// Nothing has to be dumped for a way back: the live database is put aside as it is. The receipt is the backup's.
@@ -63,13 +70,28 @@ impl PostgresDriver {
             };
             self.reopen(&mut c).await?;
             let failed = |e| sql_problem(Code::DatabaseDown, "look at the databases", &e);
-            let sides = mark::sides(&mut c, &self.config.database).await.map_err(failed)?;
+            let sides = mark::sides(&mut c, &self.config.database, &scratch::short(&self.component))
+                .await
+                .map_err(failed)?;
             let aside = self.aside(&mut c, step).await?;
             let _ = sqlx::Connection::close(c).await;
             Ok::<_, Problem>((standing, sides.contains(&side), aside))
         };
         let (standing, left, aside) = step.operation("look_at_databases", look).await?;
         let mut notes = Vec::new();
+        let mut loss = None;
+        if step.action == Action::Finish
+            && let Some(mut note) = note.clone()
+            && standing.as_ref().is_some_and(|s| s.place == Place::Exchanged)
+        {
+            if note.cost.is_none() {
+                let counted = step.operation("count_loss", self.count_aside(step, &note)).await;
+                notes.push(format!("lost: {}", counted.describe()));
+                note.cost = Some(counted);
+                note.save(&self.restore_staging(step))?;
+            }
+            loss = Some(Box::new(note.loss()));
+        }
         if let (
             Some(note),
             Some(Standing {
@@ -99,7 +121,44 @@ impl PostgresDriver {
         for note in notes {
             done.summary.push_str(&format!("; {note}"));
         }
+        done.loss = loss;
         Ok(done)
+    }
+
+    /// What was lost, counted in the database that was put aside, which is open to us alone for as long as that takes: nobody
+    /// knows its new name.
+    async fn count_aside(&self, step: &StepContext, note: &Note) -> Cost {
+        let name = &note.before_name;
+        let limit = (step.time_left() / 2).min(COUNT_ASIDE);
+        let counting = async {
+            let mut c = self.connector.patient(step).maintenance().await?;
+            let allow = async |c: &mut PgConnection, allowed: bool| {
+                run(c, format!("ALTER DATABASE {} ALLOW_CONNECTIONS {allowed}", ident(name)))
+                    .await
+                    .map_err(|e| sql_problem(Code::DatabaseDown, format!("look into {name}"), &e))
+            };
+            allow(&mut c, true).await?;
+            let counted = async {
+                let (mut counters, _) = self.counters(step, name, COUNTERS).await?;
+                let counted = cost::or_unknown(self.lost(note, &mut counters, true).await);
+                for counter in counters {
+                    let _ = sqlx::Connection::close(counter).await;
+                }
+                Ok::<_, Problem>(counted)
+            };
+            let counted = tokio::time::timeout(limit, counted).await;
+            allow(&mut c, false).await?;
+            let _ = sqlx::Connection::close(c).await;
+            counted.unwrap_or_else(|_| {
+                Ok(Cost::unknown(format!(
+                    "counting takes longer than {} s",
+                    limit.as_secs()
+                )))
+            })
+        };
+        counting
+            .await
+            .unwrap_or_else(|problem: Problem| Cost::unknown(problem.message))
     }
 
     /// What this rollback put aside.
@@ -131,7 +190,12 @@ impl PostgresDriver {
         }
         let note = match self.note(step) {
             Ok(Some(note)) => note,
-            Ok(None) => return Probe::Repeatable("nothing is noted of a restore; the step looks by itself".to_owned()),
+            Ok(None) => {
+                return match self.traces(step).await {
+                    Ok(None) => Probe::Repeatable("nothing is noted of a restore; the step looks by itself".to_owned()),
+                    Ok(Some(problem)) | Err(problem) => unclear(problem),
+                };
+            }
             Err(problem) => return unclear(problem),
         };
         let sessions = self.connector.settling(step);

@@ -14,7 +14,8 @@ use crate::driver::postgres::horizon::{Horizon, Seen, Stretch};
 use crate::driver::postgres::sql_error::sql_problem;
 use crate::driver::{Consent, DataLoss, TableLoss};
 
-/// One session counts so much at a time, so that a big table is counted by several.
+/// A table that is not bigger is counted by one session. To read a stretch of a table takes the server half as long again as
+/// to read it as a whole.
 const STRETCH: u64 = 128 << 20;
 
 /// Tables that a message names.
@@ -111,8 +112,8 @@ impl Cost {
             Some(Consent { max_rows: None }) => return Ok(()),
             Some(Consent { max_rows: Some(rows) }) => *rows,
         };
-        if let Some(why) = &self.unknown {
-            return Err(format!("nobody can tell what would be lost ({why})"));
+        if self.unknown.is_some() {
+            return Err(format!("nobody can tell what would be lost: {}", self.describe()));
         }
         if self.written() > limit {
             let agreed = match consent {
@@ -147,6 +148,9 @@ impl Cost {
             text.push_str(&format!(
                 "; {replaced} rows that were changed or deleted since come back as they were"
             ));
+        }
+        if let Some(why) = &self.unknown {
+            text.push_str(&format!("; not everything could be counted: {why}"));
         }
         text
     }
@@ -208,7 +212,9 @@ pub(super) async fn count(
     }
     let mut cost = Cost::of(&seen, backup);
     if large > 0 {
-        cost.doubt(format!("{large} large objects, which cannot be told apart by age"));
+        cost.doubt(format!(
+            "there are {large} large objects, and nobody can tell which of them were written since the backup"
+        ));
     }
     Ok(cost)
 }
@@ -222,6 +228,11 @@ async fn large_objects(c: &mut PgConnection) -> Result<i64, sqlx::Error> {
 /// An answer in any case: what could not be counted is unknown.
 pub(super) fn or_unknown(counted: Result<Cost, sqlx::Error>) -> Cost {
     counted.unwrap_or_else(|e| Cost::unknown(sql_problem(Code::DatabaseDown, "counting failed", &e).message))
+}
+
+/// Nobody has to know the figures to decide.
+pub(super) fn is_any(consent: Option<&Consent>) -> bool {
+    matches!(consent, Some(Consent { max_rows: None }))
 }
 
 /// The refusal of a cutover.

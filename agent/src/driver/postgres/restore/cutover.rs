@@ -2,7 +2,8 @@
 //!
 //! In this order, so that a kill leaves one of two standings behind, with connections disallowed or not:
 //! sessions for counting are opened; connections are disallowed; everybody else is sent away; the loss is counted, while
-//! nobody can write, and compared with what was agreed to; then two renames, the marks and the permission to connect come
+//! nobody can write, and compared with what was agreed to (who agreed to any loss does not wait for that: `finish` counts it
+//! in the database that was put aside, where nobody writes either); then two renames, the marks and the permission to connect come
 //! in **one** transaction. Read-only mode would not do: every session can leave it.
 //!
 //! Whatever goes wrong before the transaction is committed, connections are allowed again. A server that restarts in
@@ -27,7 +28,7 @@ use crate::driver::{Done, Failure};
 use crate::step::StepContext;
 
 /// Sessions that count at the same time.
-const COUNTERS: usize = 4;
+pub(super) const COUNTERS: usize = 4;
 
 /// How long counting may keep everybody out. After that the loss is unknown.
 pub(super) const COUNT_LIMIT: Duration = Duration::from_secs(30);
@@ -120,36 +121,6 @@ impl PostgresDriver {
         })
     }
 
-    /// Nothing was staged, or it was cleared away. An undo of a switch that never happened has nothing to do.
-    async fn switch_without_note(&self, step: &StepContext) -> Result<Done, Failure> {
-        if !step.undo {
-            return Err(Problem::new(
-                Code::RestoreFailed,
-                "no backup was restored beside the database for this rollback",
-            )
-            .remedy("start the rollback anew; the live database was not touched")
-            .into());
-        }
-        let before = super::mark::before_name(&self.config.database, &self.tag(step));
-        let mut c = self.connector.patient(step).maintenance().await?;
-        let marked = super::mark::all_of(&mut c, &self.config.database)
-            .await
-            .map_err(|e| sql_problem(Code::DatabaseDown, "look at the databases", &e))?;
-        let _ = sqlx::Connection::close(c).await;
-        if marked.iter().any(|m| m.name == before) {
-            let message = format!(
-                "what this rollback noted of its restore is gone from {}; the database as it was before is {before}",
-                self.config.backups.display()
-            );
-            return Err(Failure::Indeterminate(
-                Problem::new(Code::DatabaseUnclear, message)
-                    .remedy("exchange the two by hand: ALTER DATABASE … RENAME TO …"),
-            ));
-        }
-        let state = self.state(self.connector.patient(step)).await?;
-        Ok(Done::at(state.revision(), "nothing had been exchanged"))
-    }
-
     /// From one standing to the other. An error leaves connections disallowed, or not.
     async fn exchange(
         &self,
@@ -182,7 +153,11 @@ impl PostgresDriver {
             // An earlier attempt was cut off. Counting needs sessions; whoever slips in is sent away and counted.
             self.allow(&mut c).await?;
         }
-        let (mut counters, pids) = step.operation("connect", self.counters(step)).await?;
+        let decides = !forward || !cost::is_any(step.consent.as_ref());
+        let wanted = if decides { COUNTERS } else { 1 };
+        let (mut counters, pids) = step
+            .operation("connect", self.counters(step, &database, wanted))
+            .await?;
         let Some(first) = counters.first_mut() else {
             return Err(Problem::new(Code::Internal, "no session was opened for counting").into());
         };
@@ -194,10 +169,13 @@ impl PostgresDriver {
             Err(problem) => return Err(problem.into()),
         };
         if forward {
-            // They may have been changed since they were carried over.
+            // They may have been changed since they were carried over. Nobody waits for it yet.
             note.properties = Properties::read(&mut c, live)
                 .await
                 .map_err(stop("read the settings of the live database"))?;
+            note.properties.put_on(&mut c, &other).await?;
+            // An earlier exchange that was taken back may have counted.
+            note.cost = None;
         }
         note.holding = true;
         note.save(staging)?;
@@ -215,33 +193,20 @@ impl PostgresDriver {
             step.operation("read_schema", self.may_exchange(step, first, forward))
                 .await?;
         }
-        step.progress(format!("{ended} sessions ended; counting what was written"));
-        let counting = async {
-            let work = self.lost(note, &mut counters, forward);
-            match tokio::time::timeout(COUNT_LIMIT, work).await {
-                Ok(counted) => counted,
-                Err(_) => Ok(Cost::unknown(format!(
-                    "counting took longer than {} s",
-                    COUNT_LIMIT.as_secs()
-                ))),
+        step.progress(format!("{ended} sessions ended"));
+        if decides {
+            let counted = self.count_now(step, note, &mut counters, forward).await?;
+            point(step, "counted");
+            if forward {
+                if let Err(why) = counted.agreed(step.consent.as_ref()) {
+                    return Err(cost::too_much(&database, &note.backup, &why).into());
+                }
+                note.cost = Some(counted);
+            } else {
+                note.undone = Some(counted);
             }
-        };
-        let counted = match step.operation("count_loss", counting).await {
-            Ok(counted) => counted,
-            // Only a server that is still there can say that it cannot count.
-            Err(e) if is_passing(&e) => return Err(stop("count what was written")(e)),
-            Err(e) => cost::or_unknown(Err(e)),
-        };
-        point(step, "counted");
-        if forward {
-            if let Err(why) = counted.agreed(step.consent.as_ref()) {
-                return Err(cost::too_much(&database, &note.backup, &why).into());
-            }
-            note.cost = Some(counted);
-        } else {
-            note.undone = Some(counted);
+            note.save(staging)?;
         }
-        note.save(staging)?;
         for counter in counters {
             let _ = sqlx::Connection::close(counter).await;
         }
@@ -259,38 +224,65 @@ impl PostgresDriver {
         Ok(())
     }
 
-    /// Is the live database still what the step begins with, and nothing in it that forbids to exchange it? Waits for locks
-    /// for a moment only.
-    async fn may_exchange(&self, step: &StepContext, c: &mut PgConnection, forward: bool) -> Result<(), Problem> {
-        let failed = |e| sql_problem(Code::DatabaseDown, "look for what forbids an exchange", &e);
-        let database = &self.config.database;
-        let mut found = obstacles(c, database).await.map_err(failed)?;
-        found.extend(subscriptions(c, database).await.map_err(failed)?);
-        if let Some(problem) = found.into_iter().next() {
-            return Err(problem);
-        }
-        if !forward {
-            return Ok(());
-        }
-        run(c, "SET lock_timeout = '500ms'".to_owned()).await.map_err(failed)?;
-        let state = self.state_on(c).await;
-        if state.is_err() {
-            // It ends the transaction that the reading left open.
-            run(c, "ROLLBACK".to_owned()).await.map_err(failed)?;
-        }
-        run(c, "SET lock_timeout = 0".to_owned()).await.map_err(failed)?;
-        let state = state?;
-        if state.digest == step.from.digest {
-            Ok(())
-        } else {
-            Err(self.moved(&state, step))
+    /// Counts while nobody but us is in the live database.
+    async fn count_now(
+        &self,
+        step: &StepContext,
+        note: &Note,
+        counters: &mut [PgConnection],
+        forward: bool,
+    ) -> Result<Cost, Stop> {
+        step.progress("counting what was written");
+        let counting = async {
+            let work = self.lost(note, counters, forward);
+            match tokio::time::timeout(COUNT_LIMIT, work).await {
+                Ok(counted) => counted,
+                Err(_) => Ok(Cost::unknown(format!(
+                    "counting took longer than {} s",
+                    COUNT_LIMIT.as_secs()
+                ))),
+            }
+        };
+        match step.operation("count_loss", counting).await {
+            Ok(counted) => Ok(counted),
+            // Only a server that is still there can say that it cannot count.
+            Err(e) if is_passing(&e) => Err(stop("count what was written")(e)),
+            Err(e) => Ok(cost::or_unknown(Err(e))),
         }
     }
 
-    /// Sessions of the live database for counting, and their process ids. One there has to be.
-    pub(super) async fn counters(&self, step: &StepContext) -> Result<(Vec<PgConnection>, Vec<i32>), Problem> {
-        let mut counters = vec![self.connector.patient(step).live().await?];
-        let more = (1..COUNTERS).map(|_| async { self.connector.quick().live().await });
+    /// Is the live database the one that the step begins with, and does nothing forbid to exchange it? Does not wait for
+    /// long for somebody who holds a lock.
+    async fn may_exchange(&self, step: &StepContext, c: &mut PgConnection, forward: bool) -> Result<(), Problem> {
+        let failed = |e| sql_problem(Code::DatabaseDown, "look for what forbids an exchange", &e);
+        run(c, "SET lock_timeout = '1s'".to_owned()).await.map_err(failed)?;
+        if forward {
+            let state = match self.state_on(c).await {
+                Ok(state) => state,
+                Err(problem) => {
+                    // A reader that was stopped by a lock is asked again, and must not be inside a transaction then.
+                    run(c, "ROLLBACK".to_owned()).await.map_err(failed)?;
+                    return Err(problem);
+                }
+            };
+            if state.digest != step.from.digest {
+                return Err(self.moved(&state, step));
+            }
+        }
+        let mut found = obstacles(c, &self.config.database).await.map_err(failed)?;
+        found.extend(subscriptions(c, &self.config.database).await.map_err(failed)?);
+        found.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Sessions for counting in a database, and their process ids. One there has to be.
+    pub(super) async fn counters(
+        &self,
+        step: &StepContext,
+        database: &str,
+        wanted: usize,
+    ) -> Result<(Vec<PgConnection>, Vec<i32>), Problem> {
+        let mut counters = vec![self.connector.patient(step).reader(database).await?];
+        let more = (1..wanted).map(|_| async { self.connector.quick().reader(database).await });
         counters.extend(futures::future::join_all(more).await.into_iter().flatten());
         let mut pids = Vec::new();
         for counter in &mut counters {
@@ -334,9 +326,6 @@ impl PostgresDriver {
         } else {
             (&note.undone_name, mark(What::Undone))
         };
-        if forward {
-            note.properties.put_on(c, other).await?;
-        }
         let statements = [
             "BEGIN".to_owned(),
             "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '15s'".to_owned(),
@@ -408,9 +397,23 @@ impl PostgresDriver {
     }
 
     /// The database that has the name now: can be connected to, has the target's schema, and keeps what was asked of it.
+    /// A session that is lost while it looks says nothing of the database: it is replaced.
     async fn smoke(&self, step: &StepContext) -> Result<State, Problem> {
-        let mut c = self.connector.patient(step).live().await?;
-        let state = self.state_on(&mut c).await?;
+        let mut losses = 0;
+        loop {
+            let mut c = self.connector.patient(step).live().await?;
+            let seen = self.smoke_on(step, &mut c).await;
+            let lost = seen.is_err() && sqlx::Connection::ping(&mut c).await.is_err();
+            let _ = sqlx::Connection::close(c).await;
+            if !lost || losses == LOSSES {
+                return seen;
+            }
+            losses += 1;
+        }
+    }
+
+    async fn smoke_on(&self, step: &StepContext, c: &mut PgConnection) -> Result<State, Problem> {
+        let state = self.state_on(c).await?;
         if state.digest != step.to.digest {
             let message = format!(
                 "after the exchange {} is at {} and not at {}",
@@ -418,8 +421,7 @@ impl PostgresDriver {
             );
             return Err(Problem::new(Code::RestoreFailed, message));
         }
-        integrity::ask(&mut c, &self.config).await?;
-        let _ = sqlx::Connection::close(c).await;
+        integrity::ask(c, &self.config).await?;
         Ok(state)
     }
 
@@ -495,7 +497,7 @@ impl PostgresDriver {
 
 impl Note {
     pub(super) fn loss(&self) -> crate::driver::DataLoss {
-        let unknown = Cost::unknown("it was not counted");
+        let unknown = Cost::unknown("any loss was agreed to; it is counted when the rollback is finished");
         self.cost
             .as_ref()
             .unwrap_or(&unknown)
@@ -507,7 +509,7 @@ impl Note {
         let lost = self
             .cost
             .as_ref()
-            .map_or("an unknown number of rows".to_owned(), Cost::describe);
+            .map_or("counted when the rollback is finished".to_owned(), Cost::describe);
         let before = match &standing.other {
             Some(name) => format!("as it was before it is {name}, until it is collected"),
             None => "as it was before it is gone".to_owned(),

@@ -89,11 +89,7 @@ impl Mark {
 
 /// Where a backup is restored to. The tag is 16 hex digits.
 pub(super) fn side_name(database: &str, tag: &str) -> String {
-    format!("{}{tag}", side_prefix(database))
-}
-
-fn side_prefix(database: &str) -> String {
-    format!("rollbackctl_side_{}_", scratch::short(database))
+    format!("rollbackctl_side_{}_{tag}", scratch::short(database))
 }
 
 /// What the live database is called after a restore.
@@ -166,10 +162,11 @@ pub(super) async fn all_of(c: &mut PgConnection, database: &str) -> Result<Vec<M
 }
 
 /// Databases into which some rollback restored a backup and that are of no use any more: by their mark, or by their name
-/// alone where a kill came before the mark.
-pub(super) async fn sides(c: &mut PgConnection, database: &str) -> Result<Vec<String>, sqlx::Error> {
+/// alone where a kill came before the mark. `owner` is what the component's tags begin with: another component may manage
+/// the same database.
+pub(super) async fn sides(c: &mut PgConnection, database: &str, owner: &str) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE starts_with(datname::text, $1) ORDER BY 1")
-        .bind(side_prefix(database))
+        .bind(side_name(database, owner))
         .fetch_all(c)
         .await
 }

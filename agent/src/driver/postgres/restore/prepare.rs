@@ -11,12 +11,12 @@ use super::cost::{self, Cost};
 use super::mark::Marked;
 use super::sessions::{obstacles, subscriptions};
 use super::stage::{ago, newer_server, rows_of};
+use crate::driver::postgres::PostgresDriver;
 use crate::driver::postgres::backup::people_bytes;
 use crate::driver::postgres::backups::{self, Sealed};
 use crate::driver::postgres::connect::{Sessions, ident, run};
 use crate::driver::postgres::prepare::free_bytes;
 use crate::driver::postgres::sql_error::sql_problem;
-use crate::driver::postgres::{PostgresDriver, State};
 use crate::driver::{Finding, Severity};
 use crate::step::StepContext;
 
@@ -50,7 +50,7 @@ impl PostgresDriver {
         if sealed.is_none() {
             findings.push(Finding::blocker(self.no_backup(step)));
         }
-        let looked = self.can_restore(sessions, &state, sealed.as_ref());
+        let looked = self.can_restore(sessions, sealed.as_ref());
         match step.operation("look_around", looked).await {
             Ok(found) => findings.extend(found),
             Err(problem) => findings.push(Finding::blocker(problem)),
@@ -147,12 +147,7 @@ impl PostgresDriver {
         }
     }
 
-    async fn can_restore(
-        &self,
-        sessions: Sessions<'_>,
-        state: &State,
-        sealed: Option<&Sealed>,
-    ) -> Result<Vec<Finding>, Problem> {
+    async fn can_restore(&self, sessions: Sessions<'_>, sealed: Option<&Sealed>) -> Result<Vec<Finding>, Problem> {
         let database = &self.config.database;
         let failed = |e| sql_problem(Code::DatabaseDown, "look at the server", &e);
         let mut findings = Vec::new();
@@ -177,19 +172,25 @@ impl PostgresDriver {
                 findings.push(Finding::blocker(newer_server(sealed, version)));
             }
             findings.extend(missing(&mut c, sealed).await.map_err(failed)?);
+            findings.extend(self.owners(&mut c, sealed).await.map_err(failed)?);
             let size = match sealed.manifest.database_bytes {
                 0 => u64::try_from(size).unwrap_or_default(),
                 bytes => bytes,
             };
             findings.extend(self.side_room(&mut c, size).await.map_err(failed)?);
             findings.extend(sealed.manifest.broken.iter().map(|broken| {
-                Finding::blocker(Problem::new(
-                    Code::IntegrityFailed,
-                    format!(
-                        "the newest backup of {} does not keep what is asked of it: {broken}",
-                        state.version
+                Finding::blocker(
+                    Problem::new(
+                        Code::IntegrityFailed,
+                        format!(
+                            "backup {} of {} does not keep what is asked of it: {broken}",
+                            sealed.name, sealed.manifest.taken_at
+                        ),
+                    )
+                    .remedy(
+                        "correct the check if it is wrong; or take in another backup: rollback-agent database adopt",
                     ),
-                ))
+                )
             }));
         }
         let aside = self.put_aside(&mut c).await?;
@@ -253,6 +254,35 @@ impl PostgresDriver {
             findings.push(Finding::warning(Problem::new(Code::DatabaseLocked, message)));
         }
         Ok(findings)
+    }
+
+    /// Who may not become the owner of a table cannot give it to him either. A dump does not tell owners from grantees, so
+    /// those are asked for who own its tables now.
+    async fn owners(&self, c: &mut PgConnection, sealed: &Sealed) -> Result<Option<Finding>, sqlx::Error> {
+        let tables: Vec<&str> = sealed.manifest.figures.tables.keys().map(String::as_str).collect();
+        let owners: Vec<String> = sqlx::query_scalar(
+            "SELECT DISTINCT pg_get_userbyid(c.relowner)::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind IN ('r', 'p') AND concat(n.nspname, '.', c.relname) = ANY ($1)
+               AND NOT pg_has_role(current_user, c.relowner, 'MEMBER') ORDER BY 1",
+        )
+        .bind(&tables)
+        .fetch_all(c)
+        .await?;
+        if owners.is_empty() {
+            return Ok(None);
+        }
+        let (user, database) = (&self.config.user, &self.config.database);
+        let message = format!(
+            "user {user} may not restore tables of {database} that belong to {}",
+            owners.join(", ")
+        );
+        let grants: Vec<String> = owners
+            .iter()
+            .map(|owner| format!("GRANT {} TO {}", ident(owner), ident(user)))
+            .collect();
+        Ok(Some(Finding::blocker(
+            Problem::new(Code::RestoreFailed, message).remedy(grants.join("; ")),
+        )))
     }
 
     /// Only a local server's disk can be seen, and its place only by those whom the server tells.

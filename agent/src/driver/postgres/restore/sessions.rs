@@ -11,7 +11,9 @@ use sqlx::postgres::PgConnection;
 
 use crate::driver::postgres::sql_error::{server_error, sql_problem};
 
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Most sessions end within a millisecond or two, while everybody waits.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Sessions that a message names.
 const SHOWN: usize = 4;
@@ -30,6 +32,7 @@ pub(super) async fn send_away(
 ) -> Result<usize, Problem> {
     let failed = |e| sql_problem(Code::DatabaseDown, "look at who is connected", &e);
     let mut ended = std::collections::BTreeSet::new();
+    let mut pause = FIRST_PAUSE;
     loop {
         let there = others(c, database, ours).await.map_err(failed)?;
         if there.is_empty() {
@@ -61,7 +64,8 @@ pub(super) async fn send_away(
             };
             return Err(Problem::new(Code::DatabaseLocked, message).remedy(remedy));
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 

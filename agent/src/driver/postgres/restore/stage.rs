@@ -3,13 +3,15 @@
 //! Everything slow is here, and nothing of it touches the live database. What an earlier run left is removed first. The
 //! note for `switch` is written last: who finds it finds a database that only waits for its name.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use rollback_proto::kill_point;
 use rollback_proto::problem::{Code, Problem};
 use sqlx::postgres::PgConnection;
 
 use super::carry::Properties;
-use super::cutover::COUNT_LIMIT;
+use super::cutover::{COUNT_LIMIT, COUNTERS};
 use super::mark::{self, Mark, What};
 use super::{Basis, Note, NotedReceipt, Place, compare, cost};
 use crate::driver::postgres::alone::Alone;
@@ -30,6 +32,9 @@ use crate::step::StepContext;
 
 const JOBS: u32 = 2;
 
+/// How long counting may take while the database is in use. What takes longer would take too long at the cutover, too.
+const STAGE_COUNT_LIMIT: Duration = COUNT_LIMIT.saturating_mul(2);
+
 impl PostgresDriver {
     pub(in crate::driver::postgres) async fn restore_stage(&self, step: &StepContext) -> Result<Done, Failure> {
         let _alone = Alone::for_step(&self.config, step).await?;
@@ -48,8 +53,10 @@ impl PostgresDriver {
                 step.progress("a switch that was cut off had left connections disallowed; they are allowed again");
             }
             let failed = |e| sql_problem(Code::DatabaseDown, "look for leftovers", &e);
-            let mut left = mark::sides(&mut c, &self.config.database).await.map_err(failed)?;
-            left.extend(scratch::leftovers(&mut c, &self.config.database).await?);
+            let mut left = mark::sides(&mut c, &self.config.database, &scratch::short(&self.component))
+                .await
+                .map_err(failed)?;
+            left.extend(scratch::leftovers(&mut c, &self.config.database, &self.component).await?);
             let _ = sqlx::Connection::close(c).await;
             let state = self.state(sessions).await?;
             Ok::<_, Problem>(Some((left, state)))
@@ -76,7 +83,10 @@ impl PostgresDriver {
         let Some(sealed) = backups::newest_of(&self.config, &self.component, &step.to.digest)? else {
             return Err(self.no_backup(step).into());
         };
-        step.operation("sha256_dump", sealed.check()).await?;
+        step.operation("sha256_dump", sealed.check()).await.map_err(|problem| {
+            let instead = backups::instead_of(&sealed, &self.config, &self.component, &step.to.digest);
+            Problem::new(problem.code, problem.message).remedy(instead)
+        })?;
         let staging = Staging::new(backups, &tag);
         let side = mark::side_name(&self.config.database, &tag);
         let ended = in_time(step, self.restore_beside(step, &sealed, &staging, &side, &tag)).await;
@@ -120,6 +130,7 @@ impl PostgresDriver {
                 let live = oid_of(&mut c, database).await.map_err(failed)?;
                 let properties = Properties::read(&mut c, live).await.map_err(failed)?;
                 properties.found(&mut c, side).await?;
+                properties.try_on(&mut c, side).await?;
                 let _ = sqlx::Connection::close(c).await;
                 Ok::<_, Problem>((live, properties))
             })
@@ -210,8 +221,8 @@ impl PostgresDriver {
         let Some(Consent { max_rows: Some(_) }) = step.consent else {
             return Ok(());
         };
-        let (mut counters, _) = self.counters(step).await?;
-        let counted = tokio::time::timeout(COUNT_LIMIT, self.lost(note, &mut counters, true)).await;
+        let (mut counters, _) = self.counters(step, &self.config.database, COUNTERS).await?;
+        let counted = tokio::time::timeout(STAGE_COUNT_LIMIT, self.lost(note, &mut counters, true)).await;
         for counter in counters {
             let _ = sqlx::Connection::close(counter).await;
         }
@@ -219,7 +230,16 @@ impl PostgresDriver {
             Ok(Ok(cost)) => cost
                 .agreed(step.consent.as_ref())
                 .map_err(|why| cost::too_much(&self.config.database, &note.backup, &why)),
-            Ok(Err(_)) | Err(_) => Ok(()),
+            Ok(Err(_)) => Ok(()),
+            Err(_) => Err(cost::too_much(
+                &self.config.database,
+                &note.backup,
+                &format!(
+                    "counting what would be lost takes longer than {} s, and at the cutover everybody would wait for it",
+                    STAGE_COUNT_LIMIT.as_secs()
+                ),
+            )
+            .remedy("agree to any loss, or restore when less is going on")),
         }
     }
 
@@ -403,7 +423,8 @@ fn as_restore(mut problem: Problem) -> Problem {
 pub(super) fn ago(taken_at: Timestamp) -> String {
     let minutes = Timestamp::now().duration_since(taken_at).as_secs() / 60;
     match minutes {
-        ..1 => "just now".to_owned(),
+        ..-60 => "which is in the future: a clock was wrong".to_owned(),
+        -60..1 => "just now".to_owned(),
         1..120 => format!("{minutes} minutes ago"),
         120..2880 => format!("{} hours ago", minutes / 60),
         2880.. => format!("{} days ago", minutes / 1440),

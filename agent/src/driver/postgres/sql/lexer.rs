@@ -5,7 +5,7 @@
 #[derive(Debug)]
 pub(super) struct Lexed<'a> {
     pub statements: Vec<Statement>,
-    /// With what they begin with; those that begin with `--` without the end of the line.
+    /// Each from its `--` or `/*` on; a `--` comment without the end of its line.
     pub comments: Vec<&'a str>,
     /// The first command that only psql knows.
     pub command: Option<&'a str>,
@@ -30,6 +30,7 @@ pub(super) fn read(text: &str) -> Lexed<'_> {
     let (mut comments, mut command) = (Vec::new(), None);
     let mut words = Vec::new();
     let (mut at, mut start) = (0, None);
+    let mut inside = Inside::default();
     while at < bytes.len() {
         let rest = &text[at..];
         let step = match bytes[at] {
@@ -50,7 +51,8 @@ pub(super) fn read(text: &str) -> Lexed<'_> {
                 end
             }
             b if b.is_ascii_whitespace() => 1,
-            b';' => {
+            b';' if !inside.is_anything() => {
+                inside = Inside::default();
                 if let Some(start) = start.take() {
                     found.push(Statement {
                         start,
@@ -66,12 +68,22 @@ pub(super) fn read(text: &str) -> Lexed<'_> {
                     b'\'' => quoted(rest, '\'', escape_string(text, at)),
                     b'"' => quoted(rest, '"', false),
                     b'$' => dollar_quoted(rest).unwrap_or(1),
+                    b'(' => {
+                        inside.parentheses += 1;
+                        1
+                    }
+                    b')' => {
+                        inside.parentheses = inside.parentheses.saturating_sub(1);
+                        1
+                    }
                     b if b.is_ascii_alphabetic() || b == b'_' || !b.is_ascii() => {
                         let len = rest
                             .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '$' || !c.is_ascii()))
                             .unwrap_or(rest.len());
+                        let word = rest[..len].to_ascii_uppercase();
+                        inside.word(&words, &word);
                         if words.len() < WORDS {
-                            words.push(rest[..len].to_ascii_uppercase());
+                            words.push(word);
                         }
                         len
                     }
@@ -92,6 +104,42 @@ pub(super) fn read(text: &str) -> Lexed<'_> {
         statements: found,
         comments,
         command,
+    }
+}
+
+/// What has semicolons in it that end no statement: the parentheses of `CREATE RULE … DO (…; …)`, and a function's body
+/// that begins with `BEGIN ATOMIC`.
+#[derive(Default)]
+struct Inside {
+    parentheses: usize,
+    /// BEGIN and CASE of a function's body that wait for their END.
+    blocks: usize,
+    /// The last word was BEGIN.
+    begins: bool,
+}
+
+impl Inside {
+    fn is_anything(&self) -> bool {
+        self.parentheses > 0 || self.blocks > 0
+    }
+
+    /// `before`: the words of the statement so far.
+    fn word(&mut self, before: &[String], word: &str) {
+        let begins = std::mem::replace(&mut self.begins, word == "BEGIN");
+        let creates = match before {
+            [create, or, replace, what, ..] if or == "OR" && replace == "REPLACE" => [create, what],
+            [create, what, ..] => [create, what],
+            [] | [_] => return,
+        };
+        if creates[0] != "CREATE" || !["FUNCTION", "PROCEDURE"].contains(&creates[1].as_str()) {
+            return;
+        }
+        match word {
+            "ATOMIC" if begins && self.blocks == 0 => self.blocks = 1,
+            "CASE" if self.blocks > 0 => self.blocks += 1,
+            "END" => self.blocks = self.blocks.saturating_sub(1),
+            _ => {}
+        }
     }
 }
 

@@ -3,14 +3,15 @@
 //! A session holds every table of the live database in ACCESS SHARE mode, which stands in nobody's way but that of a
 //! statement that changes a table's definition. A second session watches: one that waits for the first, or that has the name
 //! of the tool's run, was begun by a tool that does not do as it was told. The tool is killed, that session is ended
-//! before its lock is free, and the rehearsal fails.
+//! before its lock is free, and the rehearsal fails. A session that was there before and has to wait for the first is the
+//! application's: the rehearsal gives way to it, because whoever reads that table would wait behind it.
 //!
 //! The tables in which the tool notes what it did, as far as the configuration names them, are held against writing as
 //! well: nobody else writes to them. What this cannot hold up is a stray session under another name that changes rows, or
-//! makes something new, before it notes anything, and not in one transaction with the note. Therefore the schema and the tool's own account of the live database are compared as well, before and after; nobody migrates
-//! a database by hand while it is being rolled back.
+//! makes something new, before it notes anything, and not in one transaction with the note. Therefore the schema of the live
+//! database is compared as well, before and after; nobody migrates a database by hand while it is being rolled back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rollback_proto::problem::{Code, Problem};
 use sqlx::postgres::PgConnection;
@@ -23,6 +24,9 @@ use crate::driver::postgres::sql_error::sql_problem;
 
 /// Between two looks.
 const EVERY: Duration = Duration::from_millis(25);
+
+/// How long a session of the application may wait for the guard.
+const GIVE_WAY: Duration = Duration::from_millis(300);
 
 /// For the guard's own locks: somebody who holds a table exclusively is at work on the live database.
 const LOCK_LIMIT: &str = "SET LOCAL lock_timeout = '5s'";
@@ -48,8 +52,8 @@ pub(in crate::driver::postgres) async fn while_running<T>(
         biased;
         stray = watch(&mut watcher, pid, copies) => stray,
         done = work => {
-            let last = strays(&mut watcher, pid, copies).await.map_err(failed)?;
-            if last.is_empty() {
+            let last = in_the_way(&mut watcher, pid, copies).await.map_err(failed)?;
+            if last.strays.is_empty() {
                 run(&mut holder, "COMMIT".to_owned()).await.map_err(failed)?;
                 let after = Schema::read(&mut holder).await.map_err(failed)?;
                 close([holder, watcher]).await;
@@ -62,9 +66,20 @@ pub(in crate::driver::postgres) async fn while_running<T>(
         }
     };
     // Here the tool is dead: its process group was killed with the future.
-    let stray = stray.map_err(failed)?;
+    let InTheWay { strays, waiting } = stray.map_err(failed)?;
+    if strays.is_empty() {
+        run(&mut holder, "COMMIT".to_owned()).await.map_err(failed)?;
+        close([holder, watcher]).await;
+        let message = format!(
+            "while the migration tool ran on a copy, a session had to wait for a table of the live database, which is \
+             guarded meanwhile: {}; the rehearsal gave way to it",
+            waiting.join("; ")
+        );
+        return Err(Problem::new(Code::DatabaseLocked, message)
+            .remedy("let nobody truncate, rebuild or alter tables while a rollback is staged, and start it anew"));
+    }
     let mut names = Vec::new();
-    for (pid, name) in stray {
+    for (pid, name) in strays {
         let ended = end(&mut watcher, pid).await.map_err(failed)?;
         names.push(if ended { name } else { format!("{name}, still there") });
     }
@@ -130,35 +145,58 @@ async fn hold(c: &mut PgConnection, own: &[String]) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
-/// Ends when there is one.
-async fn watch(c: &mut PgConnection, holder: i32, copies: &[&str]) -> Result<Vec<(i32, String)>, sqlx::Error> {
+/// Sessions of the live database that the guard has to do with.
+#[derive(Default)]
+struct InTheWay {
+    /// Named as the tool's run on the copy, or begun after the guard and waiting for it.
+    strays: Vec<(i32, String)>,
+    /// Begun before it and waiting for it.
+    waiting: Vec<String>,
+}
+
+/// Ends when there is a stray one, or one that has waited for too long.
+async fn watch(c: &mut PgConnection, holder: i32, copies: &[&str]) -> Result<InTheWay, sqlx::Error> {
+    let mut since = None;
     loop {
-        let found = strays(c, holder, copies).await?;
-        if !found.is_empty() {
+        let found = in_the_way(c, holder, copies).await?;
+        if !found.strays.is_empty() {
+            return Ok(found);
+        }
+        if found.waiting.is_empty() {
+            since = None;
+        } else if since.get_or_insert_with(Instant::now).elapsed() >= GIVE_WAY {
             return Ok(found);
         }
         tokio::time::sleep(EVERY).await;
     }
 }
 
-/// Sessions of the live database that are named as the tool's run on the copy, or that wait for the guard and were begun
-/// after it.
-async fn strays(c: &mut PgConnection, holder: i32, copies: &[&str]) -> Result<Vec<(i32, String)>, sqlx::Error> {
+async fn in_the_way(c: &mut PgConnection, holder: i32, copies: &[&str]) -> Result<InTheWay, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT a.pid, concat('pid ', a.pid, ' (', nullif(a.application_name, ''), ', user ', a.usename, ')') AS name
+        "SELECT a.pid, concat('pid ', a.pid, ' (', nullif(a.application_name, ''), ', user ', a.usename, ')') AS name,
+                a.application_name = ANY ($2) OR a.backend_start > h.xact_start AS stray
          FROM pg_stat_activity a, pg_stat_activity h
-         WHERE h.pid = $1 AND a.datname = current_database() AND a.backend_type = 'client backend'
+         WHERE h.pid = $1 AND a.datname = current_database()
+           AND coalesce(a.backend_type, 'client backend') = 'client backend'
            AND a.pid <> ALL (ARRAY[$1, pg_backend_pid()])
-           AND (a.application_name = ANY ($2) OR (a.backend_start > h.xact_start AND $1 = ANY (pg_blocking_pids(a.pid))))
+           AND (a.application_name = ANY ($2) OR $1 = ANY (pg_blocking_pids(a.pid)))
          ORDER BY a.pid",
     )
     .bind(holder)
     .bind(copies.iter().map(|copy| application_name(copy)).collect::<Vec<_>>())
     .fetch_all(c)
     .await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get("pid")?, row.try_get("name")?)))
-        .collect()
+    let mut found = InTheWay::default();
+    for row in &rows {
+        let name: String = row.try_get("name")?;
+        // What may not be seen of another role's session is null; then it is not known to be stray.
+        if row.try_get::<Option<bool>, _>("stray")?.unwrap_or(false) {
+            found.strays.push((row.try_get("pid")?, name));
+        } else {
+            found.waiting.push(name);
+        }
+    }
+    Ok(found)
 }
 
 /// Ends a session and waits until it is gone; false when it may not be ended.

@@ -1,9 +1,8 @@
 //! One database with its agent, and nothing beside them, so that a rollback there and back takes little time. It swings
 //! between two releases, and after every swing it must be what it was when that release was seen first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -89,8 +88,8 @@ impl<'a> Ground<'a> {
     pub async fn prepare(control: &'a mut Control) -> Result<Self> {
         let database = Database::of(control).await?;
         database.install(OLD)?;
-        let check = format!(
-            "[[check]]\nname = \"healthy\"\ncomponent = \"db\"\nwithin = \"500ms\"\n\
+        let more = format!(
+            "retain_backups = 1\n[[check]]\nname = \"healthy\"\ncomponent = \"db\"\nwithin = \"500ms\"\n\
              postgres = {{ host = \"{}\", port = {}, user = \"{ROLE}\", database = \"{DATABASE}\", password_file = \"{}\", \
              query = \"SELECT max(version)::text IS DISTINCT FROM current_setting('{REFUSED}', true) FROM schema_migrations\" }}\n",
             database.postgres.socket().display(),
@@ -98,7 +97,7 @@ impl<'a> Ground<'a> {
             control.host_dir(HOST).join("db.password").display(),
         );
         control
-            .add_agent(HOST, "db", &(database.component().to_owned() + &check))
+            .add_agent(HOST, "db", &(database.component().to_owned() + &more))
             .await?;
         let mut ground = Self {
             control,
@@ -135,7 +134,7 @@ impl<'a> Ground<'a> {
         passed(&log)
     }
 
-    /// A rollback whose agent is killed at a point, and started again. Answers with `false` if it never came there.
+    /// A rollback whose agent is killed at a point, and started again. Fails when the agent does not come there.
     pub async fn killed_at(&mut self, course: Course, point: &Point) -> Result<()> {
         self.restart(&[(KILL_AT, &point.to_string())]).await?;
         self.refuse(course)?;
@@ -271,18 +270,29 @@ impl<'a> Ground<'a> {
         Ok(())
     }
 
-    /// Beside sealed backups there is nothing: what one rollback staged is of no use to the next one.
+    /// Beside sealed backups there is nothing: what one rollback staged is of no use to the next one. And each of them has
+    /// both its files.
     fn expect_backups_are_whole(&self) -> Result<()> {
-        let backups = self.backups();
+        let backups = self.control.host_dir(HOST).join("backups");
         let entries = std::fs::read_dir(&backups).with_context(|| format!("list {}", backups.display()))?;
-        let names = entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned());
-        let left: Vec<String> = names.filter(|n| n.starts_with(".incoming")).collect();
+        let names: Vec<String> = entries
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
+        let left: Vec<&String> = names.iter().filter(|n| n.starts_with(".incoming")).collect();
         ensure!(left.is_empty(), "left beside the backups: {left:?}");
+        let stems = |ending: &str| {
+            names
+                .iter()
+                .filter_map(|n| n.strip_suffix(ending))
+                .collect::<BTreeSet<_>>()
+        };
+        let (dumps, manifests) = (stems(".dump"), stems(".manifest.json"));
+        ensure!(
+            dumps == manifests && !dumps.is_empty(),
+            "the dumps are {dumps:?}, and the manifests {manifests:?}"
+        );
         Ok(())
-    }
-
-    fn backups(&self) -> PathBuf {
-        self.control.host_dir(HOST).join("backups")
     }
 }
 

@@ -117,6 +117,19 @@ fn a_script_that_was_cut_off_anywhere_is_noticed() {
 }
 
 #[test]
+fn subscriptions_are_left_out() {
+    for (sql, about) in [
+        ("CREATE SUBSCRIPTION s CONNECTION 'x' PUBLICATION p", true),
+        ("ALTER SUBSCRIPTION s OWNER TO plain", true),
+        ("COMMENT ON SUBSCRIPTION s IS 'x'", true),
+        ("CREATE PUBLICATION subscription", false),
+        ("COMMENT ON TABLE subscription IS 'x'", false),
+    ] {
+        assert_eq!(super::super::statement::is_about_subscriptions(sql), about, "{sql}");
+    }
+}
+
+#[test]
 fn roles_and_extensions_that_a_dump_needs() {
     let text = format!(
         "CREATE EXTENSION IF NOT EXISTS pgcrypto WITH SCHEMA public;\nALTER TABLE public.t OWNER TO plain;\n\
