@@ -17,10 +17,11 @@ demo: dependencies ## Roll a real fleet back on this machine and watch (ARGS=--k
 	$(CARGO) build --workspace --bins
 	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run zekka $(ARGS)
 
-bench: dependencies ## What users notice: requests that fail in a rolling rollback, and the runbook by hand against ours
+bench: dependencies ## What users notice: requests that fail in a rolling rollback, and the runbooks by hand against ours
 	$(CARGO) build --workspace --bins
 	ROLLBACK_BINARIES=$(BUILT) $(WITH_DOCKER) $(BUILT)/scenario run zero-downtime $(ARGS)
 	ROLLBACK_BINARIES=$(BUILT) $(WITH_DOCKER) $(BUILT)/scenario run vs-runbook $(ARGS)
+	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run db-downtime $(ARGS)
 
 kills: dependencies ## Back and forth, with a kill -9 in another phase every time (ARGS="--rounds 64")
 	$(CARGO) build --workspace --bins

@@ -139,7 +139,7 @@ async fn story(control: &mut Control, options: Options) -> Result<Found> {
     let site_place = site_backup.display().to_string();
     let missing = [
         ("app-3/api", backups.as_str()),
-        ("db-1/db", "no convention"),
+        ("db-1/db", "no dump of v2.9.0 is at any of"),
         ("proxy-1/proxy", site_place.as_str()),
     ];
     expect_refused(control, &[], &missing, COMPONENTS).await?;
