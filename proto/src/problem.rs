@@ -154,8 +154,8 @@ codes! {
     RehearsalFailed = "0704", FailedPrecondition, "mend the down migration; the live database was not touched";
     /// A migration failed on the live database and was rolled back.
     MigrationFailed = "0705", Aborted, "the transaction was rolled back; read the message";
-    /// Another session holds a lock that the migration needs.
-    DatabaseLocked = "0706", Aborted, "end the sessions that the message names, then try again";
+    /// Something else holds the database: sessions, a lock, a slot, a prepared transaction, or other work on its copies.
+    DatabaseLocked = "0706", Aborted, "end what the message names, or wait until it is done; then try again";
     /// The database is in a state that only a person can judge.
     DatabaseUnclear = "0707", Unknown, "look at the database by hand: the message says what was found";
     /// There is no proven backup of the release's schema.

@@ -46,7 +46,8 @@ Exit status: 0 when every backup is what it was, 1 otherwise.")]
     /// Take in a dump that somebody else made, after restoring it into a scratch database
     #[command(
         long_about = "Restores the dump into a scratch database, takes figures of every table there, and notes both in a \
-                      manifest. The dump stays where it is and is never deleted by us. Custom (-Fc), directory (-Fd) and \
+                      manifest. The dump stays where it is and is never deleted by us; one that is known and has not \
+                      changed is not restored again. Custom (-Fc), directory (-Fd) and \
                       plain dumps (.sql, .sql.gz) are taken. What is in a plain dump is run as SQL by the user of the \
                       configuration: take in only dumps that you trust as much as the database's own administrator.",
         after_long_help = "Examples:
@@ -54,13 +55,15 @@ Exit status: 0 when every backup is what it was, 1 otherwise.")]
   rollback-agent database adopt db /var/backups/shop.dir"
     )]
     Adopt(AdoptArgs),
-    /// Drop a database that a restore put aside
+    /// List the databases that restores put aside, or drop one of them
     #[command(
         long_about = "A restore exchanges two databases; the one that was live until then is put aside, because it is the \
-                      way back. It stays until it is dropped with this command.",
-        after_long_help = "Example:
-  rollback-agent observe                                   names what was put aside
-  rollback-agent database collect db shop_before_1a2b3c4d5e6f7a8b"
+                      way back. It stays until it is dropped with this command; without a name, those that stay are listed.",
+        after_long_help = "Examples:
+  rollback-agent database collect db                                   what there is
+  rollback-agent database collect db shop_before_1a2b3c4d5e6f7a8b      drop that one
+
+The report of the restore names it, too, and so does the plan of any later rollback."
     )]
     Collect(CollectArgs),
 }
@@ -105,9 +108,9 @@ pub(super) struct AdoptArgs {
 pub(super) struct CollectArgs {
     #[command(flatten)]
     target: Target,
-    /// The database that was put aside
+    /// The database that is to be dropped; without it, all that were put aside are listed
     #[arg(value_name = "DATABASE")]
-    database: String,
+    database: Option<String>,
 }
 
 /// Which database.
@@ -163,11 +166,7 @@ pub(super) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             eprintln!("{}", adopted.summary);
             Ok(ExitCode::SUCCESS)
         }
-        Verb::Collect(args) => {
-            let driver = args.target.open()?;
-            eprintln!("{}", driver.collect(&args.database).await?);
-            Ok(ExitCode::SUCCESS)
-        }
+        Verb::Collect(args) => collect(args).await,
     }
 }
 
@@ -203,6 +202,30 @@ async fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
     print(&columns(&rows))?;
     let whole = answers.iter().all(|(_, answer)| answer.is_ok());
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn collect(args: CollectArgs) -> anyhow::Result<ExitCode> {
+    let driver = args.target.open()?;
+    if let Some(database) = &args.database {
+        eprintln!("{}", driver.collect(database).await?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let component = &args.target.component;
+    let aside = driver.collectable().await?;
+    if aside.is_empty() {
+        eprintln!("there is no database that a restore of {component} put aside");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let head = ["NAME", "SINCE", "SIZE", "ROLLBACK", "WHAT IT WAS"]
+        .map(str::to_owned)
+        .to_vec();
+    let rows = aside.into_iter().map(|a| {
+        let size = a.bytes.map_or_else(|| "unknown".to_owned(), people_bytes);
+        vec![a.name, a.since, size, a.rollback, a.what.to_owned()]
+    });
+    print(&columns(&std::iter::once(head).chain(rows).collect::<Vec<_>>()))?;
+    eprintln!("to drop one that nobody needs: rollback-agent database collect {component} NAME");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn table(backups: &[BackupLine]) -> String {

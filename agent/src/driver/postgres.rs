@@ -35,6 +35,7 @@ mod horizon;
 mod integrity;
 mod keep;
 mod kept;
+mod lock_file;
 mod loss;
 mod manifest;
 mod migrate;
@@ -74,6 +75,7 @@ pub use self::config::{IntegrityCheck, PostgresConfig, ToolConfig, Verify};
 use self::connect::{Connector, Sessions};
 use self::forms::Forms;
 use self::kept::Inventory;
+pub use self::restore::PutAside;
 use self::route::{End, Route};
 use self::sql_error::sql_problem;
 use self::versions::Applied;
@@ -178,6 +180,11 @@ impl PostgresDriver {
         let schema = Forms::load(&self.config)?.recorded(Schema::read(c).await.map_err(failed)?);
         let applied = tool::applied(&self.config, &self.component, c, &self.config.database).await?;
         sqlx::raw_sql("COMMIT").execute(c).await.map_err(failed)?;
+        self.state_with(schema, applied)
+    }
+
+    /// `schema` is in the forms that were recorded.
+    fn state_with(&self, schema: Schema, applied: Applied) -> Result<State, Problem> {
         let digest = schema.digest(&applied);
         let version = version_of(&self.archive, &applied)?;
         Ok(State {

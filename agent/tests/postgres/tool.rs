@@ -1,5 +1,6 @@
 //! The project's own migration tool: a shell script that runs psql and keeps a table of its own.
 
+mod again;
 mod killed;
 mod moves;
 mod strays;

@@ -89,8 +89,9 @@ pub enum OnFailure {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DatabaseChoice {
-    /// By migrations, when every one of them has a way down and that was rehearsed; otherwise preflight blocks, and says
-    /// what a restore would cost.
+    /// By migrations, when every one of them has a way down and that was rehearsed. Without a way down preflight blocks; a
+    /// rehearsal that fails ends the rollback in `stage`, undone, with no database touched. Either says what a restore
+    /// would cost, if there is a backup of the release.
     #[default]
     Auto,
     /// Not at all.

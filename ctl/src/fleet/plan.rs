@@ -54,7 +54,8 @@ pub struct TargetArgs {
 /// How databases go back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DatabaseArg {
-    /// By migrations that were rehearsed on a copy; where that cannot be, the plan is blocked and says what a restore costs
+    /// By migrations that were rehearsed on a copy. Without a way down the plan is blocked; a rehearsal that fails ends the
+    /// rollback in stage, undone, with nothing touched (exit code 5). Either says what a restore would cost
     Auto,
     /// Not at all: the schema stays as it is
     Keep,

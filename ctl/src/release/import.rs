@@ -21,9 +21,15 @@ use crate::session::Session;
 ///
 /// Every host looks where deployments by hand leave a release called v2.9.0: an
 /// image with that tag, a git tag, backups/v2.9.0 beside `current`, an env file
-/// .env.production.backup, an nginx file sites-available/NAME.backup. What is
-/// found is kept on its host, and the set is stored as a release. Nothing that
-/// runs is touched. Each agent's configuration says where its components look.
+/// .env.production.backup, an nginx file sites-available/NAME.backup, a database
+/// dump v2.9.0.dump, DATABASE-v2.9.0.dump or DATABASE_v2.9.0.dump in its directory
+/// of backups (also .sql, .sql.gz, .dir). What is found is kept on its host, and
+/// the set is stored as a release. Nothing that runs is touched. Each agent's
+/// configuration says where its components look.
+///
+/// A dump is restored into a scratch database, within 9 minutes. Take in a larger
+/// one on its host before, which may last 6 hours, or what --timeout says:
+///   rollback-agent database adopt COMPONENT DUMP
 ///
 /// All or nothing: when a host has nothing under that name, no release is stored,
 /// and the table says where was looked. Then put it there, or decide:

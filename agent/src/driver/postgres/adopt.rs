@@ -1,7 +1,8 @@
 //! Dumps that somebody else made: taken in after they were restored once, and found by the name of a release.
 //!
 //! What is taken in is a manifest; the dump stays where it is and is never deleted by us. Its SHA-256 is in the manifest,
-//! so a dump that is changed or replaced afterwards is noticed when it is used.
+//! so a dump that is changed or replaced afterwards is noticed when it is used. What the restored copy showed is in it, too:
+//! a dump that is as it was is not restored again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,16 +21,17 @@ use super::connect::database_settings;
 use super::dump::{Dump, Header, Owners, Restoring, restore_dump};
 use super::figures::Figures;
 use super::forms::Forms;
-use super::manifest::{DatedBy, FORMAT, Manifest, Proof};
+use super::manifest::{DatedBy, FORMAT, Manifest, Proof, Shown};
 use super::protect::in_time;
 use super::sql_error::sql_problem;
 use super::staging::{self, Staging, file_problem};
-use super::tools::Tools;
-use super::{PostgresDriver, State, scratch, tool, version_of};
+use super::versions::Applied;
+use super::{PostgresDriver, State, scratch, tool};
 use crate::driver::{Retained, Revision};
 use crate::step::{NoProgress, ProgressSink, StepContext};
 
-/// How long taking in a dump may last for `release import`; the agent gives it ten minutes for everything.
+/// How long taking in a dump may last for `release import`; the agent gives it ten minutes for everything. One that takes
+/// longer is taken in by hand before.
 const RESOLVING: Duration = Duration::from_secs(540);
 
 /// Endings that a dump of a release may have, in the directory of backups.
@@ -75,7 +77,10 @@ impl PostgresDriver {
         let _alone = Alone::now(&self.config, &self.component, &format!("import of {release}"))?;
         let step = self.step_by_hand("import", RESOLVING, Arc::new(NoProgress));
         self.begin_by_hand(&step).await?;
-        let (sealed, state) = self.take_in(&step, found).await?;
+        let (sealed, state) = self
+            .take_in(&step, found)
+            .await
+            .map_err(|problem| self.by_hand_first(problem, found))?;
         if self.archive.recorded(&state.digest)?.is_none() {
             self.record(&state, Prefer::Archive).await?;
         }
@@ -86,6 +91,18 @@ impl PostgresDriver {
                 digest: state.digest,
             },
         })
+    }
+
+    fn by_hand_first(&self, problem: Problem, dump: &Path) -> Problem {
+        if problem.code != Code::StepTimeout {
+            return problem;
+        }
+        problem.remedy(format!(
+            "take it in on the host, which may last for hours, and import the release then: rollback-agent \
+             database adopt {} {}",
+            self.component,
+            dump.display()
+        ))
     }
 
     /// Where a dump of a release may be, by the configuration and by convention.
@@ -120,16 +137,37 @@ impl PostgresDriver {
         }
         step.progress(format!("reading {} ({})", dump.path.display(), dump.format.name()));
         let (sha256, bytes) = step.operation("sha256_dump", dump.sha256()).await?;
+        let unchanged = |b: &&Sealed| b.manifest.sha256 == sha256 && b.manifest.bytes == bytes;
+        let found = known.iter().filter(same).filter(unchanged).find_map(|b| {
+            let shown = b.manifest.shown.clone()?;
+            Some((b.clone(), shown))
+        });
+        let (sealed, state) = match found {
+            Some((found, shown)) => in_time(step, self.known(step, found, shown)).await?,
+            None => self.restore_once(step, &dump, (sha256, bytes)).await?,
+        };
+        // What was known of what was in its place before.
+        let stale = known.iter().filter(same).map(|b| &b.manifest_path);
+        for path in stale.filter(|path| **path != sealed.manifest_path) {
+            std::fs::remove_file(path).map_err(|e| file_problem(format!("remove {}", path.display()), &e))?;
+        }
+        Ok((sealed, state))
+    }
+
+    async fn restore_once(
+        &self,
+        step: &StepContext,
+        dump: &Dump,
+        content: (String, u64),
+    ) -> Result<(Sealed, State), Problem> {
         let name = scratch::name(&self.config.database, &self.tag_by_hand(step));
         let sessions = self.connector.patient(step);
-        let taken = in_time(step, self.read_copy(step, &dump, &name, (sha256, bytes))).await;
+        let taken = in_time(step, self.read_copy(step, dump, &name, content)).await;
         let dropped = step.operation("dropdb", scratch::drop(sessions, &name)).await;
         let (manifest, state) = taken?;
         if let Err(problem) = dropped {
             step.progress(scratch::left_for_now(&name, &problem));
         }
-        // What was known of the same dump, or of what was in its place before.
-        let stale: Vec<PathBuf> = known.iter().filter(same).map(|b| b.manifest_path.clone()).collect();
         let name = format!(
             "{}-{}-adopted-{}",
             manifest.database,
@@ -138,15 +176,31 @@ impl PostgresDriver {
         );
         let manifest_path = self.config.backups_dir()?.join(format!("{name}.manifest.json"));
         staging::write_json(&manifest_path, &manifest)?;
-        for path in stale.iter().filter(|path| **path != manifest_path) {
-            std::fs::remove_file(path).map_err(|e| file_problem(format!("remove {}", path.display()), &e))?;
-        }
         let sealed = Sealed {
             name,
             manifest,
             manifest_path,
-            dump,
+            dump: dump.clone(),
         };
+        Ok((sealed, state))
+    }
+
+    /// A dump that was restored before. What it shows is told anew: since then, more releases may have been recorded.
+    async fn known(
+        &self,
+        step: &StepContext,
+        mut sealed: Sealed,
+        mut shown: Shown,
+    ) -> Result<(Sealed, State), Problem> {
+        let taught_by = shown.taught_by.clone();
+        let state = self.state_of_copy(step, &mut shown).await?;
+        let m = &mut sealed.manifest;
+        if (&m.revision, &m.version, &taught_by) != (&state.digest, &state.version, &shown.taught_by) {
+            m.revision.clone_from(&state.digest);
+            m.version.clone_from(&state.version);
+            m.shown = Some(shown);
+            staging::write_json(&sealed.manifest_path, m)?;
+        }
         Ok((sealed, state))
     }
 
@@ -180,7 +234,12 @@ impl PostgresDriver {
             .map_err(as_unproven)?;
         let look = async {
             let mut c = sessions.reader(name).await?;
-            let (state, restored) = self.state_of_copy(step, &tools, &mut c, name).await?;
+            let mut shown = Shown {
+                schema: Schema::read(&mut c).await.map_err(failed)?,
+                applied: tool::applied(&self.config, &self.component, &mut c, name).await?,
+                taught_by: String::new(),
+            };
+            let state = self.state_of_copy(step, &mut shown).await?;
             let told = |table: &str, i: usize, of: usize| {
                 let message = format!("figures of {table} taken ({i} of {of} tables)");
                 step.progress_fraction(message, share(i as u64, of as u64));
@@ -188,9 +247,9 @@ impl PostgresDriver {
             let figures = Figures::read(&mut c, told).await.map_err(failed)?;
             let size = database_size(&mut c).await.map_err(failed)?;
             let _ = sqlx::Connection::close(c).await;
-            Ok::<_, Problem>((state, restored, figures, size))
+            Ok::<_, Problem>((state, shown, figures, size))
         };
-        let (state, restored, figures, database_bytes) = step.operation("read_figures", look).await?;
+        let (state, shown, figures, database_bytes) = step.operation("read_figures", look).await?;
         refuse_empty(dump, &figures)?;
         let broken = step
             .operation("integrity_checks", broken(sessions, &self.config, name, &settings))
@@ -211,7 +270,7 @@ impl PostgresDriver {
             rollback_id: step.rollback_id.clone(),
             revision: state.digest.clone(),
             version: state.version.clone(),
-            restored_revision: Some(restored),
+            restored_revision: Some(shown.schema.digest(&shown.applied)),
             server_version: header.server_version.unwrap_or(server_version),
             taken_at,
             dated_by,
@@ -226,45 +285,42 @@ impl PostgresDriver {
             extensions: needs.extensions.into_iter().map(|name| (name, String::new())).collect(),
             roles: needs.roles,
             broken,
+            shown: Some(shown),
         };
         Ok((manifest, state))
     }
 
-    /// The state of a restored dump in the forms that were recorded, and its digest in its own forms.
-    async fn state_of_copy(
-        &self,
-        step: &StepContext,
-        tools: &Tools,
-        c: &mut PgConnection,
-        name: &str,
-    ) -> Result<(State, String), Problem> {
-        let failed = |e| sql_problem(Code::BackupUnproven, format!("read {name}"), &e);
-        let copy = Schema::read(c).await.map_err(failed)?;
-        let applied = tool::applied(&self.config, &self.component, c, name).await?;
-        let restored = copy.digest(&applied);
-        let mut schema = Forms::load(&self.config)?.recorded(copy.clone());
-        let mut digest = schema.digest(&applied);
-        if self.archive.recorded(&digest)?.is_none() {
-            self.learn_forms(step, tools).await?;
-            schema = Forms::load(&self.config)?.recorded(copy);
-            digest = schema.digest(&applied);
+    /// The state of a restored dump in the forms that were recorded.
+    async fn state_of_copy(&self, step: &StepContext, shown: &mut Shown) -> Result<State, Problem> {
+        let state = self.recorded_forms_of(shown)?;
+        if self.archive.recorded(&state.digest)?.is_some() {
+            return Ok(state);
         }
-        let version = version_of(&self.archive, &applied)?;
-        let state = State {
-            schema,
-            applied,
-            digest,
-            version,
-        };
-        Ok((state, restored))
+        self.learn_forms(step, &mut shown.taught_by).await?;
+        self.recorded_forms_of(shown)
+    }
+
+    fn recorded_forms_of(&self, shown: &Shown) -> Result<State, Problem> {
+        let schema = Forms::load(&self.config)?.recorded(shown.schema.clone());
+        self.state_with(schema, shown.applied.clone())
     }
 
     /// Finds out how the live schema would look if it were restored: most of it is in earlier releases, too. Without this
-    /// the dump of a release that was recorded might look like one that was not.
-    async fn learn_forms(&self, step: &StepContext, tools: &Tools) -> Result<(), Problem> {
+    /// the dump of a release that was recorded might look like one that was not. Does nothing when the live schema is
+    /// still the one in `taught_by`, which is brought up to date.
+    async fn learn_forms(&self, step: &StepContext, taught_by: &mut String) -> Result<(), Problem> {
         let sessions = self.connector.patient(step);
-        let tag = self.tag_by_hand(step);
         let failed = |e| sql_problem(Code::BackupUnproven, "restore the schema of the database", &e);
+        let mut live = sessions.live().await?;
+        let live_schema = Schema::read(&mut live).await.map_err(failed)?;
+        let _ = sqlx::Connection::close(live).await;
+        let teacher = live_schema.digest(&Applied::default());
+        if *taught_by == teacher {
+            return Ok(());
+        }
+        let live_schema = Forms::load(&self.config)?.recorded(live_schema);
+        let (tools, _) = self.tools(sessions).await?;
+        let tag = self.tag_by_hand(step);
         let staging = Staging::new(self.config.backups_dir()?, &tag);
         staging.begin_dump()?;
         // Another name than the copy's, which is still there; as easily recognised when it is left.
@@ -277,12 +333,10 @@ impl PostgresDriver {
                 .await
                 .map_err(|e| e.problem(Code::BackupUnproven, "dump the schema of the database"))?;
             let mut live = sessions.live().await?;
-            let live_schema = Schema::read(&mut live).await.map_err(failed)?;
-            let live_schema = Forms::load(&self.config)?.recorded(live_schema);
             scratch::create(sessions, &mut live, &name, &step.rollback_id).await?;
             let _ = sqlx::Connection::close(live).await;
             let with = Restoring {
-                tools,
+                tools: &tools,
                 config: &self.config,
                 sessions,
                 step,
@@ -295,18 +349,19 @@ impl PostgresDriver {
             let mut c = sessions.reader(&name).await?;
             let schema = Schema::read(&mut c).await.map_err(failed)?;
             let _ = sqlx::Connection::close(c).await;
-            Ok::<_, Problem>((live_schema, schema))
+            Ok::<_, Problem>(schema)
         };
         let restored = restored.await;
         let dropped = scratch::drop(sessions, &name).await;
         staging.remove()?;
-        let (live, copy) = restored?;
+        let copy = restored?;
         dropped?;
         let mut forms = Forms::load(&self.config)?;
         // A live database that was restored itself has these forms already, and recorded ones stand for them.
-        if forms.learn(&forms.clone().recorded(live), &copy) {
+        if forms.learn(&forms.clone().recorded(live_schema), &copy) {
             forms.save(&self.config)?;
         }
+        *taught_by = teacher;
         Ok(())
     }
 
@@ -333,6 +388,13 @@ impl PostgresDriver {
         }
         for what in &m.broken {
             text.push_str(&format!("; warning: {what}"));
+        }
+        // The checks and the way in which migrations are noted are the configuration's, which may be another one now.
+        if !new {
+            text.push_str(&format!(
+                "; to have it restored and read anew, move {} away first",
+                sealed.manifest_path.display()
+            ));
         }
         Ok(text)
     }

@@ -7,13 +7,12 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
 
 use rollback_proto::problem::{Code, Problem};
-use rustix::fs::FlockOperation;
 
 use super::config::PostgresConfig;
+use super::lock_file::{self, Lock};
 use super::scratch;
 use super::staging::file_problem;
 use crate::step::StepContext;
@@ -35,18 +34,9 @@ impl Alone {
     pub fn now(config: &PostgresConfig, component: &str, doing: &str) -> Result<Self, Problem> {
         let dir = config.backups_dir()?;
         let path = dir.join(format!(".lock-{}", scratch::short(component)));
-        let failed = |e: std::io::Error| file_problem(format!("lock {}", path.display()), &e);
-        let mut file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+        let mut file = match lock_file::take(&path)? {
+            Lock::Taken(file) => file,
+            Lock::Busy(file) => {
                 let mut holder = String::new();
                 // Whoever holds it may be about to write this.
                 let _ = file.take(200).read_to_string(&mut holder);
@@ -57,13 +47,12 @@ impl Alone {
                 )
                 .remedy("wait until it is done, or end it"));
             }
-            Err(e) => return Err(failed(e.into())),
-        }
+        };
         let note = format!("{doing} (pid {})\n", std::process::id());
         file.rewind()
             .and_then(|()| file.set_len(0))
             .and_then(|()| file.write_all(note.as_bytes()))
-            .map_err(failed)?;
+            .map_err(|e| file_problem(format!("lock {}", path.display()), &e))?;
         Ok(Self { _file: file })
     }
 

@@ -122,6 +122,7 @@ impl Backup<'_> {
             extensions: seen.needs.extensions,
             roles: seen.needs.roles,
             broken: Vec::new(),
+            shown: None,
         };
         Ok((manifest, seen.schema))
     }

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::catalog::Schema;
 use super::config::Verify;
 use super::dump::DumpFormat;
 use super::figures::Figures;
 use super::horizon::Horizon;
+use super::versions::Applied;
 use crate::driver::Receipt;
 
 pub(super) const FORMAT: u32 = 1;
@@ -111,6 +113,20 @@ pub(super) struct Manifest {
     /// Integrity checks that did not hold on the restored copy: what went wrong, without data.
     #[serde(default)]
     pub broken: Vec<String>,
+    /// Of a dump that was taken in. `None` in manifests of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shown: Option<Shown>,
+}
+
+/// What a restored copy showed, as the copy itself prints it: enough to tell its revision anew, and to record it, without
+/// restoring the dump again.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Shown {
+    pub schema: Schema,
+    pub applied: Applied,
+    /// The live schema, as a digest, that last taught which forms belong together; empty when that was not needed.
+    #[serde(default)]
+    pub taught_by: String,
 }
 
 impl Manifest {

@@ -59,10 +59,7 @@ impl PostgresDriver {
                     let other_way = self.what_a_restore_would_cost(step).await;
                     findings.extend(problems.into_iter().map(|problem| {
                         Finding::blocker(match &other_way {
-                            Some(other) => {
-                                let remedy = format!("{}; or {other}", problem.remedy);
-                                problem.remedy(remedy)
-                            }
+                            Some(other) => or_else(problem, other),
                             None => problem,
                         })
                     }));
@@ -339,6 +336,15 @@ impl PostgresDriver {
 
 fn lacking(message: &str, remedy: &str) -> Problem {
     Problem::new(Code::DatabaseDown, message).remedy(remedy)
+}
+
+/// A problem with another way out.
+pub(super) fn or_else(problem: Problem, other: &str) -> Problem {
+    let remedy = match problem.remedy.as_str() {
+        "" => other.to_owned(),
+        own => format!("{own}; or {other}"),
+    };
+    problem.remedy(remedy)
 }
 
 pub(super) fn free_bytes(path: &std::path::Path) -> Option<u64> {

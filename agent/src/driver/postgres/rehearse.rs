@@ -1,5 +1,7 @@
-//! The rehearsal: there and back on the restored copy of a backup, before anything is done to the live database.
+//! The rehearsal: there, back, and there once more on the restored copy of a backup, before anything is done to the live
+//! database.
 
+mod again;
 mod by_tool;
 mod untouched;
 
@@ -66,7 +68,8 @@ impl PostgresDriver {
         ))
     }
 
-    /// There and back on the scratch copy. Every difference to what was there before is a failure.
+    /// There and back on the scratch copy, where every difference to what was there before is a failure; and there once
+    /// more.
     #[expect(
         clippy::too_many_arguments,
         reason = "the two schemas and the figures are what is compared"
@@ -142,6 +145,7 @@ impl PostgresDriver {
         })
         .await?;
         let _ = sqlx::Connection::close(scratch).await;
+        self.rehearse_again(step, route, &migrator, &seen).await?;
         Ok(seen)
     }
 

@@ -36,6 +36,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
 use self::carry::Properties;
+pub use self::clear::PutAside;
 use self::cost::Cost;
 use super::PostgresDriver;
 use super::connect::{ident, run};

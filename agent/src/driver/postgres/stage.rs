@@ -52,7 +52,7 @@ impl PostgresDriver {
             Err(problem) => {
                 // The dump is of no use any more; the failure that led here is what matters.
                 let _ = staging.remove();
-                return Err(problem.into());
+                return Err(self.or_by_a_restore(step, problem).await.into());
             }
         };
         if let Err(problem) = dropped {

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use rollback_proto::problem::{Code, Problem};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row as _};
@@ -19,7 +20,7 @@ use super::connect::{ident, literal, qualified, run};
 use super::sql_error::sql_problem;
 
 /// Where versions are noted, as found in the database.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct VersionTable {
     pub schema: String,
     pub table: String,
@@ -29,7 +30,7 @@ pub(super) struct VersionTable {
     required: Vec<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Layout {
     /// There is no such table: nothing was ever applied.
     #[default]
@@ -43,7 +44,7 @@ pub(super) enum Layout {
 }
 
 /// What the table says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Applied {
     pub layout: Layout,
     /// Number and the text that the table has for it, or the name that the tool printed.

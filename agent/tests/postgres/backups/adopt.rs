@@ -62,7 +62,15 @@ async fn every_kind_of_dump_is_taken_in_and_shows_the_recorded_release() {
         );
     }
     // Each of them once, however often.
-    adopt(&f, &f.dir.path().join("plain.sql")).await.expect("again");
+    for name in ["custom", "plain.sql", "inserts.sql", "zipped.sql.gz", "directory"] {
+        let again = adopt_without_tools(&f, &f.dir.path().join(name)).await;
+        let again = again.unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert!(
+            again.summary.contains("known already:") && again.summary.contains("3 tables, 2004 rows"),
+            "{}",
+            again.summary
+        );
+    }
     assert_eq!(f.driver.backups().expect("list").len(), 5);
     f.assert_clean().await;
 }
@@ -193,4 +201,128 @@ async fn a_release_that_was_never_recorded_is_found_by_its_dump() {
     let found = configured.resolve("v3").await.expect("resolve");
     assert_eq!(found.revision, f.observe().await);
     refused(f.driver.resolve("../v3").await, Code::BadName, "v3");
+}
+
+/// A driver without `pg_dump` and `pg_restore`: it can restore nothing, nor make a copy of anything.
+fn toolless(f: &Fixture, adjust: impl FnOnce(&mut rollback_agent::driver::postgres::PostgresConfig)) -> PostgresDriver {
+    let empty = f.dir.path().join("no-tools");
+    std::fs::create_dir_all(&empty).expect("make a directory");
+    driver(f, |c| {
+        c.bin_dir = Some(empty);
+        adjust(c);
+    })
+}
+
+async fn adopt_without_tools(f: &Fixture, path: &Path) -> Result<Adopted, Problem> {
+    toolless(f, |_| {}).adopt(path, LIMIT, Arc::new(NoProgress)).await
+}
+
+#[tokio::test]
+async fn an_import_of_a_dump_that_was_taken_in_does_not_restore_it_again() {
+    let f = Fixture::empty().await;
+    f.write("001_users", crate::fixture::UP_1, Some(crate::fixture::DOWN_1));
+    f.apply("001").await;
+    f.sql("INSERT INTO users (name) VALUES ('one')").await;
+    let never_recorded = dump(&f, "v2.9.0.dump", &["-Fc"]);
+    f.write("002_scores", crate::fixture::UP_2, Some(crate::fixture::DOWN_2));
+    f.apply("002").await;
+    let new = f.driver_retain("v3.0.0").await.revision;
+    let recorded = dump(&f, "v3.0.0.dump", &["-Fc"]);
+    let dumps = f.dir.path().join("{release}.dump").display().to_string();
+    let importing = toolless(&f, |c| c.dumps = vec![dumps]);
+    importing.resolve("v2.9.0").await.expect_err("nothing is known yet");
+    let adopted = adopt(&f, &never_recorded).await.expect("adopt");
+    assert!(
+        adopted.summary.contains("none that was recorded"),
+        "{}",
+        adopted.summary
+    );
+    adopt(&f, &recorded).await.expect("adopt");
+
+    let found = importing.resolve("v2.9.0").await.expect("import what was not recorded");
+    assert!(found.summary.contains("known already:"), "{}", found.summary);
+    assert_eq!(found.revision.version, "001_users");
+    // It is as good as one that was recorded: the migration goes down to it.
+    let again = adopt_without_tools(&f, &never_recorded).await.expect("again");
+    assert_eq!(again.name, adopted.name);
+    assert!(!again.summary.contains("warning"), "{}", again.summary);
+    let found_new = importing.resolve("v3.0.0").await.expect("import what was recorded");
+    assert_eq!(found_new.revision, new);
+    f.roll(&new, &found.revision).await;
+}
+
+#[tokio::test]
+async fn a_dump_that_has_changed_is_restored_again() {
+    let f = Fixture::empty().await;
+    f.two_releases().await;
+    let path = dump(&f, "shop.sql", &[]);
+    let first = adopt(&f, &path).await.expect("adopt");
+    adopt_without_tools(&f, &path).await.expect("known");
+    f.sql("INSERT INTO users (name) VALUES ('late')").await;
+    dump(&f, "shop.sql", &[]);
+    adopt_without_tools(&f, &path).await.expect_err("it has to be restored");
+    let second = adopt(&f, &path).await.expect("adopt");
+    assert!(
+        first.summary.contains("2002 rows") && second.summary.contains("2003 rows"),
+        "{}",
+        second.summary
+    );
+    assert!(second.summary.starts_with("took in"), "{}", second.summary);
+    // The same length is not the same dump.
+    let changed = std::fs::read_to_string(&path).expect("read").replace("late", "LATE");
+    std::fs::write(&path, changed).expect("write");
+    adopt_without_tools(&f, &path).await.expect_err("it has to be restored");
+    adopt(&f, &path).await.expect("adopt");
+    assert_eq!(f.driver.backups().expect("list").len(), 1);
+
+    // Nor is it known when its manifest was moved away, as the summary says.
+    let known = adopt_without_tools(&f, &path).await.expect("known");
+    let manifest = f.backups().join(format!("{}.manifest.json", known.name));
+    let advice = format!("move {} away", manifest.display());
+    assert!(known.summary.contains(&advice), "{}", known.summary);
+    std::fs::remove_file(&manifest).expect("remove the manifest");
+    adopt_without_tools(&f, &path).await.expect_err("it has to be restored");
+    adopt(&f, &path).await.expect("adopt");
+
+    // An earlier version did not note what the copy showed.
+    let name = f.driver.backups().expect("list").remove(0).name;
+    let manifest = f.backups().join(format!("{name}.manifest.json"));
+    let mut content: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&manifest).expect("read")).expect("JSON");
+    content
+        .as_object_mut()
+        .expect("an object")
+        .remove("shown")
+        .expect("what the copy showed");
+    std::fs::write(&manifest, content.to_string()).expect("write");
+    adopt_without_tools(&f, &path).await.expect_err("it has to be restored");
+    adopt(&f, &path).await.expect("adopt");
+    adopt_without_tools(&f, &path).await.expect("known");
+    f.assert_clean().await;
+}
+
+/// A restored copy prints the check of `users` otherwise than it was recorded; that is learned from a live database that
+/// has it, which was not so when the dump was taken in.
+#[tokio::test]
+async fn a_known_dump_is_told_anew_when_its_release_was_recorded_since() {
+    let f = Fixture::empty().await;
+    f.write("001_users", crate::fixture::UP_1, Some(crate::fixture::DOWN_1));
+    f.apply("001").await;
+    f.sql("INSERT INTO users (name) VALUES ('one')").await;
+    let path = dump(&f, "early.dump", &["-Fc"]);
+    f.sql("DROP VIEW recent; DROP TABLE users; DELETE FROM schema_migrations")
+        .await;
+    let early = adopt(&f, &path).await.expect("adopt");
+    assert!(early.summary.contains("none that was recorded"), "{}", early.summary);
+    f.apply("001").await;
+    let recorded = f.driver_retain("v2.9.0").await.revision;
+    let again = adopt(&f, &path).await.expect("again");
+    assert!(
+        again.summary.starts_with("known already:") && !again.summary.contains("warning"),
+        "{}",
+        again.summary
+    );
+    let line = f.driver.backups().expect("list").remove(0);
+    assert_eq!((line.name, line.revision), (again.name, recorded.digest));
+    f.assert_clean().await;
 }

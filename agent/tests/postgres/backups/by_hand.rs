@@ -3,16 +3,19 @@
 use rollback_agent::driver::postgres::BackupLine;
 
 use super::*;
+use crate::restore::{ANY, Restored};
+
+/// Exit status, standard output, standard error.
+fn said(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
 
 #[tokio::test]
 async fn the_command_line_makes_lists_and_checks_backups() {
     let f = Fixture::empty().await;
     f.two_releases().await;
     let digest = f.digest().await;
-    let said = |output: &Output| {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code(), text(&output.stdout), text(&output.stderr))
-    };
     let made = said(&command_line(&f, &["backup", "db"]));
     assert_eq!(made.0, Some(0), "{}", made.2);
     assert!(
@@ -55,6 +58,63 @@ async fn the_command_line_makes_lists_and_checks_backups() {
         "{}",
         unknown.2
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_lists_what_was_put_aside_and_drops_one() {
+    let r = Restored::new(false).await;
+    let none = said(&command_line(&r.f, &["collect", "db"]));
+    assert_eq!((none.0, none.1.as_str()), (Some(0), ""));
+    assert!(
+        none.2.contains("there is no database that a restore of db put aside"),
+        "{}",
+        none.2
+    );
+    r.stage().await.expect("stage");
+    let none = said(&command_line(&r.f, &["collect", "db"]));
+    assert_eq!(none.1, "", "the restored one was never live");
+    r.switch(Some(ANY)).await.expect("switch");
+    r.finish().await;
+    let aside = r.databases("_before_").await.remove(0);
+
+    let listed = said(&command_line(&r.f, &["collect", "db"]));
+    assert_eq!(listed.0, Some(0), "{}", listed.2);
+    let lines: Vec<&str> = listed.1.lines().collect();
+    assert_eq!(lines.len(), 2, "{}", listed.1);
+    for part in [aside.as_str(), r.f.rollback.as_str(), " kB", "live before the restore"] {
+        assert!(lines[1].contains(part), "{part:?} is not in: {}", lines[1]);
+    }
+    assert!(
+        listed.2.contains("rollback-agent database collect db NAME"),
+        "{}",
+        listed.2
+    );
+
+    let unknown = said(&command_line(&r.f, &["collect", "db", "postgres"]));
+    assert_eq!(unknown.0, Some(1));
+    assert!(unknown.2.contains(&aside), "{}", unknown.2);
+    let dropped = said(&command_line(&r.f, &["collect", "db", &aside]));
+    assert_eq!(dropped.0, Some(0), "{}", dropped.2);
+    assert!(r.databases("_before_").await.is_empty());
+    assert_eq!(said(&command_line(&r.f, &["collect", "db"])).1, "");
+}
+
+#[tokio::test]
+async fn another_components_databases_are_neither_listed_nor_dropped() {
+    let f = Fixture::empty().await;
+    let mark = serde_json::json!({
+        "rollbackctl": 1, "what": "before", "component": "other", "database": f.database,
+        "rollback": "rb-1", "backup": "b", "at": "2026-11-22T05:15:00Z",
+    });
+    let name = format!("{}_before_0123456789abcdef", f.database);
+    for sql in [
+        format!("CREATE DATABASE {name}"),
+        format!("COMMENT ON DATABASE {name} IS '{mark}'"),
+    ] {
+        f.cluster.sql("postgres", &sql).await;
+    }
+    assert!(f.driver.collectable().await.expect("list").is_empty());
+    refused(f.driver.collect(&name).await, Code::NoBackup, "there is none");
 }
 
 #[tokio::test]
@@ -150,7 +210,9 @@ async fn the_newest_backup_of_a_recorded_revision_is_spared() {
     assert_eq!(of(&retained.revision.digest), 1, "the only one of v1");
     assert_eq!(of(&f.digest().await), 2, "retain_backups of what was not recorded");
     assert!(left.iter().any(|b| b.name == adopted), "adopted ones stay");
-    let newest_first: Vec<&str> = left.iter().map(|b: &BackupLine| b.taken_at.as_str()).collect();
+    // As instants: what was taken in has no fractions of a second, and as texts "53Z" comes after "53.02Z".
+    let at = |b: &BackupLine| b.taken_at.parse::<jiff::Timestamp>().expect("a time");
+    let newest_first: Vec<jiff::Timestamp> = left.iter().map(at).collect();
     assert!(newest_first.is_sorted_by(|a, b| a >= b), "{newest_first:?}");
 }
 

@@ -69,7 +69,7 @@ impl PostgresDriver {
     }
 
     /// Runs the tool until the leg has ended. Answers with the state after each run.
-    async fn tool_leg(
+    pub(super) async fn tool_leg(
         &self,
         step: &StepContext,
         leg: &Leg,

@@ -19,6 +19,35 @@ use crate::step::StepContext;
 /// How long counting what was lost may take when nobody waits for it.
 const COUNT_ASIDE: Duration = Duration::from_secs(600);
 
+/// A database that a restore put aside, as the command line shows it.
+#[derive(Clone, Debug)]
+pub struct PutAside {
+    pub name: String,
+    /// RFC 3339.
+    pub since: String,
+    /// `None` where the user of the configuration may not see it.
+    pub bytes: Option<u64>,
+    pub rollback: String,
+    /// What it was, for people.
+    pub what: &'static str,
+}
+
+impl From<Marked> for PutAside {
+    fn from(marked: Marked) -> Self {
+        Self {
+            name: marked.name,
+            since: marked.mark.at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            bytes: marked.bytes,
+            rollback: marked.mark.rollback,
+            what: match marked.mark.what {
+                What::Before => "live before the restore",
+                What::Undone => "restored, taken back with rows written in between",
+                What::Side => "restored, never live",
+            },
+        }
+    }
+}
+
 impl PostgresDriver {
     /// Nothing has to be dumped for a way back: the live database is put aside as it is. The receipt is the backup's.
     pub(in crate::driver::postgres) fn restore_snapshot(&self, step: &StepContext) -> Result<Done, Failure> {
@@ -238,9 +267,8 @@ impl PostgresDriver {
     pub async fn collect(&self, name: &str) -> Result<String, Problem> {
         let sessions = self.connector.quick();
         let mut c = sessions.maintenance().await?;
-        let all = self.put_aside(&mut c).await?;
-        let of_ours = |m: &&Marked| m.name == name && m.mark.component == self.component;
-        let Some(found) = all.iter().find(of_ours) else {
+        let all = self.collectable_by(&mut c).await?;
+        let Some(found) = all.iter().find(|m| m.name == name) else {
             let there = match all.as_slice() {
                 [] => "there is none".to_owned(),
                 some => format!(
@@ -284,11 +312,18 @@ impl PostgresDriver {
         Ok(format!("dropped {described}"))
     }
 
-    /// The databases that [`Self::collect`] may be asked for, one line for people each, the oldest first.
-    pub async fn collectable(&self) -> Result<Vec<(String, String)>, Problem> {
+    /// The databases that [`Self::collect`] may be asked for, the oldest first.
+    pub async fn collectable(&self) -> Result<Vec<PutAside>, Problem> {
         let mut c = self.connector.quick().maintenance().await?;
-        let all = self.put_aside(&mut c).await?;
+        let all = self.collectable_by(&mut c).await?;
         let _ = sqlx::Connection::close(c).await;
-        Ok(all.into_iter().map(|m| (m.name.clone(), m.describe())).collect())
+        Ok(all.into_iter().map(PutAside::from).collect())
+    }
+
+    /// Another component's are that one's to drop, even if it manages the same database.
+    async fn collectable_by(&self, c: &mut PgConnection) -> Result<Vec<Marked>, Problem> {
+        let mut all = self.put_aside(c).await?;
+        all.retain(|marked| marked.mark.component == self.component);
+        Ok(all)
     }
 }

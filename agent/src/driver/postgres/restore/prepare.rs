@@ -15,7 +15,7 @@ use crate::driver::postgres::PostgresDriver;
 use crate::driver::postgres::backup::people_bytes;
 use crate::driver::postgres::backups::{self, Sealed};
 use crate::driver::postgres::connect::{Sessions, ident, run};
-use crate::driver::postgres::prepare::free_bytes;
+use crate::driver::postgres::prepare::{free_bytes, or_else};
 use crate::driver::postgres::sql_error::sql_problem;
 use crate::driver::{Finding, Severity};
 use crate::step::StepContext;
@@ -59,7 +59,7 @@ impl PostgresDriver {
         if findings.iter().any(|f| f.severity == Severity::Blocker) {
             return findings;
         }
-        let cost = step.operation("count_loss", self.price(&sealed)).await;
+        let cost = step.operation("count_loss", self.price(&sealed, COUNT_LIMIT)).await;
         let taken_at = sealed.manifest.taken_at.to_string();
         let problem = Problem::new(
             Code::ConsentNeeded,
@@ -94,10 +94,8 @@ impl PostgresDriver {
             && let Some(cost) = self.what_a_restore_would_cost(step).await
         {
             for finding in findings.iter_mut().filter(no_way) {
-                let remedy = &mut finding.problem.remedy;
-                if !remedy.contains("--database restore") {
-                    remedy.push_str(if remedy.is_empty() { "" } else { "; or " });
-                    remedy.push_str(&cost);
+                if !finding.problem.remedy.contains("--database restore") {
+                    finding.problem = or_else(finding.problem.clone(), &cost);
                 }
             }
         }
@@ -110,17 +108,34 @@ impl PostgresDriver {
     /// For the remedy of a blocker: what the other way would cost. `None` when there is no backup to restore.
     pub(in crate::driver::postgres) async fn what_a_restore_would_cost(&self, step: &StepContext) -> Option<String> {
         let sealed = backups::newest_of(&self.config, &self.component, &step.to.digest).ok()??;
-        let cost = self.price(&sealed).await;
+        let cost = self.price(&sealed, COUNT_LIMIT.min(step.time_left())).await;
         let taken = sealed.manifest.taken_at.strftime("%Y-%m-%d %H:%MZ");
+        // Nobody can agree to "as shown" where nothing is shown.
+        let consent = match &cost.unknown {
+            Some(_) => "--accept-data-loss=ROWS",
+            None => "--accept-data-loss",
+        };
         Some(format!(
-            "restore the backup of {taken}: --database restore --accept-data-loss; lost would be {}; or leave the schema as \
-             it is: --database keep",
+            "restore the backup of {taken}: --database restore {consent}; lost would be {}; or leave the schema as it is: \
+             --database keep",
             cost.describe()
         ))
     }
 
-    /// What a restore would lose if it were now, as far as that can be counted in a short time.
-    async fn price(&self, sealed: &Sealed) -> Cost {
+    /// A failure of `stage`, with what the other way would cost if it is the migrations that do not work and there is a
+    /// backup. Counts for as long as a plan may, and never beyond the step's deadline.
+    pub(in crate::driver::postgres) async fn or_by_a_restore(&self, step: &StepContext, problem: Problem) -> Problem {
+        if !matches!(problem.code, Code::RehearsalFailed | Code::MigrationToolFailed) {
+            return problem;
+        }
+        match step.operation("count_loss", self.what_a_restore_would_cost(step)).await {
+            Some(other) => or_else(problem, &other),
+            None => problem,
+        }
+    }
+
+    /// What a restore would lose if it were now, as far as that can be counted in so short a time.
+    async fn price(&self, sealed: &Sealed, limit: Duration) -> Cost {
         let Some(horizon) = &sealed.manifest.horizon else {
             return Cost::unknown("the dump does not say what it could see; it is compared when it was restored");
         };
@@ -128,7 +143,7 @@ impl PostgresDriver {
             let mut counters = Vec::new();
             for _ in 0..COUNTERS {
                 let mut c = self.connector.quick().live().await?;
-                let limit = format!("SET statement_timeout = {}", COUNT_LIMIT.as_millis());
+                let limit = format!("SET statement_timeout = {}", limit.as_millis().max(1));
                 run(&mut c, limit)
                     .await
                     .map_err(|e| sql_problem(Code::DatabaseDown, "count", &e))?;
@@ -140,10 +155,10 @@ impl PostgresDriver {
             }
             Ok::<_, Problem>(counted)
         };
-        match tokio::time::timeout(COUNT_LIMIT, counting).await {
+        match tokio::time::timeout(limit, counting).await {
             Ok(Ok(cost)) => cost,
             Ok(Err(problem)) => Cost::unknown(problem.message),
-            Err(_) => Cost::unknown(format!("counting takes longer than {} s", COUNT_LIMIT.as_secs())),
+            Err(_) => Cost::unknown(format!("counting takes longer than {} s", limit.as_secs())),
         }
     }
 

@@ -6,32 +6,20 @@
 //! The file is empty and stays empty: who reads it finds the end of the input.
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::Arc;
 
 use rollback_proto::problem::Problem;
-use rustix::fs::FlockOperation;
 
 use crate::driver::postgres::config::PostgresConfig;
+use crate::driver::postgres::lock_file::{self, Lock};
 use crate::driver::postgres::scratch;
-use crate::driver::postgres::staging::file_problem;
 
 /// `None` while a run has it.
 pub(super) fn take(config: &PostgresConfig, component: &str) -> Result<Option<Arc<File>>, Problem> {
     let name = format!(".lock-tool-{}", scratch::short(component));
     let path = config.backups_dir()?.join(name);
-    let failed = |e: std::io::Error| file_problem(format!("lock {}", path.display()), &e);
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(failed)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(Arc::new(file))),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(e) => Err(failed(e.into())),
-    }
+    Ok(match lock_file::take(&path)? {
+        Lock::Taken(file) => Some(Arc::new(file)),
+        Lock::Busy(_) => None,
+    })
 }
