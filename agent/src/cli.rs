@@ -150,7 +150,7 @@ fn complain(error: &anyhow::Error) {
     match error.downcast_ref::<Problem>() {
         Some(problem) => {
             eprintln!("error {}: {}", problem.code, problem.message);
-            eprintln!("  next: {}", problem.remedy);
+            eprintln!("  what to do: {}", problem.remedy);
         }
         None => eprintln!("error: {error:#}"),
     }

@@ -30,6 +30,7 @@ pub mod server;
 pub mod size;
 pub mod step;
 pub mod vault;
+pub mod words;
 
 /// Durations in configuration files: `500ms`, `30s`, `5m`, `1h30m`.
 pub(crate) use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;

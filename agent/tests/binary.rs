@@ -230,6 +230,23 @@ fn a_configuration_is_checked_without_touching_the_host() {
 }
 
 #[test]
+fn a_configuration_that_is_missing_is_asked_for() {
+    let host = Host::new();
+    std::fs::remove_file(host.path("agent.toml")).expect("remove");
+    let bad = host.output("check-config", &[]);
+    assert_eq!(bad.status.code(), Some(1));
+    let said = text(&bad.stderr);
+    for part in [
+        "RB0902",
+        "No such file",
+        "\n  what to do: say where it is: --config FILE",
+        "ROLLBACK_AGENT_CONFIG",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+}
+
+#[test]
 fn a_host_that_is_not_enrolled_is_told_what_to_do() {
     let host = Host::new();
     let run = host.output("run", &[]);

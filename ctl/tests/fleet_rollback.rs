@@ -308,6 +308,7 @@ fn restoring(fake: &Fake, rows: Option<u64>) {
         } else {
             String::new()
         },
+        put_aside: String::new(),
     };
     let finding = v1::Finding {
         severity: v1::Severity::Ok.into(),

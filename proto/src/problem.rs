@@ -145,7 +145,7 @@ codes! {
     /// Cannot connect to the database.
     DatabaseDown = "0700", Unavailable, "look at the database server and the agent's connection settings";
     /// A backup could not be made or does not prove to be whole.
-    BackupUnproven = "0701", DataLoss, "nothing was changed; look at the message, free disk, and try again";
+    BackupUnproven = "0701", DataLoss, "nothing was changed; mend what the message names, and try again";
     /// A migration has no way down.
     NoDownMigration = "0702", FailedPrecondition, "write the down migration, or roll back without the database";
     /// The applied migrations are not those that are known.
@@ -210,8 +210,12 @@ impl Problem {
         let mut message = format!("{what}: {error}");
         let mut cause = error.source();
         while let Some(source) = cause {
-            message.push_str(": ");
-            message.push_str(&source.to_string());
+            let text = source.to_string();
+            // Some errors have their cause in their own text already.
+            if !message.ends_with(&text) {
+                message.push_str(": ");
+                message.push_str(&text);
+            }
             cause = source.source();
         }
         Self::new(code, message)
@@ -314,6 +318,21 @@ mod tests {
         for code in Code::ALL {
             assert_eq!(Code::from_id(code.id()), Some(*code));
         }
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot talk: {0}")]
+        struct Talk(#[source] std::io::Error);
+        let missing = || std::io::Error::other("no such file");
+        let problem = Problem::from_error(Code::DatabaseDown, "connect", &Talk(missing()));
+        assert_eq!(problem.message, "connect: cannot talk: no such file");
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot talk")]
+        struct Silent(#[source] std::io::Error);
+        let problem = Problem::from_error(Code::DatabaseDown, "connect", &Silent(missing()));
+        assert_eq!(problem.message, "connect: cannot talk: no such file");
     }
 
     #[test]

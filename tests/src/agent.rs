@@ -153,6 +153,12 @@ impl Agent {
             .arg(self.spec.config()))
     }
 
+    /// [`Agent::tool`], for a person to type: as whoever started the harness, because the agent runs as that, too.
+    pub fn tool_line(&self, args: &str) -> String {
+        let (config, program) = (self.spec.config(), self.program.display());
+        format!("ROLLBACK_AGENT_CONFIG={} {program} {args}", config.display())
+    }
+
     pub fn kill(&mut self) -> Result<()> {
         self.daemon.as_mut().context("the agent runs")?.kill()
     }

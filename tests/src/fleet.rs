@@ -106,8 +106,11 @@ impl Fleet {
         self.nginx.let_go();
         self.postgres.let_go();
         self.zekka.let_go = true;
-        let hint = format!("curl -i {}", self.nginx.url("/api/version"));
-        self.control.leave_running(&[hint])
+        let hints = [
+            format!("curl -i {}", self.nginx.url("/api/version")),
+            self.control.agent("db-1")?.tool_line("database list db"),
+        ];
+        self.control.leave_running(&hints)
     }
 }
 

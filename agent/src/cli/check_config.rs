@@ -46,7 +46,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match pki::load(&settings.pki, &settings.name) {
         Ok(credentials) => eprintln!("credentials: {}", credentials.us.identity),
         // Before the first enrollment this is no mistake of the configuration.
-        Err(problem) => eprintln!("credentials: {}\n  next: {}", problem.message, problem.remedy),
+        Err(problem) => eprintln!("credentials: {}\n  what to do: {}", problem.message, problem.remedy),
     }
     eprintln!(
         "{} is right: host {}, components: {}",

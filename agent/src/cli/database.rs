@@ -31,7 +31,7 @@ looked at here; its SHA-256 is taken again whenever it is used.")]
   rollback-agent database check db          all of them, e.g. from cron
   rollback-agent database check db shop-20261122T051500Z-1a2b3c4d5e6f7a8b
 
-Exit status: 0 when every backup is what it was, 1 otherwise.")]
+Exit status: 0 when every backup is what it was, 1 otherwise; then standard error says what to do.")]
     Check(CheckArgs),
     /// Make a backup now, prove it by restoring it, and seal it
     #[command(
@@ -40,7 +40,10 @@ Exit status: 0 when every backup is what it was, 1 otherwise.")]
                       is only read. Older backups are retired as the configuration says.",
         after_long_help = "Examples:
   rollback-agent database backup db                        before a deployment
-  17 3 * * *  rollback-agent database backup db --quiet    from cron"
+  17 3 * * *  rollback-agent database backup db --quiet    from cron
+
+The dump's path goes to standard output. With --quiet, nothing is printed unless there is a warning or an error, so cron
+sends no mail; `rollback-agent database list db` shows what there is."
     )]
     Backup(BackupArgs),
     /// Take in a dump that somebody else made, after restoring it into a scratch database
@@ -128,7 +131,7 @@ struct Work {
     /// Give up after this long
     #[arg(long, value_name = "DURATION", default_value = "6h", value_parser = duration)]
     timeout: Duration,
-    /// Say nothing of the progress
+    /// Print nothing, but warnings and errors
     #[arg(short, long)]
     quiet: bool,
 }
@@ -155,16 +158,12 @@ pub(super) async fn run(verb: Verb) -> anyhow::Result<ExitCode> {
             let driver = args.target.open()?;
             let done = driver.back_up(args.work.timeout, args.work.sink()).await?;
             let path = done.receipt.map(|receipt| receipt.path).unwrap_or_default();
-            print(&format!("{path}\n"))?;
-            eprintln!("{}", done.summary);
-            Ok(ExitCode::SUCCESS)
+            args.work.done(&path, &done.summary)
         }
         Verb::Adopt(args) => {
             let driver = args.target.open()?;
             let adopted = driver.adopt(&args.dump, args.work.timeout, args.work.sink()).await?;
-            print(&format!("{}\n", adopted.name))?;
-            eprintln!("{}", adopted.summary);
-            Ok(ExitCode::SUCCESS)
+            args.work.done(&adopted.name, &adopted.summary)
         }
         Verb::Collect(args) => collect(args).await,
     }
@@ -200,6 +199,10 @@ async fn check(args: CheckArgs) -> anyhow::Result<ExitCode> {
         })
         .collect();
     print(&columns(&rows))?;
+    for (name, problem) in answers.iter().filter_map(|(name, a)| Some((name, a.as_ref().err()?))) {
+        eprintln!("error {}: {name}: {}", problem.code, problem.message);
+        eprintln!("  what to do: {}", problem.remedy);
+    }
     let whole = answers.iter().all(|(_, answer)| answer.is_ok());
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -308,6 +311,17 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 impl Work {
+    /// What was made goes to standard output, what there is to say of it to standard error. A warning is said in any case.
+    fn done(&self, made: &str, summary: &str) -> anyhow::Result<ExitCode> {
+        if !self.quiet {
+            print(&format!("{made}\n"))?;
+        }
+        if !self.quiet || summary.contains("warning: ") {
+            eprintln!("{summary}");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
     fn sink(&self) -> Arc<dyn ProgressSink> {
         if self.quiet {
             Arc::new(crate::step::NoProgress)

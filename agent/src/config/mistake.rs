@@ -26,7 +26,20 @@ impl From<ConfigError> for Problem {
             .strip_prefix("configuration: ")
             .unwrap_or(&problem.message)
             .to_owned();
-        Problem { message, ..problem }
+        let missing =
+            matches!(&error, ConfigError::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+        let remedy = if missing {
+            "say where it is: --config FILE, or ROLLBACK_AGENT_CONFIG=FILE; or write it, deploy/examples/agent.toml has every \
+             key with its default"
+                .to_owned()
+        } else {
+            problem.remedy
+        };
+        Problem {
+            message,
+            remedy,
+            code: problem.code,
+        }
     }
 }
 

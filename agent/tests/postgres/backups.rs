@@ -54,6 +54,10 @@ fn refused<T: std::fmt::Debug>(result: Result<T, Problem>, code: Code, part: &st
 
 /// `rollback-agent database …` with a configuration of the fixture's database.
 fn command_line(f: &Fixture, args: &[&str]) -> Output {
+    program(f, args).output().expect("run rollback-agent")
+}
+
+fn program(f: &Fixture, args: &[&str]) -> Command {
     let dir = f.dir.path();
     let config = dir.join("agent.toml");
     let text = format!(
@@ -66,11 +70,7 @@ fn command_line(f: &Fixture, args: &[&str]) -> Output {
         f.cluster.bin.display()
     );
     std::fs::write(&config, text).expect("write the configuration");
-    Command::new(env!("CARGO_BIN_EXE_rollback-agent"))
-        .arg("database")
-        .args(args)
-        .arg("--config")
-        .arg(&config)
-        .output()
-        .expect("run rollback-agent")
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rollback-agent"));
+    command.arg("database").args(args).arg("--config").arg(&config);
+    command
 }

@@ -19,6 +19,9 @@ pub struct DataLoss {
     /// Not empty: the figures could not be had, or not all of them, and why. Never taken for "nothing".
     #[serde(default)]
     pub unknown: String,
+    /// What the database from before is called since the exchange. Empty: nothing was exchanged, or its agent does not say.
+    #[serde(default)]
+    pub put_aside: String,
 }
 
 /// One table's part of it.

@@ -347,6 +347,7 @@ fn loss(written: u64) -> DataLoss {
             replaced: 0,
         }],
         unknown: String::new(),
+        put_aside: String::new(),
     }
 }
 

@@ -52,6 +52,7 @@ pub fn loss_to_wire(loss: &DataLoss) -> v1::DataLoss {
         taken_at: loss.taken_at.clone(),
         tables: loss.tables.iter().map(table).collect(),
         unknown: loss.unknown.clone(),
+        put_aside: loss.put_aside.clone(),
     }
 }
 
@@ -66,6 +67,7 @@ pub fn loss_from_wire(loss: v1::DataLoss) -> DataLoss {
         taken_at: loss.taken_at,
         tables: loss.tables.into_iter().map(table).collect(),
         unknown: loss.unknown,
+        put_aside: loss.put_aside,
     }
 }
 
@@ -105,6 +107,7 @@ mod tests {
                 replaced: 3,
             }],
             unknown: "public.events: it took too long".to_owned(),
+            put_aside: "shop_before_0123456789abcdef".to_owned(),
         };
         let outcome = outcome_from_wire(v1::Outcome {
             status: v1::outcome::Status::Succeeded.into(),

@@ -11,7 +11,8 @@ use crate::cli::{Format, OutputArgs};
 use crate::client::{CallError, Client, PREPARE};
 use crate::exit::ExitCode;
 use crate::output::paint::Paint;
-use crate::output::{self, findings, json as documents, loss, plan};
+use crate::output::text::clean;
+use crate::output::{self, findings, json as documents, loss, plan, summary};
 use crate::session::Session;
 
 /// Show what a rollback would do, and whether it could; changes nothing
@@ -102,7 +103,7 @@ pub async fn run(session: &Session, args: PlanArgs) -> anyhow::Result<ExitCode> 
         .context("the coordinator answered without a plan")?;
     let exit = verdict(&response);
     output::data(&match args.output.output {
-        Format::Table => text(&response, Paint::stdout()),
+        Format::Table => text(&response, &to_agree(&response), Paint::stdout()),
         Format::Json => {
             let body = json!({
                 "plan": documents::plan(planned),
@@ -143,8 +144,29 @@ pub fn verdict(response: &PlanRollbackResponse) -> ExitCode {
     }
 }
 
-/// The plan and its findings.
-pub fn text(response: &PlanRollbackResponse, paint: Paint) -> String {
+/// For somebody who has only looked: how to roll back and agree to what is lost.
+pub fn to_agree(response: &PlanRollbackResponse) -> String {
+    let Some(plan) = &response.plan else {
+        return String::new();
+    };
+    // Nobody can agree to "as shown" where not all is shown.
+    let all_known = loss::expected(plan, &response.findings)
+        .iter()
+        .all(|database| database.rows().is_some());
+    let how = if all_known {
+        "--accept-data-loss"
+    } else {
+        "--accept-data-loss=ROWS (or =all)"
+    };
+    format!(
+        "nothing yet; to roll back and agree to that loss: rollbackctl fleet rollback --to {}{} {how}",
+        clean(&plan.release),
+        summary::options(&plan.runbook, Some(plan), true)
+    )
+}
+
+/// The plan and its findings. `to_agree`: see [`findings::of_plan`].
+pub fn text(response: &PlanRollbackResponse, to_agree: &str, paint: Paint) -> String {
     let plan = response
         .plan
         .as_ref()
@@ -155,7 +177,7 @@ pub fn text(response: &PlanRollbackResponse, paint: Paint) -> String {
         .as_ref()
         .map(|p| loss::of_plan(p, &response.findings, paint))
         .unwrap_or_default();
-    let findings = findings::render(&response.findings, paint);
+    let findings = findings::of_plan(&response.findings, to_agree, paint);
     let parts = [plan, losses, findings];
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     parts.join("\n")

@@ -1,6 +1,7 @@
 //! What `prepare` found: blockers first, then warnings. What is in order is only counted.
 
-use rollback_proto::v1::{Finding, Severity};
+use rollback_proto::problem::Code;
+use rollback_proto::v1::{Finding, GetRollbackResponse, Severity};
 
 use super::paint::{Paint, Tone};
 use super::text::{clean, count, target};
@@ -13,8 +14,20 @@ pub fn blockers(findings: &[Finding]) -> usize {
         .count()
 }
 
+/// Of a plan. `to_agree` is what to do about a loss that needs consent, which depends on what is being done; empty: nothing.
+/// What the agents say of that is for somebody who has not looked yet.
+pub fn of_plan(findings: &[Finding], to_agree: &str, paint: Paint) -> String {
+    render(findings, Some(to_agree), paint)
+}
+
+/// Of a rollback that was. What was agreed to leaves nothing to do.
+pub fn of_report(details: &GetRollbackResponse, paint: Paint) -> String {
+    let agreed = details.summary.as_ref().is_some_and(|s| s.consent.is_some());
+    render(&details.findings, agreed.then_some(""), paint)
+}
+
 /// Empty when there are no findings at all.
-pub fn render(findings: &[Finding], paint: Paint) -> String {
+fn render(findings: &[Finding], to_agree: Option<&str>, paint: Paint) -> String {
     if findings.is_empty() {
         return String::new();
     }
@@ -43,8 +56,12 @@ pub fn render(findings: &[Finding], paint: Paint) -> String {
             let place = target(&finding.host, &finding.component);
             let word = paint.tone(tone, word);
             text.push_str(&format!("  {word}{code} {place}: {}\n", clean(&finding.message)));
-            if !finding.remedy.is_empty() {
-                text.push_str(&format!("    what to do: {}\n", clean(&finding.remedy)));
+            let remedy = match to_agree {
+                Some(to_agree) if finding.code == Code::ConsentNeeded.id() => to_agree,
+                _ => &finding.remedy,
+            };
+            if !remedy.is_empty() {
+                text.push_str(&format!("    what to do: {}\n", clean(remedy)));
             }
         }
     }

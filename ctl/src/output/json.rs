@@ -180,6 +180,7 @@ fn data_loss(loss: Option<&v1::DataLoss>) -> Value {
             "rows": loss::known(l),
             "tables": l.tables.iter().map(table).collect::<Vec<_>>(),
             "unknown": text(&l.unknown),
+            "put_aside": text(&l.put_aside),
         })
     })
 }

@@ -1,15 +1,22 @@
 //! What restores of databases cost: before, as the plan's findings have it, and afterwards, as it was counted when nobody
 //! could write any more. Something unknown is always said, and never becomes a number.
 
+use rollback_proto::problem::Code;
 use rollback_proto::v1::outcome::Status;
-use rollback_proto::v1::{Action, Consent, DataLoss, Finding, GetRollbackResponse, Plan, StepReport, TableLoss};
+use rollback_proto::v1::{
+    Action, Consent, DataLoss, Finding, GetRollbackResponse, Plan, Severity, StepReport, TableLoss,
+};
 
 use super::paint::{Paint, Tone};
 use super::table::{Table, plain, right};
 use super::text::{clean, count, or_none, stamp, target};
+use super::words::severity;
 
 /// Tables that are named before they are only counted. JSON has them all.
 const NAMED_TABLES: usize = 10;
+
+/// Databases for whose collection the command is shown. The report has all their names.
+const NAMED_TO_COLLECT: usize = 5;
 
 /// A database that the plan restores.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +25,8 @@ pub struct Expected<'a> {
     pub component: &'a str,
     /// `None`: its agent has said nothing of the cost, which is not "nothing".
     pub loss: Option<&'a DataLoss>,
+    /// There is nothing to restore, so nothing is lost. A finding says so.
+    pub without_backup: bool,
 }
 
 impl Expected<'_> {
@@ -35,13 +44,17 @@ impl Expected<'_> {
 pub fn expected<'a>(plan: &'a Plan, findings: &'a [Finding]) -> Vec<Expected<'a>> {
     let restored = plan.changes.iter().filter(|c| c.from_backup);
     let with_loss = restored.map(|c| {
-        let of_it = findings
-            .iter()
-            .filter(|f| f.host == c.host && f.component == c.component);
+        let of_it = || {
+            findings
+                .iter()
+                .filter(|f| f.host == c.host && f.component == c.component)
+        };
+        let no_backup = |f: &Finding| severity(f.severity) == Severity::Blocker && f.code == Code::NoBackup.id();
         Expected {
             host: &c.host,
             component: &c.component,
-            loss: of_it.filter_map(|f| f.loss.as_ref()).next(),
+            loss: of_it().find_map(|f| f.loss.as_ref()),
+            without_backup: of_it().any(no_backup),
         }
     });
     with_loss.collect()
@@ -143,9 +156,10 @@ pub fn thousands(n: u64) -> String {
     text
 }
 
-/// What the plan would cost; empty when it restores nothing.
+/// What the plan would cost; empty when it restores nothing, or has nothing to restore.
 pub fn of_plan(plan: &Plan, findings: &[Finding], paint: Paint) -> String {
-    let expected = expected(plan, findings);
+    let mut expected = expected(plan, findings);
+    expected.retain(|database| database.loss.is_some() || !database.without_backup);
     if expected.is_empty() {
         return String::new();
     }
@@ -190,11 +204,37 @@ pub fn of_report(details: &GetRollbackResponse, paint: Paint) -> String {
             }
         });
         text.push_str(&tables(loss, paint));
+        if !loss.put_aside.is_empty() {
+            let kept = format!("kept on {} as {}", clean(&step.host), clean(&loss.put_aside));
+            text.push_str(&match fate {
+                Fate::Lost => format!("  the database from before is {kept}\n"),
+                Fate::Unclear => format!("  if it is, the database from before is {kept}\n"),
+                // It has its name again.
+                Fate::TakenBack | Fate::NotExchanged => String::new(),
+            });
+        }
     }
     if text.is_empty() {
         return text;
     }
     format!("{}\n{text}", paint.tone(Tone::Strong, "Data loss:"))
+}
+
+/// What drops the databases that restores put aside and that nothing goes back to any more.
+pub fn to_collect(details: &GetRollbackResponse) -> Vec<String> {
+    let kept: Vec<Counted<'_>> = counted(details)
+        .filter(|c| c.fate == Fate::Lost && !c.loss.put_aside.is_empty())
+        .collect();
+    let named = kept.iter().take(NAMED_TO_COLLECT).map(|Counted { step, loss, .. }| {
+        let (host, component, name) = (clean(&step.host), clean(&step.component), clean(&loss.put_aside));
+        format!(
+            "when nobody needs the database from before any more, on {host}: rollback-agent database collect \
+             {component} {name}"
+        )
+    });
+    let more = kept.len().saturating_sub(NAMED_TO_COLLECT);
+    let more = (more > 0).then(|| format!("and so for {}", count(more, "more database", "more databases")));
+    named.chain(more).collect()
 }
 
 /// "backup db-20261121 of 2026-11-21 03:00:00 UTC"
@@ -296,6 +336,35 @@ mod tests {
         assert_eq!(rows(&details), [Some(120)]);
         details.steps.pop();
         assert_eq!(rows(&details), [None]);
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_loss_where_there_is_no_backup() {
+        let response = restore::plan_response();
+        let plan = response.plan.as_ref().expect("has a plan");
+        assert_eq!(of_plan(plan, &[restore::blocker("RB0708")], Paint::PLAIN), "");
+        let elsewhere = Finding {
+            host: "db-2".to_owned(),
+            ..restore::blocker("RB0708")
+        };
+        for other in [elsewhere, restore::blocker("RB0700")] {
+            let text = of_plan(plan, &[other], Paint::PLAIN);
+            assert!(text.contains("unknown, its agent does not say"), "{text}");
+        }
+    }
+
+    /// As old journals and older agents have it.
+    #[test]
+    fn a_name_that_is_not_known_is_not_made_up() {
+        let mut details = restore::details(Fate::Lost);
+        assert_eq!(to_collect(&details).len(), 1);
+        for step in &mut details.steps {
+            let outcome = step.outcome.as_mut().expect("an outcome");
+            outcome.loss.iter_mut().for_each(|loss| loss.put_aside.clear());
+        }
+        assert_eq!(to_collect(&details), [""; 0]);
+        let text = of_report(&details, Paint::PLAIN);
+        assert!(!text.contains("kept on"), "{text}");
     }
 
     #[test]

@@ -261,7 +261,7 @@ mod tests {
         let text = format!(
             "{}\n{}",
             render(&plan, Paint::PLAIN),
-            findings::render(&response.findings, Paint::PLAIN)
+            findings::of_plan(&response.findings, "", Paint::PLAIN)
         );
         golden!("plan", text);
     }
@@ -279,7 +279,27 @@ mod tests {
     #[test]
     fn plan_with_a_restore() {
         let response = samples::restore::plan_response();
-        golden!("plan_from_backup", crate::fleet::plan::text(&response, Paint::PLAIN));
+        golden!("plan_from_backup", told(&response));
+    }
+
+    fn told(response: &rollback_proto::v1::PlanRollbackResponse) -> String {
+        let to_agree = crate::fleet::plan::to_agree(response);
+        crate::fleet::plan::text(response, &to_agree, Paint::PLAIN)
+    }
+
+    /// Whoever has asked for the plan is not told to ask for the plan.
+    #[test]
+    fn plan_says_how_to_agree() {
+        let mut response = samples::restore::plan_response();
+        response.findings = vec![samples::restore::needs_consent()];
+        let text = told(&response);
+        let how = "rollbackctl fleet rollback --to v2.9.0 --database restore --accept-data-loss\n";
+        assert!(text.contains(how) && !text.contains("fleet plan"), "{text}");
+        response.findings[0].loss.as_mut().expect("a loss").unknown = "it took too long".to_owned();
+        let text = told(&response);
+        assert!(text.contains(" --accept-data-loss=ROWS (or =all)\n"), "{text}");
+        let asked = crate::fleet::plan::text(&response, "", Paint::PLAIN);
+        assert!(asked.contains("RB0208") && !asked.contains("what to do"), "{asked}");
     }
 
     #[test]

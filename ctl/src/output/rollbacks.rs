@@ -55,7 +55,7 @@ pub fn show(details: &GetRollbackResponse, paint: Paint) -> String {
     let told = details.summary.as_ref().is_some_and(|s| s.blocked);
     if !told && !details.findings.is_empty() {
         text.push('\n');
-        text.push_str(&findings::render(&details.findings, paint));
+        text.push_str(&findings::of_report(details, paint));
     }
     text
 }

@@ -1,6 +1,9 @@
 //! How a rollback ended, or how far it is: the last thing on the screen, and what gets copied into the incident's chat.
 
-use rollback_proto::v1::{DatabaseChoice, GetRollbackResponse, PhaseTiming, Plan, RollbackState, RollbackSummary};
+use rollback_proto::problem::Code;
+use rollback_proto::v1::{
+    DatabaseChoice, GetRollbackResponse, PhaseTiming, Plan, RollbackState, RollbackSummary, Severity,
+};
 
 use super::paint::{Paint, Tone};
 use super::table::{Table, plain, right};
@@ -29,9 +32,9 @@ pub fn render(details: &GetRollbackResponse, paint: Paint) -> String {
     }
     if summary.blocked {
         text.push('\n');
-        text.push_str(&findings::render(&details.findings, paint));
+        text.push_str(&findings::of_report(details, paint));
     }
-    text.push_str(&next(summary, state, details.plan.as_ref(), paint));
+    text.push_str(&next(details, summary, state, paint));
     text
 }
 
@@ -147,32 +150,39 @@ fn restored(plan: &Plan) -> usize {
 }
 
 /// Where to go from here.
-fn next(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>, paint: Paint) -> String {
+fn next(details: &GetRollbackResponse, summary: &RollbackSummary, state: RollbackState, paint: Paint) -> String {
+    let plan = details.plan.as_ref();
     let id = clean(&summary.id);
     let release = clean(&summary.release);
     let same = |from_start| same_again(summary, plan, from_start);
     let steps = match (state, summary.blocked) {
-        (RollbackState::Verified, _) | (RollbackState::Unspecified, _) => return String::new(),
-        (RollbackState::Undone, true) => vec![
-            "mend the blockers above, then run the same command again".to_owned(),
-            format!(
+        (RollbackState::Unspecified, _) => return String::new(),
+        (RollbackState::Verified, _) => loss::to_collect(details),
+        (RollbackState::Undone, true) => again(details, summary, "mend the blockers above")
+            .into_iter()
+            .chain([format!(
                 "check without touching anything: rollbackctl fleet plan --to {release}{}",
                 same(true)
-            ),
-        ],
-        (RollbackState::Undone, false) => vec![
+            )])
+            .collect(),
+        (RollbackState::Undone, false) => [
             format!("see every step: rollbackctl rollback show {id}"),
             "see what runs now: rollbackctl fleet status".to_owned(),
-            "mend the cause, then run the same command again".to_owned(),
-        ],
-        (RollbackState::Partial, _) => vec![
+        ]
+        .into_iter()
+        .chain(again(details, summary, "mend the cause"))
+        .collect(),
+        (RollbackState::Partial, _) => [
             "keep the failed hosts away from users until they are mended".to_owned(),
             format!("see every step: rollbackctl rollback show {id}"),
             format!(
                 "when they are mended: rollbackctl fleet rollback --to {release}{}",
                 same(false)
             ),
-        ],
+        ]
+        .into_iter()
+        .chain(loss::to_collect(details))
+        .collect(),
         (RollbackState::Held, _) => [
             "see what runs now: rollbackctl fleet status".to_owned(),
             format!("see every step: rollbackctl rollback show {id}"),
@@ -202,6 +212,9 @@ fn next(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>, pa
             vec![format!("watch it: rollbackctl rollback watch {id}")]
         }
     };
+    if steps.is_empty() {
+        return String::new();
+    }
     let mut text = format!("\n{}\n", paint.tone(Tone::Strong, "Next:"));
     for step in steps {
         text.push_str(&format!("  - {step}\n"));
@@ -209,11 +222,49 @@ fn next(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>, pa
     text
 }
 
+/// How a rollback that was not done is done after all. Where the loss was not agreed to, the same command fails the same way.
+fn again(details: &GetRollbackResponse, summary: &RollbackSummary, mend: &str) -> Vec<String> {
+    let of_consent = |code: &str| [Code::ConsentNeeded, Code::LossTooGreat].iter().any(|c| c.id() == code);
+    let blockers = details
+        .findings
+        .iter()
+        .filter(|f| summary.blocked && words::severity(f.severity) == Severity::Blocker)
+        .map(|f| f.code.as_str());
+    let mut codes: Vec<&str> = blockers.collect();
+    if codes.is_empty() {
+        codes.extend(summary.problem.as_ref().map(|p| p.code.as_str()));
+    }
+    let (consent, other): (Vec<&str>, Vec<&str>) = codes.into_iter().partition(|code| of_consent(code));
+    if consent.is_empty() {
+        return vec![format!("{mend}, then run the same command again")];
+    }
+    let what = if summary.consent.is_some() {
+        "a greater loss than was agreed to"
+    } else {
+        "the loss"
+    };
+    let agree = format!(
+        "agree to {what} (--accept-data-loss=all: to any): rollbackctl fleet rollback --to {}{} --accept-data-loss=ROWS",
+        clean(&summary.release),
+        same_again(summary, details.plan.as_ref(), true)
+    );
+    if other.is_empty() {
+        vec![agree]
+    } else {
+        vec![format!("{mend}; then {agree}")]
+    }
+}
+
 /// What shaped the plan and is not said by default: the same command without it would do something else. Once a rollback has
 /// begun, nothing restores a backup again: that may be done already, and would lose what was written since.
 fn same_again(summary: &RollbackSummary, plan: Option<&Plan>, from_start: bool) -> String {
+    options(&summary.runbook, plan, from_start)
+}
+
+/// The options that make such a plan again, each with a space before it.
+pub fn options(runbook: &str, plan: Option<&Plan>, from_start: bool) -> String {
     let mut options = String::new();
-    let runbook = summary.runbook.split('@').next().unwrap_or_default();
+    let runbook = runbook.split('@').next().unwrap_or_default();
     let plain = ["", "default"].contains(&runbook) || (runbook == "restore" && !from_start);
     if !plain {
         options.push_str(&format!(" --runbook {}", clean(runbook)));
@@ -263,6 +314,36 @@ mod tests {
         plan.changes.push(other);
         let text = render(&details, Paint::PLAIN);
         assert!(text.contains("at most 1,132 rows in each of 2 databases"), "{text}");
+    }
+
+    /// The same command would fail the same way.
+    #[test]
+    fn loss_that_was_not_agreed_to_is_agreed_to_next() {
+        let mut details = samples::restore::details(crate::output::loss::Fate::NotExchanged);
+        let summary = details.summary.as_mut().expect("a summary");
+        summary.problem.as_mut().expect("a cause").code = "RB0710".to_owned();
+        let agree = "agree to a greater loss than was agreed to (--accept-data-loss=all: to any): rollbackctl fleet \
+                     rollback --to v2.9.0 --database restore --accept-data-loss=ROWS\n";
+        let same = "then run the same command again";
+        let text = render(&details, Paint::PLAIN);
+        assert!(text.contains(&format!("  - {agree}")) && !text.contains(same), "{text}");
+
+        let summary = details.summary.as_mut().expect("a summary");
+        summary.blocked = true;
+        details.findings = vec![samples::restore::needs_consent(), samples::restore::blocker("RB0710")];
+        let text = render(&details, Paint::PLAIN);
+        assert!(text.contains(&format!("  - {agree}")) && !text.contains(same), "{text}");
+        assert!(!text.contains("the same command with `fleet plan`"), "{text}");
+
+        details.findings.push(samples::restore::blocker("RB0503"));
+        let text = render(&details, Paint::PLAIN);
+        assert!(
+            text.contains(&format!("  - mend the blockers above; then {agree}")),
+            "{text}"
+        );
+        details.findings.remove(1);
+        let text = render(&details, Paint::PLAIN);
+        assert!(text.contains(same), "{text}");
     }
 
     #[test]

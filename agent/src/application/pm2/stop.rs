@@ -13,9 +13,35 @@ use crate::driver::Failure;
 use crate::processes::Identity;
 use crate::step::StepContext;
 
+/// What came of asking pm2 once.
+enum Stopped {
+    /// With what there is to say of it.
+    AtRest(String),
+    /// It runs again, or is about to.
+    Restarted(Problem),
+}
+
+/// How often pm2 is asked. One that is asked between the end of a crashing process and its restart says that it has
+/// stopped it, and restarts it all the same.
+const ATTEMPTS: u32 = 3;
+
 impl Pm2 {
     /// Stops the application; succeeds when it is stopped already. It stays in pm2's list, for people to see.
     pub async fn stop(&self, step: &StepContext, deadline: Instant) -> Result<String, Failure> {
+        let mut attempt = 1;
+        loop {
+            match self.stop_once(step, deadline).await? {
+                Stopped::AtRest(what) => return Ok(what),
+                Stopped::Restarted(problem) if attempt == ATTEMPTS || Instant::now() >= deadline => {
+                    return Err(Failure::Failed(problem));
+                }
+                Stopped::Restarted(problem) => step.progress(format!("{}; asking again", problem.message)),
+            }
+            attempt += 1;
+        }
+    }
+
+    async fn stop_once(&self, step: &StepContext, deadline: Instant) -> Result<Stopped, Failure> {
         let account = self.account().await?;
         let begun = Instant::now();
         let instances = self.instances(&account).await?;
@@ -43,7 +69,7 @@ impl Pm2 {
         end_all(step, &left).await?;
         let after = self.instances(&account).await?;
         if let Some(instance) = after.iter().find(|i| !i.status.at_rest()) {
-            return Err(Failure::Failed(Problem::new(
+            return Ok(Stopped::Restarted(Problem::new(
                 Code::StillRunning,
                 format!(
                     "{} (pm2 id {}) is {} again after it was stopped",
@@ -52,7 +78,7 @@ impl Pm2 {
             )));
         }
         expect_silence(step, self.health.as_ref(), "pm2").await?;
-        Ok(match (everybody.len(), orphans.len()) {
+        Ok(Stopped::AtRest(match (everybody.len(), orphans.len()) {
             (0, _) => "not running".to_owned(),
             (_, 0) => format!("{} stopped in {} ms", self.config.name, begun.elapsed().as_millis()),
             (_, orphans) => format!(
@@ -60,7 +86,7 @@ impl Pm2 {
                 self.config.name,
                 begun.elapsed().as_millis()
             ),
-        })
+        }))
     }
 
     /// `pm2 VERB 0 1 2`.

@@ -29,6 +29,7 @@ use super::versions::Applied;
 use super::{PostgresDriver, State, scratch, tool};
 use crate::driver::{Retained, Revision};
 use crate::step::{NoProgress, ProgressSink, StepContext};
+use crate::words::{count, count_of};
 
 /// How long taking in a dump may last for `release import`; the agent gives it ten minutes for everything. One that takes
 /// longer is taken in by hand before.
@@ -216,7 +217,7 @@ impl PostgresDriver {
         let sessions = self.connector.patient(step);
         let (tools, server_version) = step.operation("find_tools", self.tools(sessions)).await?;
         let reading = Header::read(&tools, dump, step.time_left());
-        let (header, needs) = step.operation("read_header", reading).await.map_err(as_unproven)?;
+        let (header, needs) = step.operation("read_header", reading).await.map_err(unusable)?;
         let mut live = sessions.live().await?;
         let settings = database_settings(&mut live).await.map_err(failed)?;
         let creating = scratch::create(sessions, &mut live, name, &step.rollback_id);
@@ -231,7 +232,7 @@ impl PostgresDriver {
         };
         restore_dump(&with, dump, name, Owners::Drop, JOBS)
             .await
-            .map_err(as_unproven)?;
+            .map_err(unusable)?;
         let look = async {
             let mut c = sessions.reader(name).await?;
             let mut shown = Shown {
@@ -369,13 +370,13 @@ impl PostgresDriver {
     fn describe(&self, sealed: &Sealed, state: &State, new: bool) -> Result<String, Problem> {
         let m = &sealed.manifest;
         let mut text = format!(
-            "{} {} ({}): {}, {} tables, {} rows, schema {}; it shows {} ({})",
+            "{} {} ({}): {}, {}, {}, schema {}; it shows {} ({})",
             if new { "took in" } else { "known already:" },
             sealed.dump.path.display(),
             m.dump_format.name(),
             backup::people_bytes(m.bytes),
-            m.figures.tables.len(),
-            m.figures.rows(),
+            count_of(m.figures.tables.len(), "table", "tables"),
+            count(m.figures.rows(), "row", "rows"),
             m.version,
             m.taken_at.strftime("%Y-%m-%d %H:%M:%SZ"),
             m.dated_by.describe(),
@@ -400,11 +401,24 @@ impl PostgresDriver {
     }
 }
 
+/// What to do about a dump that cannot be restored is about the dump, unless its reader knew better.
+fn unusable(problem: Problem) -> Problem {
+    let general = problem.remedy == problem.code.remedy();
+    let problem = as_unproven(problem);
+    if !general || problem.code != Code::BackupUnproven {
+        return problem;
+    }
+    problem.remedy(
+        "nothing was changed; if the dump was cut off or is damaged, give a whole one; if the server lacks what the message \
+         names (an extension, a type, a function), install that, and take the dump in again",
+    )
+}
+
 /// It could be restored, and still there is nothing in it to go back to.
 fn refuse_empty(dump: &Dump, figures: &Figures) -> Result<(), Problem> {
     let why = match figures.tables.len() {
         0 => "has no table in it".to_owned(),
-        tables if figures.rows() == 0 => format!("has {tables} tables and not one row"),
+        tables if figures.rows() == 0 => format!("has {} and not one row", count_of(tables, "table", "tables")),
         _ => return Ok(()),
     };
     let message = format!("{} {why}: it is no backup of data", dump.path.display());

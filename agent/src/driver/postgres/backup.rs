@@ -2,11 +2,11 @@
 //! scratch database, and the same figures read again there.
 //!
 //! `pg_restore --list` answers 0 for truncated and for damaged dumps; only a restore tells. A sealed backup is a dump
-//! (0600) with its manifest beside it, `<database>-<UTC>-<tag>.dump` and `.manifest.json`; a dump without manifest was
-//! never sealed. Encryption at rest is the file system's.
+//! (0600) with its manifest beside it, `<database>-<UTC>-<tag>.dump` and `.manifest.json`. The manifest is there first: a
+//! dump of such a name was sealed, even if its manifest was moved away since. Encryption at rest is the file system's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
 
 use super::archive::Archive;
-use super::backups::manifest_path;
+use super::backups::{manifest_path, sealed_path};
 use super::catalog::Schema;
 use super::config::PostgresConfig;
 use super::connect::{Sessions, Settings, database_settings};
@@ -228,8 +228,8 @@ impl Backup<'_> {
         Ok(restored)
     }
 
-    /// Turns the staged dump into a sealed backup: its checksum is taken again, then it gets its name. Repeating after a
-    /// kill finds it under either name.
+    /// Turns the staged dump into a sealed backup: its checksum is taken again, its manifest is written, then it gets its
+    /// name. Repeating after a kill finds it under either name.
     pub async fn seal(&self, manifest: &Manifest) -> Result<Receipt, Problem> {
         let backups = self.config.backups_dir()?;
         let sealed = sealed_path(backups, manifest, self.tag);
@@ -246,12 +246,13 @@ impl Backup<'_> {
         }
         self.step
             .operation("seal", async {
+                staging::write_json(&manifest_path(&sealed), manifest)?;
+                kill_point::pass(|| "backup.manifest_written".to_owned());
                 if found == &staged {
                     std::fs::rename(&staged, &sealed)
                         .map_err(|e| file_problem(format!("rename to {}", sealed.display()), &e))?;
                 }
                 kill_point::pass(|| "backup.renamed".to_owned());
-                staging::write_json(&manifest_path(&sealed), manifest)?;
                 sync_dir(backups).map_err(|e| Problem::from_error(Code::FileFailed, "seal the backup", &e))
             })
             .await?;
@@ -348,19 +349,17 @@ pub(super) fn share(done: u64, of: u64) -> f64 {
 /// A restore for a proof that failed says that the backup is not proven.
 pub(super) fn as_unproven(mut problem: Problem) -> Problem {
     if problem.code == Code::RestoreFailed {
-        let message = std::mem::take(&mut problem.message);
-        problem = Problem::new(Code::BackupUnproven, message);
+        let general = problem.remedy == problem.code.remedy();
+        problem.code = Code::BackupUnproven;
+        if general {
+            problem.remedy = problem.code.remedy().to_owned();
+        }
     }
     problem
 }
 
 fn unproven(message: &str) -> Problem {
     Problem::new(Code::BackupUnproven, message)
-}
-
-fn sealed_path(backups: &Path, manifest: &Manifest, tag: &str) -> PathBuf {
-    let stamp = manifest.taken_at.strftime("%Y%m%dT%H%M%SZ");
-    backups.join(format!("{}-{stamp}-{tag}.dump", manifest.database))
 }
 
 fn create_private(path: &Path) -> Result<(), Problem> {

@@ -1,7 +1,8 @@
 //! The sealed backups of a database: what there is, which of them a restore takes, and which of them are retired.
 //!
 //! A backup is its manifest, `<name>.manifest.json`; the dump lies beside it, or, when it was taken in, wherever it was.
-//! A dump without a manifest was never proven and is nobody's backup. A manifest that cannot be read as ours is left alone.
+//! A dump without a manifest is nobody's backup, and nobody's to delete: its manifest was moved away, and somebody may want
+//! to take it in again. A manifest that cannot be read as ours is left alone.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -43,7 +44,22 @@ impl Sealed {
 
     /// Takes the SHA-256 again. An error when it is not what was proven.
     pub async fn check(&self) -> Result<(), Problem> {
-        let (sha256, bytes) = self.dump.sha256().await?;
+        let next = || {
+            let component = &self.manifest.component;
+            let another = if self.manifest.external.is_some() {
+                format!("take in another dump: rollback-agent database adopt {component} DUMP")
+            } else {
+                format!("make another backup: rollback-agent database backup {component}")
+            };
+            format!("move {} away; {another}", self.files())
+        };
+        let (sha256, bytes) = self.dump.sha256().await.map_err(|problem| {
+            if problem.code == Code::BackupUnproven {
+                problem.remedy(next())
+            } else {
+                problem
+            }
+        })?;
         if sha256 == self.manifest.sha256 && bytes == self.manifest.bytes {
             return Ok(());
         }
@@ -53,7 +69,17 @@ impl Sealed {
             self.manifest.bytes,
             self.manifest.sha256
         );
-        Err(Problem::new(Code::BackupUnproven, message).remedy("take another backup; this one is damaged"))
+        Err(Problem::new(Code::BackupUnproven, message).remedy(next()))
+    }
+
+    /// What to move away, so that it is no backup any more: the dump, if there is one, and the manifest.
+    fn files(&self) -> String {
+        let manifest = self.manifest_path.display();
+        if self.dump.path.exists() {
+            format!("{} and {manifest}", self.dump.path.display())
+        } else {
+            manifest.to_string()
+        }
     }
 }
 
@@ -115,7 +141,7 @@ pub(super) fn instead_of(damaged: &Sealed, config: &PostgresConfig, component: &
     let next = all
         .iter()
         .find(|b| b.name != damaged.name && b.shows(revision) && b.is_whole());
-    let aside = format!("move {} away", damaged.manifest_path.display());
+    let aside = format!("move {} away", damaged.files());
     match next {
         Some(next) => format!(
             "it is damaged: {aside}, and a restore takes {} of {}",
@@ -172,20 +198,10 @@ pub(super) fn retire(
     Ok(retired)
 }
 
-/// Removes dumps that got their name and no manifest, because whoever made them was killed in between. `mark` is in their
-/// names.
-pub(super) fn remove_unsealed(dir: &Path, mark: &str) -> Result<usize, Problem> {
-    let failed = |e: std::io::Error| file_problem(format!("read {}", dir.display()), &e);
-    let mut removed = 0;
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if name.ends_with(".dump") && name.contains(mark) && !manifest_path(&path).exists() {
-            std::fs::remove_file(&path).map_err(|e| file_problem(format!("remove {}", path.display()), &e))?;
-            removed += 1;
-        }
-    }
-    Ok(removed)
+/// Where a dump of our own making gets when it is sealed.
+pub(super) fn sealed_path(backups: &Path, manifest: &Manifest, tag: &str) -> PathBuf {
+    let stamp = manifest.taken_at.strftime("%Y%m%dT%H%M%SZ");
+    backups.join(format!("{}-{stamp}-{tag}.dump", manifest.database))
 }
 
 /// Where the manifest of a dump in the directory of backups is.

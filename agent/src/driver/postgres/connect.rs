@@ -39,7 +39,7 @@ const MOVING: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Between two lines of progress while waiting.
+/// Between two lines of progress while waiting; there is another one only if the server says something else by then.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Settings of a database that `CREATE DATABASE` does not copy: name and value.
@@ -237,7 +237,7 @@ impl<'a> Sessions<'a> {
     async fn connect(&self, kind: Kind, database: &str, settings: &Settings) -> Result<PgConnection, Problem> {
         let begun = Instant::now();
         let until = self.within(self.limit);
-        let (mut longest, mut told) = (FIRST_PAUSE, None::<Instant>);
+        let (mut longest, mut told) = (FIRST_PAUSE, None::<(Instant, String)>);
         loop {
             let refused = match self.connector.attempt(kind, database, settings).await {
                 Ok(connection) => return Ok(connection),
@@ -252,13 +252,16 @@ impl<'a> Sessions<'a> {
                 }
                 return Err(problem);
             }
-            if told.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
-                told = Some(Instant::now());
+            let why = refused.problem.message;
+            if told
+                .as_ref()
+                .is_none_or(|(at, said)| *said != why && at.elapsed() >= TELL_EVERY)
+            {
                 self.tell(format!(
-                    "the server does not accept connections ({}), trying until {}",
-                    refused.problem.message,
+                    "the server does not accept connections ({why}), trying until {}",
                     clock(until)
                 ));
+                told = Some((Instant::now(), why));
             }
             tokio::time::sleep(pause).await;
             longest = (longest * 2).min(LONGEST_PAUSE);

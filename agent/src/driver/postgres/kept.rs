@@ -17,6 +17,7 @@ use super::connect::{ident, literal, qualified, run};
 use super::loss::{Loss, LostPart, Name};
 use super::privileges::Privileges;
 use super::sql_error::sql_problem;
+use crate::words::count;
 
 const PREFIX: &str = "rollbackctl_kept_";
 
@@ -313,7 +314,7 @@ impl Expected {
         let parts = self.kept.parts.iter().enumerate().map(|(i, part)| {
             let what = part_name(part);
             match self.kept.rows.get(i) {
-                Some(rows) => format!("{what} {rows} rows"),
+                Some(rows) => format!("{what} {}", count(*rows, "row", "rows")),
                 None => what,
             }
         });

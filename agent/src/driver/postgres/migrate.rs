@@ -12,7 +12,8 @@
 //! something that a later part takes away is kept by that later part.
 //!
 //! Locks: the transaction waits for each at most `lock_timeout`, then gives up everything it holds, lets the queries that
-//! queued behind it pass, and tries again a few times. One waiting ALTER TABLE stalls every SELECT behind it.
+//! queued behind it pass, and tries again a few times. One waiting ALTER TABLE stalls every SELECT behind it. An autovacuum
+//! that is in the way is waited for a little longer than `deadlock_timeout`: then the server sends it away, and not before.
 //!
 //! A server that restarts under it ends the transaction. Before COMMIT was sent nothing of it can have happened, and it
 //! is begun again; after that the caller has to look ([`LegError::Unknown`]).
@@ -30,7 +31,7 @@ use rollback_proto::problem::{Code, Problem};
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 
-use self::session::{Session, blocking};
+use self::session::{InTheWay, Session, in_the_way};
 use super::catalog::Schema;
 use super::config::PostgresConfig;
 use super::connect::{Sessions, Settings};
@@ -198,13 +199,15 @@ impl Migrator<'_> {
         if job.part() == Some(&Part::Tool) {
             return self.run_tool(job).await;
         }
-        let (mut attempt, mut losses) = (1, 0);
+        let (mut attempt, mut losses, mut outlasting) = (1, 0, false);
         loop {
-            let blockers = Mutex::new(Vec::new());
-            let Ended { stop, lost } = match self.attempt(job, &blockers).await {
+            let blockers = Mutex::default();
+            let Ended { stop, lost } = match self.attempt(job, outlasting, &blockers).await {
                 Ok(ran) => return Ok(ran),
                 Err(ended) => ended,
             };
+            let blockers = blockers.into_inner().unwrap_or_default();
+            outlasting |= blockers.autovacuum;
             let pause = PAUSE.mul_f64(rand::rng().random_range(0.25..1.0));
             let in_time = Instant::now() + pause < self.deadline;
             if lost && stop.is_before_commit() && losses < LOSSES && in_time {
@@ -220,8 +223,7 @@ impl Migrator<'_> {
                 );
                 attempt += 1;
             } else {
-                let blockers = blockers.into_inner().unwrap_or_default();
-                return Err(self.give_up(stop, lost, attempt, &blockers));
+                return Err(self.give_up(stop, lost, attempt, &blockers.who));
             }
             tokio::time::sleep(pause).await;
         }
@@ -259,7 +261,7 @@ impl Migrator<'_> {
 
     /// One transaction from BEGIN to COMMIT. While it waits, a second session looks who holds the lock: afterwards
     /// nobody can tell any more.
-    async fn attempt(&self, job: Job<'_>, blockers: &Mutex<Vec<String>>) -> Result<Ran, Ended> {
+    async fn attempt(&self, job: Job<'_>, outlasting: bool, blockers: &Mutex<InTheWay>) -> Result<Ran, Ended> {
         let connected = self.sessions.migrator(self.database, self.settings).await;
         let mut c = connected.map_err(|problem| Ended {
             stop: problem.into(),
@@ -272,7 +274,7 @@ impl Migrator<'_> {
                 .await
                 .map_err(sql("begin"))?;
             tokio::select! {
-                result = self.transaction(&mut c, job) => result,
+                result = self.transaction(&mut c, job, outlasting) => result,
                 never = self.watch(pid, blockers) => match never {},
             }
         };
@@ -286,9 +288,9 @@ impl Migrator<'_> {
         result.map_err(|stop| Ended { stop, lost })
     }
 
-    async fn transaction(&self, c: &mut PgConnection, job: Job<'_>) -> Result<Ran, Stop> {
+    async fn transaction(&self, c: &mut PgConnection, job: Job<'_>, outlasting: bool) -> Result<Ran, Stop> {
         let leg = job.leg;
-        let session = self.begin(c).await?;
+        let session = self.begin(c, outlasting).await?;
         let (schema, applied) = session.state(c).await?;
         if let Some(from) = job.from
             && self.waypoint(leg, schema, &applied)? != *from
@@ -368,7 +370,7 @@ impl Migrator<'_> {
         };
         let mut c = self.sessions.migrator(self.database, self.settings).await?;
         let found = async {
-            let session = self.begin(&mut c).await?;
+            let session = self.begin(&mut c, false).await?;
             let before = Structure::read(&mut c).await.map_err(sql("read the catalogs"))?;
             let (_, applied) = session.state(&mut c).await?;
             self.part(&mut c, &session, job, &applied, &Source::Nothing).await?;
@@ -491,12 +493,12 @@ impl Migrator<'_> {
     }
 
     /// Never ends; notes who stands in the way of session `pid`.
-    async fn watch(&self, pid: i32, blockers: &Mutex<Vec<String>>) -> std::convert::Infallible {
+    async fn watch(&self, pid: i32, blockers: &Mutex<InTheWay>) -> std::convert::Infallible {
         let interval = self.config.lock_timeout.mul_f64(0.4).max(Duration::from_millis(20));
         tokio::time::sleep(interval).await;
         if let Ok(mut c) = self.sessions.quick().migrator(self.database, &Settings::new()).await {
-            while let Ok(found) = blocking(&mut c, pid).await {
-                if !found.is_empty()
+            while let Ok(found) = in_the_way(&mut c, pid).await {
+                if !found.who.is_empty()
                     && let Ok(mut known) = blockers.lock()
                 {
                     *known = found;

@@ -20,6 +20,7 @@ use super::tools::Tools;
 use super::{PostgresDriver, scratch};
 use crate::driver::{Action, Done, Failure, Revision};
 use crate::step::{ProgressSink, StepContext};
+use crate::words::{count, count_of};
 
 /// How long a backup may last when a release is recorded; the agent gives it ten minutes for everything.
 pub(super) const RETAINING: Duration = Duration::from_secs(570);
@@ -85,11 +86,8 @@ impl PostgresDriver {
 
     /// Files that runs by hand left: how many.
     pub(super) fn clear_by_hand(&self) -> Result<usize, Problem> {
-        let (dir, owner) = (
-            self.config.backups_dir()?,
-            format!("{BY_HAND}{}", scratch::short(&self.component)),
-        );
-        Ok(staging::remove_leftovers(dir, &owner)? + backups::remove_unsealed(dir, &format!("-{owner}"))?)
+        let owner = format!("{BY_HAND}{}", scratch::short(&self.component));
+        staging::remove_leftovers(self.config.backups_dir()?, &owner)
     }
 
     async fn seal_one(&self, step: &StepContext, tag: &str) -> Result<Done, Problem> {
@@ -112,13 +110,13 @@ impl PostgresDriver {
         let recorded = |revision: &str| matches!(self.archive.recorded(revision), Ok(Some(_)));
         let retired = backups::retire(&self.config, &self.component, Path::new(&receipt.path), recorded)?;
         let summary = format!(
-            "{made} backup, {}, {} tables, {} rows, verified by {}{}{warning}",
+            "{made} backup, {}, {}, {}, verified by {}{}{warning}",
             backup::people_bytes(receipt.bytes),
-            receipt.tables,
-            receipt.rows,
+            count(receipt.tables, "table", "tables"),
+            count(receipt.rows, "row", "rows"),
             receipt.verified,
             if retired > 0 {
-                format!("; {retired} older ones removed")
+                format!("; {} removed", count_of(retired, "older one", "older ones"))
             } else {
                 String::new()
             }

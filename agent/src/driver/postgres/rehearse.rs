@@ -22,6 +22,7 @@ use super::staging::{self, Rehearsed, Staging};
 use super::travel::Waypoint;
 use super::{PostgresDriver, kept};
 use crate::step::StepContext;
+use crate::words::{count, count_of};
 
 impl PostgresDriver {
     pub(super) async fn prove_and_rehearse(
@@ -61,10 +62,10 @@ impl PostgresDriver {
         };
         staging::write_json(&staging.rehearsed(), &rehearsed)?;
         Ok(format!(
-            "{} rehearsed on a restored copy ({} tables, {} rows){kept}",
+            "{} rehearsed on a restored copy ({}, {}){kept}",
             route.there.names(),
-            manifest.figures.tables.len(),
-            manifest.figures.rows()
+            count_of(manifest.figures.tables.len(), "table", "tables"),
+            count(manifest.figures.rows(), "row", "rows")
         ))
     }
 

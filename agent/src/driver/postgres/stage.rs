@@ -16,6 +16,7 @@ use super::staging::{self, Staging};
 use super::{PostgresDriver, kept, scratch};
 use crate::driver::{Done, Failure};
 use crate::step::StepContext;
+use crate::words::count_of;
 
 impl PostgresDriver {
     pub(super) async fn do_stage(&self, step: &StepContext) -> Result<Done, Failure> {
@@ -74,8 +75,9 @@ impl PostgresDriver {
             + self.clear_by_hand()?;
         if scratch_left.len() + files_left > 0 {
             step.progress(format!(
-                "removed {} scratch databases and {files_left} files of an earlier run",
-                scratch_left.len()
+                "removed {} and {} of an earlier run",
+                count_of(scratch_left.len(), "scratch database", "scratch databases"),
+                count_of(files_left, "file", "files")
             ));
         }
         Ok(())

@@ -3,6 +3,10 @@
 //! One directory for each rollback and component beside the sealed backups, `.incoming-<tag>` (0700): the dump, its
 //! manifest, and the account of the rehearsal. The account is written last: who finds it finds a rehearsal that ended
 //! well. `finish` and `discard` remove the directory.
+//!
+//! The dump leaves the directory last of all when it is sealed: its manifest has its place by then. So whatever lies under
+//! the name of a backup was proven, and what was not is in here. Whoever removes what is in here first moves a dump out
+//! whose manifest is there already ([`Staging::finish_sealing`]).
 
 use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -13,7 +17,9 @@ use rollback_proto::problem::{Code, Problem};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::backups;
 use super::loss::Loss;
+use super::manifest::Manifest;
 use super::travel::Waypoint;
 use crate::vault::sync_dir;
 
@@ -101,9 +107,34 @@ impl Staging {
         self.dir.join("under-way")
     }
 
+    /// Gives a dump its place whose manifest got its own already: whoever sealed it was killed in between.
+    fn finish_sealing(&self) -> Result<(), Problem> {
+        let (Some(backups), Some(tag)) = (self.dir.parent(), self.tag()) else {
+            return Ok(());
+        };
+        // What cannot be read is of no backup that was sealed.
+        let Ok(Some(staged)) = read_json::<Manifest>(&self.manifest()) else {
+            return Ok(());
+        };
+        let sealed = backups::sealed_path(backups, &staged, tag);
+        let noted = read_json::<Manifest>(&backups::manifest_path(&sealed)).ok().flatten();
+        let same = noted.is_some_and(|m| m.sha256 == staged.sha256 && m.bytes == staged.bytes);
+        if !same || sealed.exists() || !self.dump().exists() {
+            return Ok(());
+        }
+        std::fs::rename(self.dump(), &sealed)
+            .map_err(|e| file_problem(format!("rename to {}", sealed.display()), &e))?;
+        sync_dir(backups).map_err(|e| Problem::from_error(Code::FileFailed, "seal the backup", &e))
+    }
+
+    fn tag(&self) -> Option<&str> {
+        self.dir.file_name()?.to_str()?.strip_prefix(PREFIX)
+    }
+
     /// Makes the directory, and takes an earlier dump out of it. The account of a rehearsal stays: it is about the SQL.
     pub fn begin_dump(&self) -> Result<(), Problem> {
         self.make()?;
+        self.finish_sealing()?;
         for path in [self.manifest(), self.dump()] {
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -117,6 +148,7 @@ impl Staging {
 
     /// Succeeds when there is nothing.
     pub fn remove(&self) -> Result<(), Problem> {
+        self.finish_sealing()?;
         match std::fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(file_problem(format!("remove {}", self.dir.display()), &e))
@@ -135,14 +167,13 @@ pub(super) fn remove_leftovers(backups: &Path, owner: &str) -> Result<usize, Pro
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         let ours = |prefix: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(owner));
-        let gone = if ours(PREFIX) {
-            std::fs::remove_dir_all(&path)
+        if ours(PREFIX) {
+            Staging { dir: path }.remove()?;
         } else if ours(super::tools::PASSFILE_PREFIX) {
-            std::fs::remove_file(&path)
+            std::fs::remove_file(&path).map_err(|e| file_problem(format!("remove {}", path.display()), &e))?;
         } else {
             continue;
-        };
-        gone.map_err(|e| file_problem(format!("remove {}", path.display()), &e))?;
+        }
         removed += 1;
     }
     Ok(removed)

@@ -103,6 +103,28 @@ async fn dumps_without_a_use_are_refused() {
     );
     let created = dump(&f, "create.sql", &["--create"]);
     refused(adopt(&f, &created).await, unproven, "CREATE DATABASE");
+    let script = String::from_utf8(std::fs::read(dump(&f, "plain.sql", &[])).expect("read")).expect("UTF-8");
+    let shell = write("shell.sql", format!("\\! touch /tmp/x\n{script}").as_bytes());
+    let cut = write("cut.sql", &script.as_bytes()[..script.len() / 2]);
+    let other = write(
+        "lacking.sql",
+        script
+            .replace("CREATE TABLE", "CREATE EXTENSION nobody_has_it;\nCREATE TABLE")
+            .as_bytes(),
+    );
+    for (path, part, remedy) in [
+        (shell, "has the psql command \\!", "find out who put it there"),
+        (cut, "it was cut off", "give the whole dump"),
+        (other, "nobody_has_it", "install that"),
+    ] {
+        let problem = adopt(&f, &path).await.expect_err(part);
+        assert_eq!(problem.code, unproven, "{problem}");
+        assert!(
+            problem.message.contains(part) && problem.remedy.contains(remedy),
+            "{problem}: {}",
+            problem.remedy
+        );
+    }
     let own = f
         .driver
         .back_up(LIMIT, Arc::new(NoProgress))

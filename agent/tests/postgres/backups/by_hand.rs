@@ -47,6 +47,11 @@ async fn the_command_line_makes_lists_and_checks_backups() {
     let checked = said(&command_line(&f, &["check", "db"]));
     assert_eq!(checked.0, Some(1));
     assert!(checked.1.contains("has changed since it was proven"), "{}", checked.1);
+    let manifest = path.replace(".dump", ".manifest.json");
+    let advice = format!(
+        "  what to do: move {path} and {manifest} away; make another backup: rollback-agent database backup db\n"
+    );
+    assert!(checked.2.contains(&advice), "{}", checked.2);
     std::fs::remove_file(path).expect("remove the dump");
     let table = said(&command_line(&f, &["list", "db"])).1;
     assert!(table.contains("no: the dump is gone"), "{table}");
@@ -57,6 +62,109 @@ async fn the_command_line_makes_lists_and_checks_backups() {
         unknown.2.contains("RB0304") && unknown.2.contains("give one of: db"),
         "{}",
         unknown.2
+    );
+}
+
+#[tokio::test]
+async fn a_quiet_backup_says_nothing_but_warnings() {
+    let f = Fixture::empty().await;
+    f.two_releases().await;
+    let quiet = said(&command_line(&f, &["backup", "db", "--quiet"]));
+    assert_eq!(quiet, (Some(0), String::new(), String::new()));
+    assert_eq!(f.driver.backups().expect("list").len(), 1);
+    let mut warned = program(&f, &["backup", "db", "-q"]);
+    let config = f.dir.path().join("agent.toml");
+    let text = std::fs::read_to_string(&config).expect("read the configuration");
+    std::fs::write(&config, format!("{text}integrity = ['SELECT false']\n")).expect("write the configuration");
+    let warned = said(&warned.output().expect("run rollback-agent"));
+    assert_eq!((warned.0, warned.1.as_str()), (Some(0), ""), "{}", warned.2);
+    assert!(warned.2.contains("warning: "), "{}", warned.2);
+}
+
+/// Its manifest was moved away: that is no reason to delete it.
+#[tokio::test]
+async fn a_dump_of_ours_without_its_manifest_can_be_taken_in_and_stays() {
+    let f = Fixture::empty().await;
+    f.two_releases().await;
+    let made = said(&command_line(&f, &["backup", "db"]));
+    let dump = PathBuf::from(made.1.trim());
+    let content = std::fs::read(&dump).expect("read the dump");
+    std::fs::remove_file(dump.with_extension("manifest.json")).expect("remove the manifest");
+    command_line(&f, &["backup", "db"]);
+    assert_eq!(
+        std::fs::read(&dump).ok().as_ref(),
+        Some(&content),
+        "a backup removed it"
+    );
+    let adopted = said(&command_line(&f, &["adopt", "db", made.1.trim()]));
+    assert_eq!(adopted.0, Some(0), "{}", adopted.2);
+    assert!(
+        adopted.2.contains("took in") && adopted.2.contains("2002 rows"),
+        "{}",
+        adopted.2
+    );
+    command_line(&f, &["backup", "db"]);
+    assert_eq!(std::fs::read(&dump).ok(), Some(content));
+    let listed = f.driver.backups().expect("list");
+    assert_eq!(listed.len(), 3);
+    assert!(listed.iter().all(|b| b.unfit.is_none()), "{listed:?}");
+    f.assert_clean().await;
+}
+
+#[tokio::test]
+async fn what_a_killed_backup_leaves_is_removed_or_finished_by_the_next_one() {
+    let f = Fixture::empty().await;
+    f.two_releases().await;
+    let killed_at = |point: &str| {
+        let ended = program(&f, &["backup", "db"]).env("ROLLBACK_KILL_AT", point).output();
+        assert_eq!(ended.expect("run rollback-agent").status.code(), None, "{point}");
+    };
+    let files = |ending: &str| {
+        let names = std::fs::read_dir(f.backups()).expect("read").flatten();
+        let names = names.filter_map(|e| e.file_name().into_string().ok());
+        names.filter(|name| name.ends_with(ending)).count()
+    };
+    for point in ["ACTION_SNAPSHOT.verify_figures.before", "ACTION_SNAPSHOT.seal.before"] {
+        killed_at(point);
+        let left = std::fs::read_dir(f.backups()).expect("read").flatten();
+        let left = left.filter(|e| e.file_name().to_string_lossy().starts_with(".incoming-"));
+        assert_eq!((left.count(), files(".dump")), (1, 0), "{point}");
+    }
+    command_line(&f, &["backup", "db"]);
+    assert_eq!((files(".dump"), files(".manifest.json")), (1, 1));
+    f.assert_clean().await;
+    // It was proven, and noted: all that is left to do is to give the dump its name.
+    for (point, dumps) in [("backup.manifest_written", 1), ("backup.renamed", 3)] {
+        killed_at(point);
+        assert_eq!(files(".dump"), dumps, "{point}");
+    }
+    command_line(&f, &["backup", "db"]);
+    assert_eq!((files(".dump"), files(".manifest.json")), (4, 4));
+    let listed = f.driver.backups().expect("list");
+    assert!(listed.iter().all(|b| b.unfit.is_none()), "{listed:?}");
+    let checked = f.driver.check_backups(None).await.expect("check");
+    assert!(checked.iter().all(|(_, answer)| answer.is_ok()), "{checked:?}");
+    f.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_waited_for_in_one_line() {
+    let f = Fixture::empty().await;
+    let mut backup = program(&f, &["backup", "db", "--timeout", "6s"]);
+    let config = f.dir.path().join("agent.toml");
+    let text = std::fs::read_to_string(&config).expect("read the configuration");
+    let nowhere = f.dir.path().display().to_string();
+    let text = text.replace(&f.cluster.socket.display().to_string(), &nowhere);
+    std::fs::write(&config, text).expect("write the configuration");
+    let down = said(&backup.output().expect("run rollback-agent"));
+    assert_eq!(down.0, Some(1), "{}", down.2);
+    let waiting: Vec<&str> = down.2.lines().filter(|l| l.contains("does not accept")).collect();
+    assert_eq!(waiting.len(), 1, "{}", down.2);
+    assert_eq!(waiting[0].matches("No such file").count(), 1, "{}", down.2);
+    assert!(
+        down.2.contains("\n  what to do: look at the database server"),
+        "{}",
+        down.2
     );
 }
 
@@ -114,7 +222,10 @@ async fn another_components_databases_are_neither_listed_nor_dropped() {
         f.cluster.sql("postgres", &sql).await;
     }
     assert!(f.driver.collectable().await.expect("list").is_empty());
-    refused(f.driver.collect(&name).await, Code::NoBackup, "there is none");
+    let problem = f.driver.collect(&name).await.expect_err("another component's");
+    assert_eq!(problem.code, Code::NoBackup);
+    assert!(problem.message.ends_with("there is none"), "{problem}");
+    assert_eq!(problem.remedy, "nothing: there is nothing to drop");
 }
 
 #[tokio::test]

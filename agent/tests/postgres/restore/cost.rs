@@ -4,7 +4,7 @@ use rollback_agent::driver::{Action, Driver as _, Severity};
 use rollback_proto::problem::{Code, Problem};
 
 use super::{ANY, Restored, WRITTEN, at_most, table, written};
-use crate::fixture::{Fixture, UP_1, assert_failed, blockers};
+use crate::fixture::{Fixture, UP_1, assert_failed, blockers, failed};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loss_beyond_the_consent_changes_nothing() {
@@ -12,11 +12,15 @@ async fn a_loss_beyond_the_consent_changes_nothing() {
     r.stage().await.expect("stage");
     assert_failed(r.switch(None).await, Code::LossTooGreat, "no loss was agreed to");
     r.assert_untouched().await;
-    assert_failed(
-        r.switch(Some(at_most(WRITTEN - 1))).await,
-        Code::LossTooGreat,
+    let problem = failed(r.switch(Some(at_most(WRITTEN - 1))).await);
+    assert_eq!(problem.code, Code::LossTooGreat, "{problem}");
+    for part in [
         "72 rows (public.scores 40, public.users 31",
-    );
+        ") would be lost, 71 were agreed to; 3 rows that were changed or deleted since come back as they were; nothing",
+    ] {
+        assert!(problem.message.contains(part), "{part:?} is not in: {problem}");
+    }
+    assert!(problem.remedy.contains("=ROWS"), "{}", problem.remedy);
     r.assert_untouched().await;
     assert!(r.databases("_before_").await.is_empty());
     r.switch(Some(at_most(WRITTEN))).await.expect("switch");
@@ -119,10 +123,13 @@ async fn a_loss_that_nobody_knows_needs_consent_to_any() {
     assert!(!priced.loss.as_ref().expect("a loss").unknown.is_empty());
     r.stage().await.expect("stage");
     // `users` has a column that the backup has not: what is in it cannot be compared.
-    assert_failed(
-        r.switch(Some(at_most(1_000_000))).await,
-        Code::LossTooGreat,
-        "public.users has other columns",
+    let problem = failed(r.switch(Some(at_most(1_000_000))).await);
+    assert_eq!(problem.code, Code::LossTooGreat, "{problem}");
+    assert!(problem.message.contains("public.users has other columns"), "{problem}");
+    assert!(
+        problem.remedy.contains("--accept-data-loss=all") && !problem.remedy.contains("=ROWS"),
+        "{}",
+        problem.remedy
     );
     r.assert_untouched().await;
     r.switch(Some(ANY)).await.expect("switch");

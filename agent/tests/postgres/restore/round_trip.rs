@@ -107,7 +107,7 @@ async fn a_restore_and_its_undo_by_a_plain_role() {
     let undone = r.undo().await.expect("undo");
     let kept = r.databases("_undone_").await;
     assert!(
-        kept.len() == 1 && undone.summary.contains(&kept[0]) && undone.summary.contains("1 rows"),
+        kept.len() == 1 && undone.summary.contains(&kept[0]) && undone.summary.contains("1 row "),
         "{}",
         undone.summary
     );

@@ -95,7 +95,8 @@ fn apply(shown: Option<&Shown>, accept: Accept) -> anyhow::Result<Option<Consent
 async fn show(client: &mut Client, target: RollbackTarget) -> anyhow::Result<PlanRollbackResponse> {
     output::note("Asking every host whether it can …");
     let response = plan::fetch(client, target).await?;
-    output::note(&format!("\n{}", plan::text(&response, Paint::stderr())));
+    // Agreeing is what comes next, or has been done on the command line.
+    output::note(&format!("\n{}", plan::text(&response, "", Paint::stderr())));
     Ok(response)
 }
 

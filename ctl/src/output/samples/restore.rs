@@ -20,6 +20,15 @@ pub fn loss() -> DataLoss {
         taken_at: "2026-11-21T03:00:00Z".to_owned(),
         tables: vec![table("public.orders", 20, 0), table("public.users", 100, 3)],
         unknown: String::new(),
+        put_aside: String::new(),
+    }
+}
+
+/// As an agent says it of an exchange.
+fn loss_by_exchange() -> DataLoss {
+    DataLoss {
+        put_aside: "zekka_production_before_0193a5c27d107b3e".to_owned(),
+        ..loss()
     }
 }
 
@@ -46,6 +55,27 @@ pub fn unknown_loss() -> Finding {
         unknown: "public.events: it took longer than 10 s".to_owned(),
         ..loss()
     })
+}
+
+/// What an agent says of a loss that somebody has to agree to.
+pub fn needs_consent() -> Finding {
+    Finding {
+        severity: i32::from(Severity::Warning),
+        code: "RB0208".to_owned(),
+        message: "zekka_production is restored from a backup; lost: 120 rows".to_owned(),
+        remedy: "look at what would be lost: the same command with `fleet plan`".to_owned(),
+        ..finding(loss())
+    }
+}
+
+pub fn blocker(code: &str) -> Finding {
+    Finding {
+        severity: i32::from(Severity::Blocker),
+        code: code.to_owned(),
+        message: "it cannot be done".to_owned(),
+        loss: None,
+        ..finding(loss())
+    }
 }
 
 /// `--database restore`, while the schema is that of the release already.
@@ -117,7 +147,7 @@ pub fn details(fate: Fate) -> GetRollbackResponse {
         step.outcome = Some(Outcome {
             status: i32::from(status(step.undo)),
             summary: "exchanged in 412 ms".to_owned(),
-            loss: (!step.undo).then(loss),
+            loss: (!step.undo).then(loss_by_exchange),
             ..Outcome::default()
         });
     }

@@ -95,6 +95,11 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
         .expect(&told)
         .context("against what was put aside")?;
     ensure!(
+        report["losses"][0]["loss"]["put_aside"] == aside.as_str(),
+        "the report shall name {aside}: {}",
+        report["losses"]
+    );
+    ensure!(
         Rows::read(&fleet.postgres, &aside)? == last,
         "{aside} is not what the database was"
     );

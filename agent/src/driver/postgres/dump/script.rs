@@ -318,7 +318,16 @@ impl Script {
                 .take_while(|c| !c.is_whitespace())
                 .take(20)
                 .collect();
-            return Err(self.refuse(&format!("has the psql command \\{command}")));
+            let refusal = self.refuse(&format!("has the psql command \\{command}"));
+            // Those are pg_dumpall's, and of a dump with --create.
+            return Err(if matches!(command.as_str(), "connect" | "c") {
+                refusal
+            } else {
+                refusal.remedy(
+                    "pg_dump writes no such command: find out who put it there before anybody runs this script; or make the \
+                     dump anew with pg_dump -Fc",
+                )
+            });
         }
         if blank {
             self.begun = self.line;

@@ -112,7 +112,7 @@ impl Migrator<'_> {
         let lock_timeout = if single.sql.to_ascii_uppercase().contains("CONCURRENTLY") {
             Duration::ZERO
         } else {
-            self.config.lock_timeout.max(Duration::from_millis(1))
+            self.lock_timeout()
         };
         self.limit(c, lock_timeout, self.time_left().mul_f64(RUNNING))
             .await

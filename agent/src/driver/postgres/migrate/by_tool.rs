@@ -119,7 +119,7 @@ impl Migrator<'_> {
         job: Option<Job<'_>>,
         what: Around,
     ) -> Result<Option<Returned>, Stop> {
-        let _session = self.begin(c).await?;
+        let _session = self.begin(c, false).await?;
         let returned = match what {
             Around::Keep => {
                 if let Some(job) = job {

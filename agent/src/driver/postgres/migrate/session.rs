@@ -14,22 +14,36 @@ use crate::driver::postgres::privileges::Privileges;
 use crate::driver::postgres::tool_locks;
 use crate::driver::postgres::versions::{Applied, Layout};
 
+/// How long a lock on a copy is waited for: nobody queues behind it. Autovacuum comes to fresh copies.
+const ON_A_COPY: Duration = Duration::from_secs(10);
+
+/// What the server needs, beyond `deadlock_timeout`, to send away an autovacuum that somebody waits for.
+const SENDING_AWAY: Duration = Duration::from_millis(500);
+
 /// An open transaction.
 pub(super) struct Session<'a> {
     config: &'a PostgresConfig,
     search_path: String,
     transaction: i64,
+    lock_timeout: Duration,
     statement_timeout: Duration,
 }
 
 impl Migrator<'_> {
-    /// Opens the transaction in which a part of a leg runs, with the locks of the migration tools.
-    pub(super) async fn begin(&self, c: &mut PgConnection) -> Result<Session<'_>, Stop> {
+    /// Opens the transaction in which a part of a leg runs, with the locks of the migration tools. `outlasting`: the server
+    /// sends an autovacuum away when somebody has waited for it for `deadlock_timeout`, so each lock is waited for longer
+    /// than that.
+    pub(super) async fn begin(&self, c: &mut PgConnection, outlasting: bool) -> Result<Session<'_>, Stop> {
         sqlx::raw_sql("BEGIN").execute(&mut *c).await.map_err(sql("begin"))?;
-        let row = sqlx::query("SELECT current_setting('search_path') AS path, txid_current() AS xid")
-            .fetch_one(&mut *c)
-            .await
-            .map_err(sql("begin"))?;
+        let row = sqlx::query(
+            "SELECT current_setting('search_path') AS path, txid_current() AS xid,
+                    (SELECT setting::bigint FROM pg_settings WHERE name = 'deadlock_timeout') AS deadlock_timeout",
+        )
+        .fetch_one(&mut *c)
+        .await
+        .map_err(sql("begin"))?;
+        let deadlock_timeout: i64 = row.try_get("deadlock_timeout").map_err(sql("begin"))?;
+        let deadlock_timeout = Duration::from_millis(u64::try_from(deadlock_timeout).unwrap_or(1000));
         // What COMMIT answers must outlive a crash of the server, whatever the database is content with.
         let durable = "SELECT set_config('synchronous_commit', 'local', true) \
                        WHERE current_setting('synchronous_commit') = 'off'";
@@ -38,6 +52,11 @@ impl Migrator<'_> {
             config: self.config,
             search_path: row.try_get("path").map_err(sql("begin"))?,
             transaction: row.try_get("xid").map_err(sql("begin"))?,
+            lock_timeout: if outlasting {
+                self.lock_timeout().max(deadlock_timeout + SENDING_AWAY)
+            } else {
+                self.lock_timeout()
+            },
             statement_timeout: self
                 .config
                 .statement_timeout
@@ -57,6 +76,15 @@ impl Migrator<'_> {
         locked.map_err(sql("take the migration tools' lock"))?;
         Ok(session)
     }
+
+    /// How long each lock is waited for.
+    pub(super) fn lock_timeout(&self) -> Duration {
+        let configured = self.config.lock_timeout.max(Duration::from_millis(1));
+        match self.copy {
+            Some(_) => configured.max(ON_A_COPY),
+            None => configured,
+        }
+    }
 }
 
 impl Session<'_> {
@@ -66,7 +94,7 @@ impl Session<'_> {
             "SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', $2, true),
                     set_config('idle_in_transaction_session_timeout', '60s', true), set_config('search_path', $3, true)",
         )
-        .bind(format!("{}ms", self.config.lock_timeout.as_millis().max(1)))
+        .bind(format!("{}ms", self.lock_timeout.as_millis()))
         .bind(format!("{}ms", self.statement_timeout.as_millis().max(1)))
         .bind(&self.search_path)
         .execute(c)
@@ -124,12 +152,26 @@ impl Session<'_> {
     }
 }
 
-/// Sessions that hold what `pid` waits for. Their queries are not shown: they may hold data.
-pub(super) async fn blocking(c: &mut PgConnection, pid: i32) -> Result<Vec<String>, sqlx::Error> {
+/// Who holds what a session waits for.
+#[derive(Debug, Default)]
+pub(super) struct InTheWay {
+    /// For people. Their queries are not shown: they may hold data.
+    pub who: Vec<String>,
+    /// The server's own workers are among them.
+    pub autovacuum: bool,
+}
+
+pub(super) async fn in_the_way(c: &mut PgConnection, pid: i32) -> Result<InTheWay, sqlx::Error> {
+    // A plain role may not see what a worker is. But it sees that nobody's it is, and no other such process locks tables.
     let query = format!(
-        "SELECT {WHO} FROM unnest(pg_blocking_pids($1)) AS b(pid) JOIN pg_stat_activity a ON a.pid = b.pid ORDER BY a.pid"
+        "SELECT CASE WHEN a.usesysid IS NULL THEN concat('pid ', a.pid, ' (autovacuum)') ELSE {WHO} END, a.usesysid IS NULL
+         FROM unnest(pg_blocking_pids($1)) AS b(pid) JOIN pg_stat_activity a ON a.pid = b.pid ORDER BY a.pid"
     );
-    sqlx::query_scalar(AssertSqlSafe(query)).bind(pid).fetch_all(c).await
+    let found: Vec<(String, bool)> = sqlx::query_as(AssertSqlSafe(query)).bind(pid).fetch_all(c).await?;
+    Ok(InTheWay {
+        autovacuum: found.iter().any(|(_, autovacuum)| *autovacuum),
+        who: found.into_iter().map(|(who, _)| who).collect(),
+    })
 }
 
 /// A row of `pg_stat_activity` as `a`, for people.

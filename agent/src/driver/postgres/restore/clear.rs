@@ -15,6 +15,7 @@ use crate::driver::postgres::sql_error::sql_problem;
 use crate::driver::postgres::{PostgresDriver, scratch};
 use crate::driver::{Action, Done, Failure, Probe};
 use crate::step::StepContext;
+use crate::words::count;
 
 /// How long counting what was lost may take when nobody waits for it.
 const COUNT_ASIDE: Duration = Duration::from_secs(600);
@@ -269,12 +270,11 @@ impl PostgresDriver {
         let mut c = sessions.maintenance().await?;
         let all = self.collectable_by(&mut c).await?;
         let Some(found) = all.iter().find(|m| m.name == name) else {
-            let there = match all.as_slice() {
-                [] => "there is none".to_owned(),
-                some => format!(
-                    "there are {}",
-                    some.iter().map(Marked::describe).collect::<Vec<_>>().join(", ")
-                ),
+            let described: Vec<String> = all.iter().map(Marked::describe).collect();
+            let (there, next) = match described.as_slice() {
+                [] => ("there is none".to_owned(), "nothing: there is nothing to drop"),
+                [one] => (format!("there is {one}"), "name that one"),
+                some => (format!("there are {}", some.join(", ")), "name one of these"),
             };
             let shown: String = name.chars().take(63).collect();
             return Err(Problem::new(
@@ -284,7 +284,7 @@ impl PostgresDriver {
                     self.config.database
                 ),
             )
-            .remedy("name one of these"));
+            .remedy(next));
         };
         let needed = super::Staging::all(&self.config.backups, &scratch::short(&self.component))?
             .iter()
@@ -302,7 +302,8 @@ impl PostgresDriver {
             return Err(Problem::new(Code::DatabaseLocked, message).remedy("end the rollback first"));
         }
         if found.sessions > 0 {
-            let message = format!("{} sessions are connected to {name}", found.sessions);
+            let sessions = count(found.sessions, "session is", "sessions are");
+            let message = format!("{sessions} connected to {name}");
             return Err(Problem::new(Code::DatabaseLocked, message).remedy("end them, if nobody needs it"));
         }
         let described = found.describe();

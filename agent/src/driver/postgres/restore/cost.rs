@@ -13,6 +13,7 @@ use sqlx::postgres::PgConnection;
 use crate::driver::postgres::horizon::{Horizon, Seen, Stretch};
 use crate::driver::postgres::sql_error::sql_problem;
 use crate::driver::{Consent, DataLoss, TableLoss};
+use crate::words;
 
 /// A table that is not bigger is counted by one session. To read a stretch of a table takes the server half as long again as
 /// to read it as a whole.
@@ -105,8 +106,23 @@ impl Cost {
         self.tables.is_empty() && self.unknown.is_none()
     }
 
+    /// Refuses the cutover unless the consent covers it.
+    pub fn allowed(&self, consent: Option<&Consent>, database: &str, backup: &str) -> Result<(), Problem> {
+        let Err(why) = self.agreed(consent) else {
+            return Ok(());
+        };
+        let problem = too_much(database, backup, &why);
+        Err(match self.unknown {
+            None => problem,
+            Some(_) => problem.remedy(
+                "what cannot be counted is within no number of rows: agree to any loss, --accept-data-loss=all, or do \
+                 without the restore",
+            ),
+        })
+    }
+
     /// Does the consent cover it? `Err` says what there is too much of.
-    pub fn agreed(&self, consent: Option<&Consent>) -> Result<(), String> {
+    fn agreed(&self, consent: Option<&Consent>) -> Result<(), String> {
         let limit = match consent {
             None => 0,
             Some(Consent { max_rows: None }) => return Ok(()),
@@ -118,21 +134,28 @@ impl Cost {
         if self.written() > limit {
             let agreed = match consent {
                 None => "no loss was agreed to".to_owned(),
-                Some(_) => format!("{limit} were agreed to"),
+                Some(_) => format!("{} agreed to", words::count(limit, "was", "were")),
             };
-            return Err(format!("{} would be lost, {agreed}", self.describe()));
+            return Err(format!("{} would be lost, {agreed}{}", self.lost(), self.besides()));
         }
         Ok(())
     }
 
-    /// "120 rows (public.users 100, public.orders 20)"
+    /// "120 rows (public.users 100, public.orders 20); 3 rows that were changed or deleted since come back as they were"
     pub fn describe(&self) -> String {
+        format!("{}{}", self.lost(), self.besides())
+    }
+
+    /// "120 rows (public.users 100, public.orders 20)". "nothing" is said only of nothing, as `rollbackctl` does.
+    fn lost(&self) -> String {
         let mut losing: Vec<_> = self.tables.iter().filter(|(_, rows)| rows.written > 0).collect();
         losing.sort_by_key(|(name, rows)| (std::cmp::Reverse(rows.written), *name));
-        let mut text = match (self.written(), &self.unknown) {
-            (0, None) => "no rows".to_owned(),
-            (0, Some(why)) => return format!("an unknown number of rows ({why})"),
-            (rows, unknown) => {
+        let rows = words::count(self.written(), "row", "rows");
+        match (self.written(), &self.unknown) {
+            (0, None) if self.is_nothing() => "nothing".to_owned(),
+            (0, None) => rows,
+            (0, Some(why)) => format!("an unknown number of rows ({why})"),
+            (_, unknown) => {
                 let shown: Vec<_> = losing
                     .iter()
                     .take(SHOWN)
@@ -140,16 +163,20 @@ impl Cost {
                     .collect();
                 let more = if losing.len() > SHOWN { ", …" } else { "" };
                 let least = if unknown.is_some() { "at least " } else { "" };
-                format!("{least}{rows} rows ({}{more})", shown.join(", "))
+                format!("{least}{rows} ({}{more})", shown.join(", "))
             }
-        };
-        let replaced: u64 = self.tables.values().map(|rows| rows.replaced).sum();
-        if replaced > 0 {
-            text.push_str(&format!(
-                "; {replaced} rows that were changed or deleted since come back as they were"
-            ));
         }
-        if let Some(why) = &self.unknown {
+    }
+
+    /// What else there is to say: what comes back, and why not everything could be counted, each after a semicolon.
+    fn besides(&self) -> String {
+        let replaced: u64 = self.tables.values().map(|rows| rows.replaced).sum();
+        let mut text = match replaced {
+            0 => String::new(),
+            1 => "; 1 row that was changed or deleted since comes back as it was".to_owned(),
+            n => format!("; {n} rows that were changed or deleted since come back as they were"),
+        };
+        if let Some(why) = self.unknown.as_ref().filter(|_| self.written() > 0) {
             text.push_str(&format!("; not everything could be counted: {why}"));
         }
         text
@@ -169,6 +196,7 @@ impl Cost {
                 })
                 .collect(),
             unknown: self.unknown.clone().unwrap_or_default(),
+            put_aside: String::new(),
         }
     }
 }
@@ -273,6 +301,24 @@ mod tests {
     }
 
     #[test]
+    fn one_row_and_no_row() {
+        assert_eq!(Cost::default().describe(), "nothing");
+        let mut cost = Cost::default();
+        let rows = |written, replaced| Rows { written, replaced };
+        cost.add("t", rows(0, 1));
+        assert_eq!(
+            cost.describe(),
+            "0 rows; 1 row that was changed or deleted since comes back as it was"
+        );
+        cost.add("t", rows(1, 0));
+        assert!(
+            cost.describe().starts_with("1 row (t 1); 1 row "),
+            "{}",
+            cost.describe()
+        );
+    }
+
+    #[test]
     fn what_is_unknown_needs_consent_to_anything() {
         let up_to = |rows| Consent { max_rows: Some(rows) };
         let mut cost = Cost::default();
@@ -286,7 +332,23 @@ mod tests {
         );
         assert!(cost.agreed(None).is_err() && cost.agreed(Some(&up_to(6))).is_err());
         assert_eq!(cost.agreed(Some(&up_to(7))), Ok(()));
+        assert_eq!(
+            cost.agreed(Some(&up_to(1))),
+            Err(
+                "7 rows (t 7) would be lost, 1 was agreed to; 100 rows that were changed or deleted since come back as they \
+                 were"
+                    .to_owned()
+            )
+        );
+        assert!(
+            cost.allowed(Some(&up_to(1)), "d", "b")
+                .is_err_and(|p| p.remedy.contains("=ROWS"))
+        );
         cost.doubt("no horizon".to_owned());
+        assert!(
+            cost.allowed(Some(&up_to(1)), "d", "b")
+                .is_err_and(|p| !p.remedy.contains("=ROWS") && p.remedy.contains("=all"))
+        );
         assert!(cost.agreed(Some(&up_to(u64::MAX))).is_err());
         assert_eq!(cost.agreed(Some(&Consent { max_rows: None })), Ok(()));
     }

@@ -26,6 +26,7 @@ use crate::driver::postgres::staging::Staging;
 use crate::driver::postgres::{PostgresDriver, State, integrity};
 use crate::driver::{Done, Failure};
 use crate::step::StepContext;
+use crate::words::count_of;
 
 /// Sessions that count at the same time.
 pub(super) const COUNTERS: usize = 4;
@@ -193,14 +194,12 @@ impl PostgresDriver {
             step.operation("read_schema", self.may_exchange(step, first, forward))
                 .await?;
         }
-        step.progress(format!("{ended} sessions ended"));
+        step.progress(format!("{} ended", count_of(ended, "session", "sessions")));
         if decides {
             let counted = self.count_now(step, note, &mut counters, forward).await?;
             point(step, "counted");
             if forward {
-                if let Err(why) = counted.agreed(step.consent.as_ref()) {
-                    return Err(cost::too_much(&database, &note.backup, &why).into());
-                }
+                counted.allowed(step.consent.as_ref(), &database, &note.backup)?;
                 note.cost = Some(counted);
             } else {
                 note.undone = Some(counted);
@@ -496,12 +495,14 @@ impl PostgresDriver {
 }
 
 impl Note {
+    /// Of an exchange that stands.
     pub(super) fn loss(&self) -> crate::driver::DataLoss {
         let unknown = Cost::unknown("any loss was agreed to; it is counted when the rollback is finished");
-        self.cost
-            .as_ref()
-            .unwrap_or(&unknown)
-            .data_loss(&self.backup, &self.taken_at)
+        let cost = self.cost.as_ref().unwrap_or(&unknown);
+        crate::driver::DataLoss {
+            put_aside: self.before_name.clone(),
+            ..cost.data_loss(&self.backup, &self.taken_at)
+        }
     }
 
     /// Of a switch that stands.

@@ -74,8 +74,8 @@ impl PostgresDriver {
         // A plan asks without a consent. A rollback that is known to be stopped at the cutover shall not get as far as to
         // stop the applications; what is not known yet may be by then.
         let too_much = step.consent.as_ref().filter(|_| cost.unknown.is_none());
-        let finding = match too_much.map(|consent| cost.agreed(Some(consent))) {
-            Some(Err(why)) => Finding::blocker(cost::too_much(&self.config.database, &sealed.name, &why)),
+        let finding = match too_much.map(|consent| cost.allowed(Some(consent), &self.config.database, &sealed.name)) {
+            Some(Err(problem)) => Finding::blocker(problem),
             Some(Ok(())) | None if cost.is_nothing() => Finding::ok(problem),
             Some(Ok(())) | None => Finding::warning(problem),
         };

@@ -29,6 +29,7 @@ use crate::driver::postgres::staging::{self, Staging};
 use crate::driver::postgres::{PostgresDriver, integrity, scratch, tool};
 use crate::driver::{Consent, Done, Failure};
 use crate::step::StepContext;
+use crate::words::{count, count_of};
 
 const JOBS: u32 = 2;
 
@@ -76,8 +77,9 @@ impl PostgresDriver {
         let files = staging::remove_leftovers(backups, &scratch::short(&self.component))?;
         if left.len() + files > 0 {
             step.progress(format!(
-                "removed {} databases and {files} files of an earlier run",
-                left.len()
+                "removed {} and {} of an earlier run",
+                count_of(left.len(), "database", "databases"),
+                count_of(files, "file", "files")
             ));
         }
         let Some(sealed) = backups::newest_of(&self.config, &self.component, &step.to.digest)? else {
@@ -207,11 +209,11 @@ impl PostgresDriver {
         note.save(staging)?;
         kill_point::pass(|| "restore.staged".to_owned());
         Ok(format!(
-            "backup {} of {} restored as {side} and proven: {} tables, {} rows",
+            "backup {} of {} restored as {side} and proven: {}, {}",
             sealed.name,
             manifest.taken_at,
-            manifest.figures.tables.len(),
-            manifest.figures.rows()
+            count_of(manifest.figures.tables.len(), "table", "tables"),
+            count(manifest.figures.rows(), "row", "rows")
         ))
     }
 
@@ -228,8 +230,7 @@ impl PostgresDriver {
         }
         match counted {
             Ok(Ok(cost)) => cost
-                .agreed(step.consent.as_ref())
-                .map_err(|why| cost::too_much(&self.config.database, &note.backup, &why)),
+                .allowed(step.consent.as_ref(), &self.config.database, &note.backup),
             Ok(Err(_)) => Ok(()),
             Err(_) => Err(cost::too_much(
                 &self.config.database,
@@ -239,7 +240,7 @@ impl PostgresDriver {
                     STAGE_COUNT_LIMIT.as_secs()
                 ),
             )
-            .remedy("agree to any loss, or restore when less is going on")),
+            .remedy("agree to any loss: --accept-data-loss=all, or restore when less is going on")),
         }
     }
 
@@ -425,7 +426,8 @@ pub(super) fn ago(taken_at: Timestamp) -> String {
     match minutes {
         ..-60 => "which is in the future: a clock was wrong".to_owned(),
         -60..1 => "just now".to_owned(),
-        1..120 => format!("{minutes} minutes ago"),
+        1 => "1 minute ago".to_owned(),
+        2..120 => format!("{minutes} minutes ago"),
         120..2880 => format!("{} hours ago", minutes / 60),
         2880.. => format!("{} days ago", minutes / 1440),
     }
