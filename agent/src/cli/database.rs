@@ -42,8 +42,8 @@ Exit status: 0 when every backup is what it was, 1 otherwise; then standard erro
   rollback-agent database backup db                        before a deployment
   17 3 * * *  rollback-agent database backup db --quiet    from cron
 
-The dump's path goes to standard output. With --quiet, nothing is printed unless there is a warning or an error, so cron
-sends no mail; `rollback-agent database list db` shows what there is."
+The dump's path goes to standard output. With --quiet, nothing is printed unless there is a warning
+or an error, so that cron sends no mail; `rollback-agent database list db` shows what there is."
     )]
     Backup(BackupArgs),
     /// Take in a dump that somebody else made, after restoring it into a scratch database

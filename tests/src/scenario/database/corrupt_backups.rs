@@ -126,7 +126,7 @@ struct Dump {
 impl Dump {
     /// By `rollback-agent database backup`.
     fn sealed(control: &mut Control) -> Result<Self> {
-        let said = control.agent(HOST)?.tool(&["database", "backup", "db", "--quiet"])?;
+        let said = control.agent(HOST)?.tool(&["database", "backup", "db"])?;
         let path = PathBuf::from(said.trim());
         let name = path
             .file_stem()
@@ -141,9 +141,7 @@ impl Dump {
         let path = control.host_dir(HOST).join("by-hand.dump");
         database.postgres.dump_uncompressed(&path)?;
         let file = path.display().to_string();
-        let said = control
-            .agent(HOST)?
-            .tool(&["database", "adopt", "db", &file, "--quiet"])?;
+        let said = control.agent(HOST)?.tool(&["database", "adopt", "db", &file])?;
         Self::read(said.trim().to_owned(), path)
     }
 
