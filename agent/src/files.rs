@@ -10,7 +10,7 @@
 //! All of it blocks; asynchronous callers wrap it in [`blocking`].
 
 use std::fmt::Display;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -145,6 +145,17 @@ fn fill(path: &Path, content: &[u8], attributes: Attributes) -> std::io::Result<
     // After the owner: changing the owner takes special bits away.
     file.set_permissions(std::fs::Permissions::from_mode(attributes.mode))?;
     file.sync_all()
+}
+
+/// Opens a file that only we may read and write, as it is; makes it when there is none.
+pub fn open_private(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
 }
 
 /// Puts `staged` in the place of `path`. Once this returns, the new content survives a power cut.

@@ -204,6 +204,14 @@ impl Ctl {
         self.run(&rollback_to(release)).await
     }
 
+    /// The report of the rollback that an answer of `fleet rollback -o json` is about.
+    pub async fn report_of(&self, result: &Value) -> Result<Value> {
+        let id = result["rollback_id"]
+            .as_str()
+            .context("the answer names the rollback")?;
+        self.show(id).await
+    }
+
     /// The report of a rollback.
     pub async fn show(&self, id: &str) -> Result<Value> {
         self.run(&["rollback", "show", id, "-o", "json"])

@@ -1,13 +1,15 @@
 //! Where the ledger lives: the state directory, its rights, its lock, and the open database.
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row};
+
+use crate::files::open_private;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
@@ -57,25 +59,15 @@ pub(super) fn claim(state: &Path) -> Result<StateLock, OpenError> {
         .map_err(file("create", state))?;
     std::fs::set_permissions(state, Permissions::from_mode(0o700)).map_err(file("restrict", state))?;
     let path = state.join("agent.lock");
-    let lock = private(&path).map_err(file("open", &path))?;
+    let lock = open_private(&path).map_err(file("open", &path))?;
     flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| OpenError::InUse { path: state.to_owned() })?;
     let database = database(state);
-    let opened = private(&database).map_err(file("open", &database))?;
+    let opened = open_private(&database).map_err(file("open", &database))?;
     // SQLite gives its WAL the database's mode.
     opened
         .set_permissions(Permissions::from_mode(0o600))
         .map_err(file("restrict", &database))?;
     Ok(StateLock(lock))
-}
-
-fn private(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
 }
 
 fn database(state: &Path) -> PathBuf {

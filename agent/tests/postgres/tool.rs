@@ -90,6 +90,18 @@ async fn migrate(f: &Fixture, name: &str, up: &str, down: &str) {
     .await;
 }
 
+/// A release beyond the newest, by a migration that changes rows only.
+async fn filled(f: &Fixture) -> Revision {
+    migrate(
+        f,
+        "2024-fill",
+        "UPDATE notes SET text = upper(text)",
+        "UPDATE notes SET text = lower(text)",
+    )
+    .await;
+    f.driver.retain("v3.0.1").await.expect("record").revision
+}
+
 /// v2.9.0 has one migration, v3.0.0 two more. Each of them takes rows away when it goes down.
 async fn two_releases(f: &Fixture) -> (Revision, Revision) {
     migrate(f, "2024-users", UP_1, DOWN_1).await;

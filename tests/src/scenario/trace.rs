@@ -19,14 +19,7 @@ pub async fn tell(options: Options) -> Result<Found> {
         expect_running(fleet, Version::V2_9_0)?;
         let result = answer.json()?;
         let trace_id = result["trace_id"].as_str().context("the answer names the trace")?;
-        let report = fleet
-            .ctl
-            .show(
-                result["rollback_id"]
-                    .as_str()
-                    .context("the answer names the rollback")?,
-            )
-            .await?;
+        let report = fleet.ctl.report_of(&result).await?;
         ensure!(
             report["trace_id"] == trace_id,
             "the report names another trace: {}",

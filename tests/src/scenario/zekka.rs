@@ -84,14 +84,7 @@ async fn story(fleet: &mut Fleet, collector: &Collector, options: Options) -> Re
         downtime.failed_after
     );
     let result = answer.json()?;
-    let report = fleet
-        .ctl
-        .show(
-            result["rollback_id"]
-                .as_str()
-                .context("the answer names the rollback")?,
-        )
-        .await?;
+    let report = fleet.ctl.report_of(&result).await?;
     let trace_id = result["trace_id"]
         .as_str()
         .context("the answer names the trace")?

@@ -1,9 +1,8 @@
 //! Tools that do not use the database that they are given: on a copy they would move the live one.
 
-use rollback_agent::driver::Driver as _;
 use rollback_proto::problem::Code;
 
-use super::{NAMES, file, migrate, tooled, two_releases};
+use super::{NAMES, file, filled, tooled, two_releases};
 use crate::fixture::{CONTENT, blockers, failed};
 
 #[tokio::test]
@@ -58,14 +57,7 @@ async fn one_that_would_change_rows_only_is_stopped_at_its_own_notes() {
     let f = tooled(&[]).await;
     two_releases(&f).await;
     let old = f.observe().await;
-    migrate(
-        &f,
-        "2024-fill",
-        "UPDATE notes SET text = upper(text)",
-        "UPDATE notes SET text = lower(text)",
-    )
-    .await;
-    let new = f.driver.retain("v3.0.1").await.expect("record").revision;
+    let new = filled(&f).await;
     let script = std::fs::read_to_string(file(&f, "tool.sh")).expect("read the tool");
     std::fs::write(
         file(&f, "tool.sh"),

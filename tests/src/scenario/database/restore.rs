@@ -78,14 +78,7 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
         .expect_code(0)?
         .json()?;
     let after = expect_running(fleet, Version::V2_9_0)?;
-    let report = fleet
-        .ctl
-        .show(
-            result["rollback_id"]
-                .as_str()
-                .context("the answer names the rollback")?,
-        )
-        .await?;
+    let report = fleet.ctl.report_of(&result).await?;
     let aside = put_aside(&fleet.postgres)?;
     let told = Loss::of_report(&report)?;
     expected
