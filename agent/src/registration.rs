@@ -9,7 +9,7 @@ pub mod renewal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rand::Rng;
+use rollback_proto::jitter;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::tls::{Connect, CredentialStore, Expect, connect};
 use rollback_proto::v1::enrollment_client::EnrollmentClient;
@@ -75,7 +75,7 @@ impl Backoff {
     }
 
     fn pause(&mut self) -> Duration {
-        let pause = self.next.mul_f64(rand::rng().random_range(0.5..=1.0));
+        let pause = jitter::spread(self.next, 0.5..=1.0);
         self.next = (self.next * 2).min(self.most);
         pause
     }
@@ -136,7 +136,7 @@ async fn session(member: &Membership, coordinator: &str, registered: impl FnOnce
         tokio::select! {
             // A sender lives as long as `member`.
             _ = replaced.changed() => return End::Replaced,
-            () = tokio::time::sleep(interval.mul_f64(rand::rng().random_range(0.9..=1.0))) => {}
+            () = tokio::time::sleep(jitter::spread(interval, 0.9..=1.0)) => {}
         }
         let again = match bounded(client.heartbeat(HeartbeatRequest {})).await {
             Ok(answer) => answer.register_again,

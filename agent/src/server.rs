@@ -17,8 +17,8 @@ use rollback_proto::telemetry;
 use rollback_proto::tls::{ClientCertificate, CredentialStore, incoming};
 use rollback_proto::v1::agent_server::{Agent, AgentServer};
 use rollback_proto::v1::{
-    DescribeRequest, DescribeResponse, ExecuteEvent, ExecuteRequest, ObserveRequest, ObserveResponse, ResolveRequest,
-    ResolveResponse, RetainRequest, RetainResponse,
+    DescribeRequest, DescribeResponse, ExecuteEvent, ExecuteRequest, ObserveRequest, ObserveResponse, RecallRequest,
+    RecallResponse, ResolveRequest, ResolveResponse, RetainRequest, RetainResponse,
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -122,6 +122,10 @@ impl Agent for Service {
             .instrument(span)
             .await?;
         Ok(Response::new(resolved))
+    }
+
+    async fn recall(&self, _request: Request<RecallRequest>) -> Result<Response<RecallResponse>, Status> {
+        Err(Status::unimplemented("recall"))
     }
 
     type ExecuteStream = Pin<Box<dyn Stream<Item = Result<ExecuteEvent, Status>> + Send>>;

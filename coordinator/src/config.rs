@@ -19,8 +19,16 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Health, readiness and metrics. Plain HTTP; keep it on a private address.
     pub http: SocketAddr,
-    /// Directory of the SQLite database.
+    /// host:port under which operators and agents reach this coordinator; absent: `listen`. Followers send people there
+    /// when it leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Directory of the SQLite database, where that is the store.
     pub state: PathBuf,
+    #[serde(default, skip_serializing_if = "StoreConfig::is_embedded")]
+    pub store: StoreConfig,
+    #[serde(default, skip_serializing_if = "LeadershipConfig::is_default")]
+    pub leadership: LeadershipConfig,
     pub tls: CredentialFiles,
     /// The built-in CA. Absent: certificates come from elsewhere, and agents cannot enroll here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,6 +49,34 @@ pub struct IssuerConfig {
         with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required"
     )]
     pub agent_certificate_lifetime: Duration,
+}
+
+/// Where the journal is. Without a URL: SQLite in `state`, for a coordinator that is alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfig {
+    /// postgres://USER@HOST:PORT/DATABASE?sslmode=verify-full&sslrootcert=PATH, the same for all replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// A file with the password and nothing else (0600).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+}
+
+/// Who leads of several replicas (PostgreSQL only; with SQLite there is one).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LeadershipConfig {
+    /// A leader that was not heard of for so long is replaced.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub ttl: Duration,
+    /// How often the leader says that it lives.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub renew: Duration,
+    /// A leader that could not say so for so long stops by itself. Less than `ttl`, so that it has stopped before anybody
+    /// else begins.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub step_down: Duration,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -78,6 +114,28 @@ fn default_log() -> String {
     "info".to_owned()
 }
 
+impl StoreConfig {
+    fn is_embedded(&self) -> bool {
+        self.url.is_none()
+    }
+}
+
+impl LeadershipConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for LeadershipConfig {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(6),
+            renew: Duration::from_millis(1500),
+            step_down: Duration::from_secs(4),
+        }
+    }
+}
+
 impl Default for AgentsConfig {
     fn default() -> Self {
         Self {
@@ -111,12 +169,27 @@ impl Config {
         if self.agents.heartbeat < Duration::from_millis(100) {
             return Err("agents.heartbeat is less than 100ms".to_owned());
         }
+        let LeadershipConfig { ttl, renew, step_down } = self.leadership;
+        if renew < Duration::from_millis(50) || renew * 2 > step_down || step_down >= ttl {
+            return Err(format!(
+                "leadership: renew ({renew:?}) is to be at least 50ms and at most half of step_down ({step_down:?}), and \
+                 step_down less than ttl ({ttl:?})"
+            ));
+        }
+        if self.store.password_file.is_some() && self.store.url.is_none() {
+            return Err("store.password_file is there without store.url".to_owned());
+        }
         if let Some(issuer) = &self.issuer
             && issuer.agent_certificate_lifetime < Duration::from_secs(60)
         {
             return Err("issuer.agent_certificate_lifetime is less than 1m".to_owned());
         }
         Ok(())
+    }
+
+    /// host:port for operators and agents.
+    pub fn advertised(&self) -> String {
+        self.endpoint.clone().unwrap_or_else(|| self.listen.to_string())
     }
 
     pub fn database(&self) -> PathBuf {

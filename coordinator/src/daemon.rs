@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use rollback_engine::ids::Epoch;
 use rollback_proto::telemetry::{self, Settings};
 use rollback_proto::tls::Credentials;
 use tokio::net::TcpListener;
@@ -19,8 +20,8 @@ use crate::issuer::CertificateAuthority;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
 use crate::runner::Shared;
-use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Campaign, Candidate, Store};
 
 /// Runs until a signal, or until the journal cannot be gone on with. Running rollbacks are left as they stand in the
 /// journal; the next start goes on with them.
@@ -60,7 +61,17 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()
         .with_context(|| format!("listen on {}", config.http))?;
     let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
 
-    let epoch = store.take_lead(&config.name).await.context("take the lead")?;
+    let candidate = Candidate {
+        id: config.name.clone(),
+        endpoint: config.advertised(),
+    };
+    let Campaign::Won(epoch) = store
+        .campaign(&candidate, config.leadership.ttl, Epoch(0))
+        .await
+        .context("take the lead")?
+    else {
+        anyhow::bail!("somebody else leads");
+    };
     let inventory = Inventory::load(
         store.as_ref(),
         Arc::clone(&credentials),

@@ -12,14 +12,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use opentelemetry::Context;
-use rand::Rng as _;
 use rollback_engine::event::{Direction, Outcome, StepResult};
 use rollback_engine::ids::{Epoch, RollbackId};
 use rollback_engine::loss::Consent;
 use rollback_engine::plan::Step;
 use rollback_engine::release::{Action, Revision};
 use rollback_proto::problem::{Code, Problem};
-use rollback_proto::{telemetry, v1};
+use rollback_proto::{jitter, telemetry, v1};
 use tokio::time::Instant;
 use v1::agent_client::AgentClient;
 
@@ -135,7 +134,7 @@ impl Dispatcher {
                     fraction: -1.0,
                 });
             }
-            let next = Instant::now() + pause.mul_f64(rand::rng().random_range(0.5..1.0));
+            let next = Instant::now() + jitter::spread(pause, 0.5..=1.0);
             if next >= deadline {
                 return given_up(order, problem);
             }

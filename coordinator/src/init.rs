@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use rollback_proto::identity::PeerRole;
 use rollback_proto::tls::{CredentialFiles, write_private};
 
-use crate::config::{AgentsConfig, Config, IssuerConfig, TelemetryConfig};
+use crate::config::{AgentsConfig, Config, IssuerConfig, LeadershipConfig, StoreConfig, TelemetryConfig};
 use crate::issuer::{CertificateAuthority, LONG_LIFETIME};
 
 #[derive(Clone, Debug)]
@@ -76,7 +76,10 @@ pub fn init(options: &InitOptions) -> anyhow::Result<Initialized> {
         name: options.name.clone(),
         listen: options.listen,
         http: options.http,
+        endpoint: Some(options.endpoint.clone()),
         state,
+        store: StoreConfig::default(),
+        leadership: LeadershipConfig::default(),
         tls,
         issuer: Some(IssuerConfig {
             key: issuer_key,

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rand::Rng as _;
+use rollback_proto::jitter;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::tls::{Connect, CredentialStore, Expect, connect};
 use tokio::sync::watch;
@@ -216,9 +216,8 @@ async fn keep_warm(
                 link.send_replace(Link::Dialling {
                     last_error: Some(problem),
                 });
-                let jitter = rand::rng().random_range(0.5..1.0);
                 tokio::select! {
-                    () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
+                    () = tokio::time::sleep(jitter::spread(pause, 0.5..=1.0)) => {}
                     changed = addresses.changed() => if changed.is_err() { return },
                 }
                 pause = (pause * 2).min(REDIAL.1);

@@ -1,4 +1,5 @@
-//! What is kept, and what keeping it promises. SQLite is the embedded default ([`sqlite`]).
+//! What is kept, and what keeping it promises. SQLite is the embedded default ([`sqlite`]); PostgreSQL is for replicas
+//! ([`postgres`]).
 //!
 //! What do we store? Per rollback a journal of events (the truth), a summary (a projection, for lists) and the scope it
 //! holds; the releases; the agents as they last registered; hashes of join tokens; and the lease with its epoch.
@@ -7,7 +8,10 @@
 //! - Once a method that writes returns `Ok`, what it wrote survives a kill and a power cut.
 //! - `create` and `append` are fenced: they write nothing unless the caller's epoch is the store's.
 //! - A rollback's events, its summary and its scope change in one transaction.
+//! - An epoch is given out once. Whoever holds the lease is told apart by epoch and leader id together: a store that was
+//!   taken back to an earlier copy of itself gives out epochs again.
 
+mod chain;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -104,6 +108,35 @@ pub struct ComponentRecord {
     pub restores: bool,
 }
 
+/// Who wants to lead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Another one for every start of a process: `name/uuid`.
+    pub id: String,
+    /// host:port for operators and agents.
+    pub endpoint: String,
+}
+
+/// What a campaign came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Campaign {
+    Won(Epoch),
+    /// Somebody else holds the lease.
+    Held(Lease),
+}
+
+/// The lease, as the store has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub epoch: Epoch,
+    /// [`Candidate::id`] of its last holder; empty before there was one.
+    pub leader: String,
+    pub endpoint: String,
+    /// How long it still holds, by the store's clock. Zero: it has run out or was given back. [`Duration::MAX`]: it does
+    /// not run out.
+    pub left: Duration,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another coordinator leads. Step down; never retry.
@@ -137,8 +170,18 @@ impl From<StoreError> for Problem {
 
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
-    /// Takes the lead: a new epoch, higher than every one before.
-    async fn take_lead(&self, leader: &str) -> Result<Epoch, StoreError>;
+    /// Takes the lead for `ttl`, when nobody else holds it: a new epoch, higher than every one before and at least
+    /// `at_least`. The holder itself may do so, too, and ends its earlier epoch with it.
+    async fn campaign(&self, candidate: &Candidate, ttl: Duration, at_least: Epoch) -> Result<Campaign, StoreError>;
+
+    /// Holds the lease for another `ttl` from now, by the store's clock. `Fenced`: it is somebody else's, or it had run out
+    /// before this was written. A lease that has run out is never renewed.
+    async fn renew(&self, epoch: Epoch, ttl: Duration) -> Result<(), StoreError>;
+
+    /// Lets the lease run out now, so that others need not wait. Nothing happens when it is somebody else's.
+    async fn give_back(&self, epoch: Epoch) -> Result<(), StoreError>;
+
+    async fn lease(&self) -> Result<Lease, StoreError>;
 
     /// Begins a rollback, unless its request has begun one or its scope is held.
     async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError>;

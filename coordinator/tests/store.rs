@@ -1,10 +1,11 @@
 //! One conformance suite for stores. Every implementation of [`Store`] runs all of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{Timestamp, ToSpan as _};
 use rollback_coordinator::store::sqlite::SqliteStore;
-use rollback_coordinator::store::{Closing, Created, NewRollback, NewToken, Store, StoreError};
+use rollback_coordinator::store::{Campaign, Candidate, Closing, Created, NewRollback, NewToken, Store, StoreError};
 use rollback_engine::event::{Event, Problem};
 use rollback_engine::ids::{Epoch, RollbackId, Target};
 use rollback_engine::plan::PhaseName;
@@ -70,10 +71,25 @@ async fn reopen(dir: &tempfile::TempDir) -> Arc<dyn Store> {
     )
 }
 
+async fn lead(store: &Arc<dyn Store>, id: &str) -> Epoch {
+    let candidate = Candidate {
+        id: id.to_owned(),
+        endpoint: "127.0.0.1:7443".to_owned(),
+    };
+    match store
+        .campaign(&candidate, Duration::from_secs(6), Epoch(0))
+        .await
+        .expect("campaign")
+    {
+        Campaign::Won(epoch) => epoch,
+        Campaign::Held(lease) => panic!("held: {lease:?}"),
+    }
+}
+
 #[tokio::test]
 async fn epochs_grow_and_fence_every_write_of_an_older_leader() {
     let Opened { dir, store } = open().await;
-    let old = store.take_lead("a").await.expect("lead");
+    let old = lead(&store, "a").await;
     assert_eq!(
         store
             .create(old, &rollback("r1", "q1", &["app-1"]))
@@ -81,7 +97,7 @@ async fn epochs_grow_and_fence_every_write_of_an_older_leader() {
             .expect("create"),
         Created::New
     );
-    let newer = reopen(&dir).await.take_lead("b").await.expect("lead");
+    let newer = lead(&reopen(&dir).await, "b").await;
     assert!(newer > old);
     let refused = store.append(old, &id("r1"), 2, &events(1), "{}", None).await;
     assert!(
@@ -104,7 +120,7 @@ async fn epochs_grow_and_fence_every_write_of_an_older_leader() {
 #[tokio::test]
 async fn an_append_after_the_wrong_event_is_a_conflict_and_writes_nothing() {
     let Opened { dir: _dir, store } = open().await;
-    let epoch = store.take_lead("a").await.expect("lead");
+    let epoch = lead(&store, "a").await;
     store
         .create(epoch, &rollback("r1", "q1", &["app-1"]))
         .await
@@ -128,7 +144,7 @@ async fn an_append_after_the_wrong_event_is_a_conflict_and_writes_nothing() {
 #[tokio::test]
 async fn a_rollback_comes_back_as_it_was_written() {
     let Opened { dir, store } = open().await;
-    let epoch = store.take_lead("a").await.expect("lead");
+    let epoch = lead(&store, "a").await;
     store
         .create(epoch, &rollback("r1", "q1", &["app-1"]))
         .await
@@ -162,7 +178,7 @@ async fn a_rollback_comes_back_as_it_was_written() {
 #[tokio::test]
 async fn one_request_starts_one_rollback() {
     let Opened { dir: _dir, store } = open().await;
-    let epoch = store.take_lead("a").await.expect("lead");
+    let epoch = lead(&store, "a").await;
     assert_eq!(
         store
             .create(epoch, &rollback("r1", "q1", &["app-1"]))
@@ -181,7 +197,7 @@ async fn one_request_starts_one_rollback() {
 #[tokio::test]
 async fn overlapping_scopes_exclude_each_other_until_the_end() {
     let Opened { dir: _dir, store } = open().await;
-    let epoch = store.take_lead("a").await.expect("lead");
+    let epoch = lead(&store, "a").await;
     store
         .create(epoch, &rollback("r1", "q1", &["app-1", "app-2"]))
         .await
@@ -217,7 +233,7 @@ async fn overlapping_scopes_exclude_each_other_until_the_end() {
 #[tokio::test]
 async fn of_many_at_once_exactly_one_gets_the_scope() {
     let Opened { dir: _dir, store } = open().await;
-    let epoch = store.take_lead("a").await.expect("lead");
+    let epoch = lead(&store, "a").await;
     let tries = (0..16).map(|i| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
@@ -299,7 +315,7 @@ async fn a_release_is_never_overwritten() {
 #[tokio::test]
 async fn what_an_end_says_of_releases_is_written_with_it() {
     let Opened { dir: _dir, store } = open().await;
-    let epoch = store.take_lead("a").await.expect("lead");
+    let epoch = lead(&store, "a").await;
     for (name, stable) in [("v2", false), ("v3", true)] {
         assert!(store.add_release(&release(name, stable)).await.expect("add"));
     }
@@ -331,7 +347,7 @@ async fn what_an_end_says_of_releases_is_written_with_it() {
 #[tokio::test]
 async fn a_request_and_a_holder_can_be_looked_up() {
     let Opened { dir: _dir, store } = open().await;
-    let epoch = store.take_lead("a").await.expect("lead");
+    let epoch = lead(&store, "a").await;
     store
         .create(epoch, &rollback("r1", "q1", &["app-1"]))
         .await
@@ -353,7 +369,7 @@ async fn a_journal_that_was_tampered_with_is_refused() {
         "UPDATE events SET prev_hash = 'x' WHERE seq = 3",
     ] {
         let Opened { dir, store } = open().await;
-        let epoch = store.take_lead("a").await.expect("lead");
+        let epoch = lead(&store, "a").await;
         store
             .create(epoch, &rollback("r1", "q1", &["app-1"]))
             .await

@@ -4,6 +4,7 @@
 //! Leaves out everything that only one program needs.
 
 pub mod identity;
+pub mod jitter;
 pub mod kill_point;
 pub mod names;
 pub mod problem;

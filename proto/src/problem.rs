@@ -172,6 +172,8 @@ codes! {
     StoreUnavailable = "0900", Unavailable, "look at the coordinator's disk and log";
     /// This coordinator does not lead any more.
     NotLeader = "0901", Unavailable, "ask again; the leader answers";
+    /// Agents remember steps that the journal does not: the store has lost what it had confirmed.
+    JournalLost = "0903", DataLoss, "look at the hosts by hand, and at how the store lost commits (a failover to an asynchronous replica, an older backup)";
     /// A configuration file is wrong.
     BadConfig = "0902", InvalidArgument, "correct the configuration; deploy/examples/ has every key with its default";
     /// A defect of ours.
@@ -193,6 +195,17 @@ pub struct Problem {
     pub message: String,
     /// What to do next.
     pub remedy: String,
+    /// For programs: where it goes on. Never needed to understand the message.
+    pub hint: Option<Hint>,
+}
+
+/// What a refusal tells the program that asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// With `NotLeader`: host:port of the coordinator that leads.
+    Leader(String),
+    /// With `StaleLeader`: the epoch that the agent obeys.
+    Epoch(u64),
 }
 
 impl Problem {
@@ -202,6 +215,7 @@ impl Problem {
             code,
             message: message.into(),
             remedy: code.remedy().to_owned(),
+            hint: None,
         }
     }
 
@@ -224,6 +238,12 @@ impl Problem {
     #[must_use]
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.remedy = remedy.into();
+        self
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: Hint) -> Self {
+        self.hint = Some(hint);
         self
     }
 
@@ -257,7 +277,13 @@ impl Problem {
             | tonic::Code::Internal
             | tonic::Code::DataLoss => Code::Internal,
         });
-        let problem = Self::new(code, status.message());
+        let ascii = |key: &str| meta.get(key).and_then(|v| v.to_str().ok());
+        let leader = ascii(LEADER_KEY).map(|endpoint| Hint::Leader(endpoint.to_owned()));
+        let epoch = || ascii(EPOCH_KEY).and_then(|epoch| epoch.parse().ok()).map(Hint::Epoch);
+        let problem = Self {
+            hint: leader.or_else(epoch),
+            ..Self::new(code, status.message())
+        };
         match text(REMEDY_KEY) {
             Some(remedy) => problem.remedy(remedy),
             None => problem,
@@ -267,12 +293,26 @@ impl Problem {
 
 const CODE_KEY: &str = "rb-code";
 const REMEDY_KEY: &str = "rb-remedy-bin";
+const LEADER_KEY: &str = "rb-leader";
+const EPOCH_KEY: &str = "rb-epoch";
 
 impl From<Problem> for tonic::Status {
     fn from(p: Problem) -> Self {
         let mut meta = MetadataMap::new();
         meta.insert(CODE_KEY, MetadataValue::from_static(p.code.id()));
         meta.insert_bin(REMEDY_KEY, MetadataValue::from_bytes(p.remedy.as_bytes()));
+        match p.hint {
+            // An endpoint that no header can hold is none that anybody could dial.
+            Some(Hint::Leader(endpoint)) => {
+                if let Ok(endpoint) = endpoint.parse() {
+                    meta.insert(LEADER_KEY, endpoint);
+                }
+            }
+            Some(Hint::Epoch(epoch)) => {
+                meta.insert(EPOCH_KEY, epoch.into());
+            }
+            None => {}
+        }
         tonic::Status::with_metadata(p.code.status(), p.message, meta)
     }
 }
@@ -295,11 +335,13 @@ impl From<v1::Problem> for Problem {
                 code,
                 message: p.message,
                 remedy: p.remedy,
+                hint: None,
             },
             None => Self {
                 code: Code::Internal,
                 message: format!("{}: {}", p.code, p.message),
                 remedy: p.remedy,
+                hint: None,
             },
         }
     }
@@ -338,6 +380,11 @@ mod tests {
     #[test]
     fn survives_the_trip_through_a_status() {
         let sent = Problem::new(Code::DiskFull, "app-1/api: 3 MB free").remedy("gib Platz frei – jetzt");
-        assert_eq!(Problem::from_status(&tonic::Status::from(sent.clone())), sent);
+        let arrived = |sent: &Problem| Problem::from_status(&tonic::Status::from(sent.clone()));
+        assert_eq!(arrived(&sent), sent);
+        for hint in [Hint::Leader("coord-2.example:7443".to_owned()), Hint::Epoch(u64::MAX)] {
+            let sent = sent.clone().hint(hint);
+            assert_eq!(arrived(&sent), sent);
+        }
     }
 }

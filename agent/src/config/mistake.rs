@@ -35,11 +35,7 @@ impl From<ConfigError> for Problem {
         } else {
             problem.remedy
         };
-        Problem {
-            message,
-            remedy,
-            code: problem.code,
-        }
+        Problem::new(problem.code, message).remedy(remedy)
     }
 }
 

@@ -270,15 +270,12 @@ impl EnvFileDriver {
         let then = Variables::parse(&String::from_utf8_lossy(wanted));
         let names = now.names_that_differ(&then);
         (!names.is_empty()).then(|| {
-            Finding::ok(Problem {
-                code: Code::WrongRevision,
-                message: format!(
-                    "{}: these variables will change: {}",
-                    self.path.display(),
-                    listed(&names)
-                ),
-                remedy: String::new(),
-            })
+            let message = format!(
+                "{}: these variables will change: {}",
+                self.path.display(),
+                listed(&names)
+            );
+            Finding::ok(Problem::new(Code::WrongRevision, message).remedy(""))
         })
     }
 

@@ -45,6 +45,10 @@ impl Api {
             caller: peer.identity.to_string(),
             caller_certificate_expires: expires(peer.expires),
             server_certificate_expires: expires(us.expires),
+            name: us.identity.name.clone(),
+            standing: v1::get_server_info_response::Standing::Leading.into(),
+            leader_endpoint: String::new(),
+            note: String::new(),
         })
     }
 

@@ -12,14 +12,13 @@ use jiff::Timestamp;
 use rollback_engine::event::Event;
 use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
 use rollback_engine::release::Release;
-use sha2::{Digest as _, Sha256};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Row, Sqlite, Transaction};
 
-use super::{AgentRecord, Closing, Created, NewRollback, NewToken, Recorded, Store, StoreError};
-
-/// Version of the events' JSON. Raised only when a reader must treat it differently.
-const EVENT_FORMAT: i64 = 1;
+use super::chain::{self, EVENT_FORMAT, Link, damaged};
+use super::{
+    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError,
+};
 
 #[derive(Debug)]
 pub struct SqliteStore {
@@ -29,21 +28,6 @@ pub struct SqliteStore {
 
 fn unavailable(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
     move |source| StoreError::Unavailable { what, source }
-}
-
-fn damaged(what: &'static str) -> impl FnOnce(serde_json::Error) -> StoreError {
-    move |e| StoreError::Damaged {
-        what,
-        why: e.to_string(),
-    }
-}
-
-fn chain(prev: &str, seq: u64, payload: &str) -> String {
-    let mut hash = Sha256::new();
-    hash.update(prev.as_bytes());
-    hash.update(seq.to_be_bytes());
-    hash.update(payload.as_bytes());
-    hex::encode(hash.finalize())
 }
 
 /// SQLite's integers are signed. Sequence numbers and epochs grow by one from zero and never come near the end.
@@ -116,42 +100,70 @@ async fn insert_events(
             .fetch_optional(&mut **tx)
             .await
             .map_err(unavailable("read the journal's end"))?;
-    let (last, mut prev) = last.map_or((0, String::new()), |(seq, hash)| (from_sql(seq), hash));
-    if last != after {
+    let last = last.map_or((0, String::new()), |(seq, hash)| (from_sql(seq), hash));
+    if last.0 != after {
         return Err(StoreError::Conflict);
     }
-    for (seq, event) in (after + 1..).zip(events) {
-        let payload = serde_json::to_string(event).map_err(damaged("an event"))?;
-        let hash = chain(&prev, seq, &payload);
+    for link in chain::forge(last, events)? {
         sqlx::query(
             "INSERT INTO events (rollback_id, seq, format, payload, prev_hash, hash) VALUES (?, ?, ?, ?, ?, ?)",
         )
         .bind(id.as_str())
-        .bind(to_sql(seq))
+        .bind(to_sql(link.seq))
         .bind(EVENT_FORMAT)
-        .bind(&payload)
-        .bind(&prev)
-        .bind(&hash)
+        .bind(&link.payload)
+        .bind(&link.prev_hash)
+        .bind(&link.hash)
         .execute(&mut **tx)
         .await
         .map_err(unavailable("append to the journal"))?;
-        prev = hash;
     }
     Ok(())
 }
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn take_lead(&self, leader: &str) -> Result<Epoch, StoreError> {
+    /// There is one process for each file (see [`super::lock`]), so nobody else can hold the lease, and it does not run
+    /// out.
+    async fn campaign(&self, candidate: &Candidate, _ttl: Duration, at_least: Epoch) -> Result<Campaign, StoreError> {
         let epoch: i64 = sqlx::query_scalar(
-            "UPDATE lease SET epoch = epoch + 1, leader = ?, since = ? WHERE id = 1 RETURNING epoch",
+            "UPDATE lease SET epoch = max(epoch + 1, ?), leader = ?, endpoint = ?, since = ? WHERE id = 1 RETURNING epoch",
         )
-        .bind(leader)
+        .bind(to_sql(at_least.0))
+        .bind(&candidate.id)
+        .bind(&candidate.endpoint)
         .bind(Timestamp::now().to_string())
         .fetch_one(&self.writer)
         .await
         .map_err(unavailable("take the lead"))?;
-        Ok(Epoch(from_sql(epoch)))
+        Ok(Campaign::Won(Epoch(from_sql(epoch))))
+    }
+
+    async fn renew(&self, epoch: Epoch, _ttl: Duration) -> Result<(), StoreError> {
+        let lease = self.lease().await?;
+        if lease.epoch == epoch {
+            Ok(())
+        } else {
+            Err(StoreError::Fenced(lease.epoch))
+        }
+    }
+
+    async fn give_back(&self, _epoch: Epoch) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn lease(&self) -> Result<Lease, StoreError> {
+        let (epoch, leader, endpoint): (i64, String, String) =
+            sqlx::query_as("SELECT epoch, leader, endpoint FROM lease WHERE id = 1")
+                .fetch_one(&self.readers)
+                .await
+                .map_err(unavailable("read the lease"))?;
+        Ok(Lease {
+            epoch: Epoch(from_sql(epoch)),
+            leader,
+            endpoint,
+            left: Duration::MAX,
+        })
     }
 
     async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError> {
@@ -246,25 +258,13 @@ impl Store for SqliteStore {
         .fetch_all(&self.readers)
         .await
         .map_err(unavailable("read the journal"))?;
-        let mut recorded = Vec::with_capacity(rows.len());
-        let mut expected_prev: Option<String> = (after == 0).then(String::new);
-        for (row, expected_seq) in rows.iter().zip(after + 1..) {
-            let (seq, payload) = (from_sql(row.get("seq")), row.get::<&str, _>("payload"));
-            let (prev, hash) = (row.get::<&str, _>("prev_hash"), row.get::<String, _>("hash"));
-            let linked = expected_prev.as_deref().is_none_or(|expected| expected == prev);
-            if seq != expected_seq || !linked || chain(prev, seq, payload) != hash {
-                return Err(StoreError::Damaged {
-                    what: "the journal",
-                    why: format!("the chain breaks at {id}/{seq}"),
-                });
-            }
-            recorded.push(Recorded {
-                seq,
-                event: serde_json::from_str(payload).map_err(damaged("an event"))?,
-            });
-            expected_prev = Some(hash);
-        }
-        Ok(recorded)
+        let links = rows.iter().map(|row| Link {
+            seq: from_sql(row.get("seq")),
+            payload: row.get("payload"),
+            prev_hash: row.get("prev_hash"),
+            hash: row.get("hash"),
+        });
+        chain::read(id, after, links.collect())
     }
 
     async fn requested(&self, request_id: &str) -> Result<Option<RollbackId>, StoreError> {

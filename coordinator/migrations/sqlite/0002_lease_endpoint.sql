@@ -1,0 +1,2 @@
+-- Where operators and agents find the leader.
+ALTER TABLE lease ADD COLUMN endpoint TEXT NOT NULL DEFAULT '';
