@@ -8,6 +8,7 @@ use rollback_proto::v1;
 use rollback_proto::v1::outcome::Status;
 
 use crate::driver::{Done, DriverInfo, Failure, Finding, Observation, Retained, Revision, Severity};
+use crate::ledger::{Recalled, StepState};
 use crate::step::TimedOperation;
 
 impl From<Revision> for v1::Revision {
@@ -124,6 +125,29 @@ pub fn component_state(name: &str, observed: Result<Observation, Problem>) -> v1
             problem: Some(problem.into()),
             backends_out: Vec::new(),
         },
+    }
+}
+
+/// What a ledger knows.
+pub fn recalled(ledger_generation: &str, recalled: Recalled) -> v1::RecallResponse {
+    use v1::recalled_step::State;
+    let steps = recalled.steps.into_iter().map(|(key, state)| v1::RecalledStep {
+        key: Some(v1::StepKey {
+            rollback_id: key.rollback_id,
+            step_id: key.step_id,
+            attempt: key.attempt,
+        }),
+        state: match state {
+            StepState::Unfinished => State::Unfinished,
+            StepState::Ended => State::Ended,
+            StepState::Interrupted => State::Interrupted,
+        }
+        .into(),
+    });
+    v1::RecallResponse {
+        ledger_generation: ledger_generation.to_owned(),
+        steps: steps.collect(),
+        other_rollbacks: recalled.others,
     }
 }
 

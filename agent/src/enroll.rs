@@ -69,9 +69,10 @@ impl Token {
     }
 }
 
-/// Redeems the token and writes the credentials into the configured directory. Once this returns, `run` can start. A
-/// token is spent by the coordinator before the files are written: after a crash in between, a new one is needed.
-pub async fn enroll(settings: &Settings, coordinator: &str, token: &Token) -> Result<Peer, Problem> {
+/// Redeems the token at one of these coordinators, one after the other, and writes the credentials into the configured
+/// directory. Once this returns, `run` can start. A token is spent by the coordinator before the files are written: after a
+/// crash in between, a new one is needed.
+pub async fn enroll(settings: &Settings, coordinators: &[String], token: &Token) -> Result<Peer, Problem> {
     if token.name != settings.name {
         return Err(Problem::new(
             Code::BadToken,
@@ -85,6 +86,22 @@ pub async fn enroll(settings: &Settings, coordinator: &str, token: &Token) -> Re
             settings.name
         )));
     }
+    let mut last = Problem::new(Code::BadRequest, "no coordinator is named");
+    for coordinator in coordinators {
+        match enroll_at(settings, coordinator, token).await {
+            Ok(peer) => return Ok(peer),
+            // They share their tokens: the next one would say the same.
+            Err(problem) if problem.code == Code::BadToken => return Err(problem),
+            Err(problem) => {
+                tracing::warn!(coordinator, %problem, "cannot enroll there");
+                last = problem;
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn enroll_at(settings: &Settings, coordinator: &str, token: &Token) -> Result<Peer, Problem> {
     let key = NewKey::generate(&settings.name)?;
     let channel = connect(
         coordinator,

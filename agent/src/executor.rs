@@ -18,6 +18,7 @@
 mod drive;
 pub mod inspect;
 mod order;
+mod recall;
 mod recovery;
 mod running;
 mod settle;
@@ -29,7 +30,7 @@ use std::time::Duration;
 use opentelemetry::Context;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SetOnce};
 use tokio_util::task::TaskTracker;
 
 use self::order::Order;
@@ -109,7 +110,7 @@ struct Inner {
     running: Mutex<HashMap<StepKey, Running>>,
     /// Every step, `retain` and the recovery. Closed when the agent stops.
     tasks: TaskTracker,
-    recovered: watch::Sender<bool>,
+    recovered: SetOnce<()>,
 }
 
 impl Executor {
@@ -138,7 +139,7 @@ impl Executor {
             limits: parts.limits,
             running: Mutex::default(),
             tasks: TaskTracker::new(),
-            recovered: watch::Sender::new(false),
+            recovered: SetOnce::new(),
         }));
         executor.0.tasks.spawn(recovery::recover(Arc::clone(&executor.0)));
         executor
@@ -234,8 +235,7 @@ impl Executor {
 
     /// Resolves once the steps of the last process are.
     pub async fn recovered(&self) {
-        // The sender lives as long as `self`.
-        let _ = self.0.recovered.subscribe().wait_for(|done| *done).await;
+        self.0.recovered.wait().await;
     }
 
     /// Accepts nothing more, and waits for what runs, up to `patience`. What is still running then is cut off with the
@@ -252,13 +252,8 @@ impl Inner {
     }
 
     async fn ready(&self, deadline: tokio::time::Instant) -> Result<(), Problem> {
-        if *self.recovered.borrow() {
-            return Ok(());
-        }
-        let mut recovered = self.recovered.subscribe();
-        match tokio::time::timeout_at(deadline, recovered.wait_for(|done| *done)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(stopping()),
+        match tokio::time::timeout_at(deadline, self.recovered.wait()).await {
+            Ok(()) => Ok(()),
             Err(_) => Err(Problem::new(
                 Code::ComponentBusy,
                 format!(

@@ -10,26 +10,36 @@
 //! - The epoch never goes back. The same epoch belongs to one leader for ever.
 //! - A failed write means: refused. Nothing was done under it and nothing may be done because of it.
 //!
-//! One task owns the connection. Requests that arrive together share a transaction, and so one fsync.
+//! One task owns the connection. Requests that arrive together share a transaction, and so one fsync. Simulations have a
+//! ledger in memory ([`memory`]) with the same promises, which outlives its owner.
 //!
 //! Leaves out what a step means, and what to do about an intent without a result: that is the executor's.
 
 mod actor;
+pub mod memory;
 mod place;
+mod rows;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use rollback_proto::problem::{Code, Problem};
+use rollback_proto::problem::{Code, Hint, Problem};
 use rollback_proto::v1::{ExecuteRequest, Outcome};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use self::actor::{Actor, Ask};
+use self::memory::Life;
 pub use self::place::OpenError;
 
 /// Requests that may wait for the disk. Callers beyond that wait too: the disk is the bound, not memory.
 const WAITING: usize = 256;
+/// How long steps that ended are remembered. A coordinator that asks after a month has other worries.
+const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How old the steps of rollbacks that nobody asked for may be in an answer to `recall`, and how many rollbacks it names.
+const RECENT: Duration = Duration::from_secs(24 * 3600);
+const OTHERS: u32 = 64;
 
 /// SHA-256 over a step's arguments.
 pub type ArgsDigest = [u8; 32];
@@ -75,6 +85,25 @@ pub struct Unfinished {
     pub request: ExecuteRequest,
 }
 
+/// How far a step came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepState {
+    /// It runs, or was cut off and is not resolved yet.
+    Unfinished,
+    Ended,
+    /// Cut off before it took effect; the same key runs again.
+    Interrupted,
+}
+
+/// What is known of some rollbacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recalled {
+    /// Every step with an intent, oldest first.
+    pub steps: Vec<(StepKey, StepState)>,
+    /// Rollbacks that were not asked for and began a step here in the last day, newest first, at most 64.
+    pub others: Vec<String>,
+}
+
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LedgerError {
     #[error("{} of epoch {} is refused: epoch {} of {} was seen", asking.leader, asking.epoch, known.epoch, known.leader)]
@@ -90,7 +119,9 @@ pub enum LedgerError {
 impl From<LedgerError> for Problem {
     fn from(error: LedgerError) -> Self {
         match &error {
-            LedgerError::Stale { .. } => Problem::new(Code::StaleLeader, error.to_string()),
+            LedgerError::Stale { known, .. } => {
+                Problem::new(Code::StaleLeader, error.to_string()).hint(Hint::Epoch(known.epoch))
+            }
             LedgerError::Disk(source) => Problem::from_error(Code::StoreUnavailable, &error, source)
                 .remedy("look at the disk of the host's state directory and at the agent's log"),
             LedgerError::Damaged(_) => Problem::new(Code::StoreUnavailable, error.to_string())
@@ -105,8 +136,14 @@ impl From<LedgerError> for Problem {
 /// A cheap handle. The file is closed when the last one is gone.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    asks: mpsc::Sender<Ask>,
+    place: Place,
     generation: Arc<str>,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Disk(mpsc::Sender<Ask>),
+    Memory(Life),
 }
 
 impl Ledger {
@@ -117,7 +154,10 @@ impl Ledger {
         let generation = actor.generation();
         let (asks, waiting) = mpsc::channel(WAITING);
         tasks.spawn(actor.run(waiting));
-        Ok(Self { asks, generation })
+        Ok(Self {
+            place: Place::Disk(asks),
+            generation,
+        })
     }
 
     /// Another one after the ledger was lost: "never heard of it" means nothing across a change.
@@ -182,9 +222,23 @@ impl Ledger {
         self.ask(|reply| Ask::Unfinished { reply }).await
     }
 
+    /// Observes the fence, and answers what is known of these rollbacks. Once this returns, no step of an earlier leader
+    /// begins here any more that is not in the answer.
+    pub async fn recall(&self, fence: Fence, rollbacks: Vec<String>) -> Result<Recalled, LedgerError> {
+        self.ask(|reply| Ask::Recall {
+            fence,
+            rollbacks,
+            reply,
+        })
+        .await
+    }
+
     async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<Result<T, LedgerError>>) -> Ask) -> Result<T, LedgerError> {
         let (reply, answer) = oneshot::channel();
-        self.asks.send(ask(reply)).await.map_err(|_| LedgerError::Stopping)?;
+        match &self.place {
+            Place::Disk(asks) => asks.send(ask(reply)).await.map_err(|_| LedgerError::Stopping)?,
+            Place::Memory(life) => life.answer(ask(reply)).await,
+        }
         answer.await.map_err(|_| LedgerError::Stopping)?
     }
 }

@@ -1,27 +1,36 @@
 //! Staying in the fleet: tells a coordinator where this agent is, says that it lives, and renews its certificate.
 //!
-//! Two tasks: [`stay_registered`] talks to one coordinator at a time and goes to the next one when it does not answer;
-//! [`renewal::renew_in_time`] replaces the certificate at half of its life. A fleet without coordinators loses nothing
+//! Two tasks: [`stay_registered`] talks to one coordinator at a time, follows the leader, and goes to the next one when
+//! nobody answers ([`route`]: whom it asks, and when); [`renewal::renew_in_time`] replaces the certificate at half of its life. A fleet without coordinators loses nothing
 //! by these failing: steps come over connections that coordinators open.
 
 pub mod renewal;
+mod route;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rollback_proto::jitter;
-use rollback_proto::problem::{Code, Problem};
+use rollback_proto::problem::{Code, Hint, Problem};
 use rollback_proto::tls::{Connect, CredentialStore, Expect, connect};
 use rollback_proto::v1::enrollment_client::EnrollmentClient;
 use rollback_proto::v1::{HeartbeatRequest, RegisterRequest};
+use rollback_proto::{jitter, kill_point};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
+
+use self::route::{Route, Step};
 
 /// Limit of one call.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// When a coordinator names no interval, or one that makes no sense.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Longest pause while nobody can be reached.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Longest pause while a coordinator answers that does not lead: a leader is being found.
+const ELECTION_PAUSE: Duration = Duration::from_secs(1);
+
+type Client = EnrollmentClient<Channel>;
 
 /// What both tasks share.
 #[derive(Debug)]
@@ -38,7 +47,7 @@ pub struct Membership {
 }
 
 impl Membership {
-    async fn dial(&self, coordinator: &str) -> Result<EnrollmentClient<Channel>, Problem> {
+    async fn dial(&self, coordinator: &str) -> Result<Client, Problem> {
         let credentials = self.credentials.clone();
         let channel = connect(
             coordinator,
@@ -75,6 +84,11 @@ impl Backoff {
     }
 
     fn pause(&mut self) -> Duration {
+        self.pause_within(self.most)
+    }
+
+    fn pause_within(&mut self, most: Duration) -> Duration {
+        self.next = self.next.min(most);
         let pause = jitter::spread(self.next, 0.5..=1.0);
         self.next = (self.next * 2).min(self.most);
         pause
@@ -83,29 +97,62 @@ impl Backoff {
 
 /// Registers, and keeps saying that we live, until `stop` is cancelled.
 pub async fn stay_registered(member: &Membership, stop: CancellationToken) {
-    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
-    let mut quiet = false;
-    for coordinator in member.coordinators.iter().cycle() {
-        let end = tokio::select! {
-            () = stop.cancelled() => return,
-            end = session(member, coordinator, || backoff.reset()) => end,
+    let mut backoff = Backoff::new(Duration::from_millis(200), LONGEST_PAUSE);
+    let mut route = Route::new(&member.coordinators);
+    // To the coordinator that is asked next, where there is one already.
+    let mut open = None;
+    // Since we were registered: the rest of them are said where details are wanted.
+    let mut failures = 0;
+    loop {
+        let coordinator = route.here().to_owned();
+        let registered = || {
+            backoff.reset();
+            route.taken();
+            failures = 0;
         };
-        match end {
-            // The same coordinator would do, and the next one does as well.
+        let end = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            end = session(member, &coordinator, open.take(), registered) => end,
+        };
+        let pause = match end {
             End::Replaced => continue,
+            End::Declined(problem, client) => {
+                let leader = match &problem.hint {
+                    Some(Hint::Leader(leader)) => Some(leader.as_str()),
+                    Some(Hint::Epoch(_)) | None => None,
+                };
+                match route.declined(leader) {
+                    Step::AtOnce => {
+                        tracing::info!(coordinator, leader = route.here(), "follows the leader");
+                        continue;
+                    }
+                    Step::Stay => open = Some(client),
+                    Step::AfterPause => {}
+                }
+                tracing::debug!(coordinator, %problem, "no leader yet");
+                backoff.pause_within(ELECTION_PAUSE)
+            }
             End::Lost(problem) => {
                 tracing::warn!(coordinator, %problem, "lost the coordinator");
-                quiet = false;
+                route.lost();
+                backoff.pause()
             }
-            End::Unreachable(problem) if quiet => tracing::debug!(coordinator, %problem, "no coordinator"),
             End::Unreachable(problem) => {
-                tracing::warn!(coordinator, %problem, "cannot register; trying on");
-                quiet = member.coordinators.last() == Some(coordinator);
+                if failures < member.coordinators.len() {
+                    tracing::warn!(coordinator, %problem, "cannot register; trying on");
+                } else {
+                    tracing::debug!(coordinator, %problem, "no coordinator");
+                }
+                failures += 1;
+                route.failed();
+                backoff.pause()
             }
-        }
+        };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(backoff.pause()) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
@@ -116,31 +163,47 @@ enum End {
     Unreachable(Problem),
     /// It took us, and answers no more.
     Lost(Problem),
+    /// It does not lead, or not any more.
+    Declined(Problem, Client),
     /// We have other credentials now.
     Replaced,
 }
 
-async fn session(member: &Membership, coordinator: &str, registered: impl FnOnce()) -> End {
+impl End {
+    fn of(problem: Problem, client: Client, otherwise: fn(Problem) -> Self) -> Self {
+        if problem.code == Code::NotLeader {
+            Self::Declined(problem, client)
+        } else {
+            otherwise(problem)
+        }
+    }
+}
+
+async fn session(member: &Membership, coordinator: &str, open: Option<Client>, registered: impl FnOnce()) -> End {
     let mut replaced = member.replaced.subscribe();
-    let mut client = match member.dial(coordinator).await {
-        Ok(client) => client,
-        Err(problem) => return End::Unreachable(problem),
+    let mut client = match open {
+        Some(client) => client,
+        None => match member.dial(coordinator).await {
+            Ok(client) => client,
+            Err(problem) => return End::Unreachable(problem),
+        },
     };
     let mut interval = match register(member, &mut client).await {
         Ok(interval) => interval,
-        Err(problem) => return End::Unreachable(problem),
+        Err(problem) => return End::of(problem, client, End::Unreachable),
     };
     tracing::info!(coordinator, address = member.announcement.address, "registered");
     registered();
     loop {
         tokio::select! {
+            biased;
             // A sender lives as long as `member`.
             _ = replaced.changed() => return End::Replaced,
             () = tokio::time::sleep(jitter::spread(interval, 0.9..=1.0)) => {}
         }
-        let again = match bounded(client.heartbeat(HeartbeatRequest {})).await {
-            Ok(answer) => answer.register_again,
-            Err(problem) => return End::Lost(problem),
+        let again = match heartbeat(&mut client).await {
+            Ok(again) => again,
+            Err(problem) => return End::of(problem, client, End::Lost),
         };
         if again {
             tracing::info!(
@@ -149,15 +212,17 @@ async fn session(member: &Membership, coordinator: &str, registered: impl FnOnce
             );
             interval = match register(member, &mut client).await {
                 Ok(interval) => interval,
-                Err(problem) => return End::Lost(problem),
+                Err(problem) => return End::of(problem, client, End::Lost),
             };
         }
     }
 }
 
 /// How often the coordinator wants to hear from us.
-async fn register(member: &Membership, client: &mut EnrollmentClient<Channel>) -> Result<Duration, Problem> {
+async fn register(member: &Membership, client: &mut Client) -> Result<Duration, Problem> {
+    kill_point::pass(|| "registration.register.before".to_owned());
     let answer = bounded(client.register(member.announcement.clone())).await?;
+    kill_point::pass(|| "registration.register.after".to_owned());
     let asked = answer
         .heartbeat_interval
         .and_then(|interval| Duration::try_from(interval).ok());
@@ -165,6 +230,14 @@ async fn register(member: &Membership, client: &mut EnrollmentClient<Channel>) -
         .filter(|interval| !interval.is_zero())
         .unwrap_or(HEARTBEAT)
         .clamp(Duration::from_millis(50), Duration::from_secs(300)))
+}
+
+/// Whether we have to register again.
+async fn heartbeat(client: &mut Client) -> Result<bool, Problem> {
+    kill_point::pass(|| "registration.heartbeat.before".to_owned());
+    let answer = bounded(client.heartbeat(HeartbeatRequest {})).await?;
+    kill_point::pass(|| "registration.heartbeat.after".to_owned());
+    Ok(answer.register_again)
 }
 
 async fn bounded<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, Problem> {

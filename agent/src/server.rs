@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use futures::Stream;
 use rollback_proto::problem::Problem;
-use rollback_proto::telemetry;
 use rollback_proto::tls::{ClientCertificate, CredentialStore, incoming};
 use rollback_proto::v1::agent_server::{Agent, AgentServer};
+use rollback_proto::v1::execute_event::Event;
 use rollback_proto::v1::{
     DescribeRequest, DescribeResponse, ExecuteEvent, ExecuteRequest, ObserveRequest, ObserveResponse, RecallRequest,
     RecallResponse, ResolveRequest, ResolveResponse, RetainRequest, RetainResponse,
 };
+use rollback_proto::{kill_point, telemetry};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
@@ -53,9 +54,7 @@ pub async fn serve(
     executor: Executor,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let service = AgentServer::new(Service { identity, executor })
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+    let service = service(identity, executor);
     let authority = Authority::new(credentials.clone());
     tonic::transport::Server::builder()
         .concurrency_limit_per_connection(MAX_CALLS)
@@ -71,7 +70,16 @@ pub async fn serve(
         .await
 }
 
-struct Service {
+/// What [`serve`] serves, without the question who calls: for simulations, which have a network of their own.
+pub fn service(identity: Identity, executor: Executor) -> AgentServer<Service> {
+    AgentServer::new(Service { identity, executor })
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}
+
+/// The agent's side of the calls.
+#[derive(Debug)]
+pub struct Service {
     identity: Identity,
     executor: Executor,
 }
@@ -100,6 +108,7 @@ impl Agent for Service {
     }
 
     async fn retain(&self, request: Request<RetainRequest>) -> Result<Response<RetainResponse>, Status> {
+        received("retain");
         let (metadata, _, request) = request.into_parts();
         // The names are not checked yet, so they are no fields of the span.
         let span = tracing::info_span!("agent_retain", host = %self.identity.name);
@@ -109,10 +118,12 @@ impl Agent for Service {
             .retain(request.component, request.release)
             .instrument(span)
             .await?;
+        answering("retain");
         Ok(Response::new(retained))
     }
 
     async fn resolve(&self, request: Request<ResolveRequest>) -> Result<Response<ResolveResponse>, Status> {
+        received("resolve");
         let (metadata, _, request) = request.into_parts();
         let span = tracing::info_span!("agent_resolve", host = %self.identity.name);
         telemetry::continue_trace(&span, &metadata);
@@ -121,18 +132,27 @@ impl Agent for Service {
             .resolve(request.component, request.release)
             .instrument(span)
             .await?;
+        answering("resolve");
         Ok(Response::new(resolved))
     }
 
-    async fn recall(&self, _request: Request<RecallRequest>) -> Result<Response<RecallResponse>, Status> {
-        Err(Status::unimplemented("recall"))
+    async fn recall(&self, request: Request<RecallRequest>) -> Result<Response<RecallResponse>, Status> {
+        received("recall");
+        let (metadata, _, request) = request.into_parts();
+        let span = tracing::info_span!("agent_recall", host = %self.identity.name, leader.epoch = request.epoch);
+        telemetry::continue_trace(&span, &metadata);
+        let recalled = self.executor.recall(request).instrument(span).await?;
+        answering("recall");
+        Ok(Response::new(recalled))
     }
 
     type ExecuteStream = Pin<Box<dyn Stream<Item = Result<ExecuteEvent, Status>> + Send>>;
 
     async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<Self::ExecuteStream>, Status> {
+        received("execute");
         let parent = telemetry::extract(request.metadata());
         let events = self.executor.execute(request.into_inner(), parent).await?;
+        kill_point::pass(|| "rpc.execute.accepted".to_owned());
         Ok(Response::new(Box::pin(stream(events))))
     }
 }
@@ -140,8 +160,24 @@ impl Agent for Service {
 fn stream(events: Events) -> impl Stream<Item = Result<ExecuteEvent, Status>> + Send {
     futures::stream::unfold(events, |mut events| async move {
         let event = events.next().await?;
+        if let Ok(ExecuteEvent {
+            event: Some(Event::Outcome(_)),
+        }) = &event
+        {
+            answering("execute");
+        }
         Some((event.map_err(|problem: Problem| problem.into()), events))
     })
+}
+
+/// A call came, and nothing was done for it yet.
+fn received(rpc: &str) {
+    kill_point::pass(|| format!("rpc.{rpc}.received"));
+}
+
+/// What was done for a call is durable, and the caller did not hear of it yet.
+fn answering(rpc: &str) {
+    kill_point::pass(|| format!("rpc.{rpc}.answering"));
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ impl StepContext {
         let span = tracing::info_span!("operation", otel.name = name, component = %self.component);
         let kill_point = |when| kill_point::pass(|| format!("{}.{name}.{when}", self.action.as_str_name()));
         kill_point("before");
-        let begun = Instant::now();
+        let begun = tokio::time::Instant::now();
         let result = work.instrument(span).await;
         kill_point("after");
         self.operations

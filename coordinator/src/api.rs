@@ -11,6 +11,7 @@ mod rollbacks;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rollback_proto::problem::Problem;
 use rollback_proto::tls::{ClientCertificate, CredentialStore, incoming};
 use rollback_proto::v1::enrollment_server::EnrollmentServer;
 use rollback_proto::v1::fleet_server::FleetServer;
@@ -21,6 +22,8 @@ use crate::authority::AuthorityLayer;
 use crate::inventory::Inventory;
 use crate::issuer::CertificateAuthority;
 use crate::leader::Leader;
+use crate::replica::Replica;
+use crate::store::Store;
 
 /// Nothing that people or agents send is larger: a registration with some hundred components is a few KiB.
 const MAX_REQUEST: usize = 1024 * 1024;
@@ -30,8 +33,7 @@ const MAX_STREAMS: u32 = 256;
 /// What the handlers share.
 #[derive(Clone, Debug)]
 pub struct Api {
-    leader: Leader,
-    inventory: Arc<Inventory>,
+    replica: Replica,
     credentials: CredentialStore,
     issuer: Option<Arc<CertificateAuthority>>,
     agent_certificate_lifetime: Duration,
@@ -39,24 +41,35 @@ pub struct Api {
 
 impl Api {
     pub fn new(
-        leader: Leader,
-        inventory: Arc<Inventory>,
+        replica: Replica,
         credentials: CredentialStore,
         issuer: Option<Arc<CertificateAuthority>>,
         agent_certificate_lifetime: Duration,
     ) -> Self {
         Self {
-            leader,
-            inventory,
+            replica,
             credentials,
             issuer,
             agent_certificate_lifetime,
         }
     }
 
+    fn store(&self) -> &dyn Store {
+        self.replica.parts().store.as_ref()
+    }
+
+    fn inventory(&self) -> &Arc<Inventory> {
+        &self.replica.parts().inventory
+    }
+
+    /// What writes, and what sends steps to agents, is the leader's: others refuse it and say where the leader is.
+    fn leader(&self) -> Result<Leader, Problem> {
+        self.replica.leader()
+    }
+
     /// Serves until the process stops.
     pub async fn serve(self, listener: TcpListener) -> Result<(), tonic::transport::Error> {
-        let stop = self.leader.shared().stop.clone();
+        let stop = self.replica.parts().stop.clone();
         let connections = incoming(
             listener,
             Arc::clone(&self.credentials),

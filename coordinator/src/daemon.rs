@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use rollback_engine::ids::Epoch;
 use rollback_proto::telemetry::{self, Settings};
 use rollback_proto::tls::Credentials;
 use tokio::net::TcpListener;
@@ -14,17 +13,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::Api;
 use crate::config::Config;
-use crate::dispatcher::Dispatcher;
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, MutualTls};
 use crate::issuer::CertificateAuthority;
-use crate::leader::Leader;
 use crate::metrics::Metrics;
-use crate::runner::Shared;
-use crate::store::sqlite::SqliteStore;
-use crate::store::{Campaign, Candidate, Store};
+use crate::replica::{Parts, Replica};
+use crate::store::{self, Candidate};
 
-/// Runs until a signal, or until the journal cannot be gone on with. Running rollbacks are left as they stand in the
-/// journal; the next start goes on with them.
+/// Runs until a signal. Running rollbacks are left as they stand in the journal; the replica that leads next, or the next
+/// start, goes on with them.
 pub async fn run(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()> {
     let telemetry = telemetry::init(&Settings {
         service: "rollback-coordinator",
@@ -47,11 +43,7 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()
         )?)),
         None => None,
     };
-    let store: Arc<dyn Store> = Arc::new(
-        SqliteStore::open(&config.database())
-            .await
-            .with_context(|| format!("open the store {}", config.database().display()))?,
-    );
+    let store = store::open(&config).await.context("open the store")?;
     // Ports before leadership: a coordinator that cannot serve must not fence the one that can.
     let grpc = TcpListener::bind(config.listen)
         .await
@@ -61,46 +53,46 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()
         .with_context(|| format!("listen on {}", config.http))?;
     let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
 
-    let candidate = Candidate {
-        id: config.name.clone(),
-        endpoint: config.advertised(),
-    };
-    let Campaign::Won(epoch) = store
-        .campaign(&candidate, config.leadership.ttl, Epoch(0))
-        .await
-        .context("take the lead")?
-    else {
-        anyhow::bail!("somebody else leads");
-    };
     let inventory = Inventory::load(
         store.as_ref(),
-        Arc::clone(&credentials),
+        Arc::new(MutualTls(Arc::clone(&credentials))),
         config.agents.heartbeat,
         tasks.clone(),
         stop.clone(),
     )
     .await
     .context("load the agents")?;
-    let leader = Leader::new(Shared {
-        dispatcher: Dispatcher::new(Arc::clone(&inventory), epoch, config.name.clone()),
+    let replica = Replica::new(Parts {
         store,
-        epoch,
+        inventory,
+        candidate: Candidate {
+            id: format!("{}/{}", config.name, uuid::Uuid::now_v7()),
+            endpoint: match &config.endpoint {
+                Some(endpoint) => endpoint.clone(),
+                // The port may have been chosen by the system.
+                None => grpc_address.to_string(),
+            },
+        },
+        timing: config.leadership.clone(),
         tracer: telemetry.tracer(),
         metrics: Arc::new(Metrics::default()),
-        tasks: tasks.clone(),
         stop: stop.clone(),
     });
-    let taken_up = leader.take_up().await?;
-    tracing::info!(name = config.name, epoch = epoch.0, %grpc_address, %http_address, taken_up, "coordinator leads");
+    let leading = tasks.spawn({
+        let replica = replica.clone();
+        async move { replica.run().await }
+    });
+    tracing::info!(name = config.name, %grpc_address, %http_address, "coordinator serves");
 
     let lifetime = config
         .issuer
         .as_ref()
         .map(|i| i.agent_certificate_lifetime)
         .unwrap_or_default();
-    let api = Api::new(leader.clone(), Arc::clone(&inventory), credentials, issuer, lifetime);
+    let api = Api::new(replica.clone(), credentials, issuer, lifetime);
     let mut api = tasks.spawn(api.serve(grpc));
-    let mut pages = tasks.spawn(crate::http::serve(http, leader, inventory, stop.clone()));
+    let mut pages = tasks.spawn(crate::http::serve(http, replica.clone(), stop.clone()));
+    replica.settled().await;
     if let Some(path) = ready_file {
         let ready = serde_json::json!({
             "grpc": grpc_address.to_string(),
@@ -114,12 +106,13 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()
     let result = tokio::select! {
         _ = term.recv() => Ok(()),
         _ = int.recv() => Ok(()),
-        () = stop.cancelled() => Err(anyhow::anyhow!("the journal cannot be gone on with; see the log")),
         ended = &mut api => ended.context("gRPC server")?.context("gRPC server"),
         ended = &mut pages => ended.context("HTTP server")?.context("HTTP server"),
     };
     tracing::info!("stopping");
     stop.cancel();
+    // First of all: others wait for the lease.
+    drop(leading.await);
     tasks.close();
     // Watch streams end with `stop`; a peer that does not hang up must not keep us.
     if tokio::time::timeout(std::time::Duration::from_secs(5), tasks.wait())

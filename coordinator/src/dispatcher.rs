@@ -4,26 +4,27 @@
 //! - A step is asked for again and again under the *same* key until its agent gives an outcome or its time is over. The
 //!   agent's ledger makes that safe: it joins the running step or answers with the stored result.
 //! - When nobody can tell what came of a step that changes the service, the outcome is `Indeterminate`, never a guess.
-//! - An agent whose ledger was lost cannot vouch for the past: a step that was intended before the loss and changes the
-//!   service is `Indeterminate`.
+//! - An agent whose ledger was lost cannot vouch for the past: a step that changes the service is asked for under the
+//!   ledger that the agent had when the step was intended, and is `Indeterminate` when that ledger is gone.
+//! - Nothing is sent when the leader's term is over.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use opentelemetry::Context;
 use rollback_engine::event::{Direction, Outcome, StepResult};
-use rollback_engine::ids::{Epoch, RollbackId};
+use rollback_engine::ids::{Epoch, RollbackId, StepId};
 use rollback_engine::loss::Consent;
 use rollback_engine::plan::Step;
 use rollback_engine::release::{Action, Revision};
-use rollback_proto::problem::{Code, Problem};
-use rollback_proto::{jitter, telemetry, v1};
+use rollback_proto::problem::{Code, Hint, Problem};
+use rollback_proto::{jitter, kill_point, telemetry, v1};
 use tokio::time::Instant;
 use v1::agent_client::AgentClient;
 
 use crate::convert;
 use crate::inventory::Inventory;
+use crate::term::Term;
 
 /// An agent that is busy with its own deadline gets this much longer to say so before we stop listening.
 const GRACE: Duration = Duration::from_secs(5);
@@ -40,8 +41,8 @@ pub struct Order {
     pub attempt: u32,
     /// What may be lost by restoring a database. `None`: nobody agreed to anything, as in a plan that is only shown.
     pub consent: Option<Consent>,
-    /// When the intent was written down.
-    pub intended_at: Timestamp,
+    /// The generation of the agent's ledger when the step was intended. `None`: whatever it is now.
+    pub ledger: Option<String>,
     /// The step's span: the agent's spans become its children.
     pub context: Context,
 }
@@ -58,23 +59,26 @@ impl Order {
     }
 
     fn key(&self) -> v1::StepKey {
-        let suffix = match self.direction {
-            Direction::Forward => "",
-            Direction::Undo => ".undo",
-        };
         v1::StepKey {
             rollback_id: self.rollback.0.clone(),
-            step_id: format!("{}{suffix}", self.step.id),
+            step_id: step_name(self.step.id, self.direction),
             attempt: self.attempt,
         }
+    }
+}
+
+/// What a step is called on the wire and in the agents' ledgers.
+pub fn step_name(step: StepId, direction: Direction) -> String {
+    match direction {
+        Direction::Forward => step.to_string(),
+        Direction::Undo => format!("{step}.undo"),
     }
 }
 
 #[derive(Clone, Debug)]
 pub struct Dispatcher {
     inventory: Arc<Inventory>,
-    epoch: Epoch,
-    leader: String,
+    term: Term,
 }
 
 /// Why one attempt to ask brought no outcome.
@@ -90,12 +94,21 @@ enum NoOutcome {
 }
 
 impl Dispatcher {
-    pub fn new(inventory: Arc<Inventory>, epoch: Epoch, leader: String) -> Self {
-        Self {
-            inventory,
-            epoch,
-            leader,
-        }
+    pub fn new(inventory: Arc<Inventory>, term: Term) -> Self {
+        Self { inventory, term }
+    }
+
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    pub fn term(&self) -> &Term {
+        &self.term
+    }
+
+    /// The generation of this host's ledger as it last registered.
+    pub fn ledger_of(&self, host: &str) -> Option<String> {
+        self.inventory.record(host).map(|record| record.ledger_generation)
     }
 
     /// Executes the step; returns when its outcome is known or its time is over. `progress` gets the running step's
@@ -107,9 +120,6 @@ impl Dispatcher {
         let mut pause = RETRY.0;
         let mut last_word: Option<Instant> = None;
         loop {
-            if let Some(lost) = self.ledger_lost(order) {
-                return ended(StepResult::Indeterminate(convert::problem(lost)));
-            }
             let problem = match tokio::time::timeout_at(deadline, self.ask(order, deadline, progress)).await {
                 Ok(Ok(outcome)) => return outcome,
                 Ok(Err(NoOutcome::Refused(problem))) => {
@@ -143,22 +153,6 @@ impl Dispatcher {
         }
     }
 
-    fn ledger_lost(&self, order: &Order) -> Option<Problem> {
-        let record = self.inventory.record(order.step.target.host.as_str())?;
-        let (action, ..) = order.asked();
-        let changed = record.generation_changed_at?;
-        (action.changes_service() && changed > order.intended_at).then(|| {
-            Problem::new(
-                Code::LedgerLost,
-                format!(
-                    "{}: the agent's ledger was replaced at {changed}, after {} was begun",
-                    record.name,
-                    action.as_str()
-                ),
-            )
-        })
-    }
-
     async fn ask(
         &self,
         order: &Order,
@@ -168,22 +162,25 @@ impl Dispatcher {
         let host = order.step.target.host.as_str();
         let left = deadline.saturating_duration_since(Instant::now());
         let channel = self.inventory.channel(host, left).await.map_err(NoOutcome::Lost)?;
+        // Asked for as late as can be: the process may have been stopped for minutes between any two lines above.
+        if !self.term.holds() {
+            let problem = Problem::new(Code::NotLeader, "this coordinator does not lead any more");
+            return Err(NoOutcome::Lost(problem));
+        }
         let mut client = AgentClient::new(channel);
         let (action, from, to) = order.asked();
+        // What leaves the service alone can be done again under any ledger.
+        let pinned = order.ledger.clone().filter(|_| action.changes_service());
         let mut request = tonic::Request::new(v1::ExecuteRequest {
             key: Some(order.key()),
-            epoch: self.epoch.0,
-            leader_id: self.leader.clone(),
+            epoch: self.term.epoch().0,
+            leader_id: self.term.leader().to_owned(),
             component: order.step.target.component.0.clone(),
             action: convert::action_to_wire(action).into(),
             from: Some(convert::revision_to_wire(from)),
             to: Some(convert::revision_to_wire(to)),
             timeout: Some(convert::duration(left.saturating_sub(GRACE))),
-            ledger_generation: self
-                .inventory
-                .record(host)
-                .map(|record| record.ledger_generation)
-                .unwrap_or_default(),
+            ledger_generation: pinned.or_else(|| self.ledger_of(host)).unwrap_or_default(),
             backend: convert::backend_to_wire(&order.step),
             from_backup: order.step.from_backup,
             // Only to those whom it concerns.
@@ -194,15 +191,18 @@ impl Dispatcher {
             undo: order.direction == Direction::Undo,
         });
         telemetry::inject(&order.context, request.metadata_mut());
+        kill_point::pass(|| "rpc.execute.before".to_owned());
         let mut stream = client
             .execute(request)
             .await
-            .map_err(|s| classify(host, &s))?
+            .map_err(|s| self.classify(host, &s))?
             .into_inner();
+        kill_point::pass(|| "rpc.execute.accepted".to_owned());
         loop {
             match stream.message().await {
                 Ok(Some(event)) => match event.event {
                     Some(v1::execute_event::Event::Outcome(outcome)) => {
+                        kill_point::pass(|| "rpc.execute.answered".to_owned());
                         return Ok(convert::outcome_from_wire(outcome));
                     }
                     Some(v1::execute_event::Event::Progress(p)) => progress(p),
@@ -215,14 +215,22 @@ impl Dispatcher {
                     );
                     return Err(NoOutcome::Lost(problem));
                 }
-                Err(status) => return Err(classify(host, &status)),
+                Err(status) => return Err(self.classify(host, &status)),
             }
         }
     }
+
+    fn classify(&self, host: &str, status: &tonic::Status) -> NoOutcome {
+        let problem = Problem::from_status(status);
+        // Whoever is refused as stale finds out whether it leads, and asks again under another epoch or not at all.
+        if let (Code::StaleLeader, Some(Hint::Epoch(epoch))) = (problem.code, &problem.hint) {
+            self.term.outdone(Epoch(*epoch));
+        }
+        classify(host, problem)
+    }
 }
 
-fn classify(host: &str, status: &tonic::Status) -> NoOutcome {
-    let problem = Problem::from_status(status);
+fn classify(host: &str, problem: Problem) -> NoOutcome {
     let problem = Problem {
         message: format!("{host}: {}", problem.message),
         ..problem
@@ -231,10 +239,12 @@ fn classify(host: &str, status: &tonic::Status) -> NoOutcome {
         Code::ComponentBusy => NoOutcome::Busy(problem),
         Code::LedgerLost => NoOutcome::LedgerLost(problem),
         // Too late to begin says nothing of a step that was begun earlier under the same key.
-        Code::HostUnreachable | Code::StoreUnavailable | Code::NotLeader | Code::StepTimeout | Code::Internal => {
-            NoOutcome::Lost(problem)
-        }
-        Code::WrongPeer if status.code() == tonic::Code::Unavailable => NoOutcome::Lost(problem),
+        Code::HostUnreachable
+        | Code::StoreUnavailable
+        | Code::NotLeader
+        | Code::StaleLeader
+        | Code::StepTimeout
+        | Code::Internal => NoOutcome::Lost(problem),
         // Everything else is an agent's considered no, given before it did anything.
         _ => NoOutcome::Refused(problem),
     }
@@ -252,7 +262,8 @@ fn given_up(order: &Order, problem: Problem) -> Outcome {
     }
 }
 
-fn ended(result: StepResult) -> Outcome {
+/// An outcome of which only the result is known.
+pub fn ended(result: StepResult) -> Outcome {
     Outcome {
         result,
         findings: Vec::new(),

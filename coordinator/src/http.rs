@@ -1,8 +1,7 @@
 //! Health, readiness and metrics over plain HTTP.
 //!
-//! `/healthz`: the process answers. `/readyz`: it leads and its store takes reads. `/metrics`: Prometheus.
-
-use std::sync::Arc;
+//! `/healthz`: the process answers. `/readyz`: its store takes reads, and it leads or knows who does; it says which.
+//! `/metrics`: Prometheus.
 
 use axum::Router;
 use axum::extract::State;
@@ -12,64 +11,82 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::inventory::Inventory;
 use crate::leader::Leader;
+use crate::replica::{Replica, Standing, name_of};
 
 #[derive(Clone)]
 struct Served {
-    leader: Leader,
-    inventory: Arc<Inventory>,
+    replica: Replica,
 }
 
 /// Serves until `stop` is cancelled.
-pub async fn serve(
-    listener: TcpListener,
-    leader: Leader,
-    inventory: Arc<Inventory>,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, replica: Replica, stop: CancellationToken) -> std::io::Result<()> {
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(Served { leader, inventory });
+        .with_state(Served { replica });
     axum::serve(listener, router)
         .with_graceful_shutdown(async move { stop.cancelled().await })
         .await
 }
 
+/// Ready is who can answer: a follower answers what reads, and knows who answers the rest.
 async fn ready(State(served): State<Served>) -> Response {
-    let shared = served.leader.shared();
-    if shared.stop.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    let standing = served.replica.standing();
+    let store = &served.replica.parts().store;
+    let mut text = match &standing {
+        Standing::Leading(leader) => format!("leading with epoch {}\n", leader.shared().term.epoch().0),
+        Standing::Following { lease: Some(lease), .. } => format!(
+            "following {} at {}, epoch {}\n",
+            name_of(&lease.leader),
+            lease.endpoint,
+            lease.epoch.0
+        ),
+        Standing::Following { lease: None, .. } => "following nobody\n".to_owned(),
+        Standing::Stopping => String::new(),
+    };
+    let known = match &standing {
+        Standing::Leading(_) | Standing::Following { lease: Some(_), .. } => true,
+        Standing::Following { lease: None, .. } | Standing::Stopping => false,
+    };
+    let note = standing.note();
+    if !note.is_empty() {
+        text.push_str(&format!("{note}\n"));
     }
-    match shared.store.running().await {
-        Ok(_) => {
-            let damaged = served.leader.damaged();
-            let mut text = format!("leading with epoch {}\n", shared.epoch.0);
-            for id in damaged {
-                text.push_str(&format!(
-                    "rollback {id} cannot be gone on with: its journal cannot be read\n"
-                ));
-            }
-            text.into_response()
+    let answers = match store.running().await {
+        Ok(_) => true,
+        Err(error) => {
+            text.push_str(&format!("store: {error}\n"));
+            false
         }
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("store: {error}\n")).into_response(),
+    };
+    if known && answers {
+        text.into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
     }
 }
 
 async fn metrics(State(served): State<Served>) -> Response {
-    let metrics = &served.leader.shared().metrics;
-    let agents = served.inventory.list();
+    let metrics = &served.replica.parts().metrics;
+    let standing = served.replica.standing();
+    let agents = served.replica.parts().inventory.list();
     let gauge = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    let leader = standing.leader();
     metrics.agents_registered.set(gauge(agents.len()));
     metrics
         .agents_connected
         .set(gauge(agents.iter().filter(|a| a.connected).count()));
-    metrics.rollbacks_running.set(gauge(served.leader.running_count()));
+    metrics
+        .rollbacks_running
+        .set(gauge(leader.map_or(0, Leader::running_count)));
+    metrics.leading.set(i64::from(leader.is_some()));
+    let epoch = leader.map(|leader| leader.shared().term.epoch());
+    let epoch = epoch.or(standing.lease().map(|lease| lease.epoch));
     metrics
         .epoch
-        .set(i64::try_from(served.leader.shared().epoch.0).unwrap_or(i64::MAX));
+        .set(epoch.map_or(0, |epoch| i64::try_from(epoch.0).unwrap_or(i64::MAX)));
     match metrics.encode() {
         Ok(text) => (
             [(

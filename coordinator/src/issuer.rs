@@ -16,8 +16,9 @@ use rollback_proto::problem::{Code, Problem};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-/// Clocks of hosts differ; certificates are valid this long before they are made.
-const BACKDATE: Duration = Duration::from_secs(300);
+/// Clocks of hosts differ; certificates are valid this long before they are made. One of today is good on a host whose clock is a day behind, or in the wrong time zone: what is made during an
+/// outage must not be refused for that.
+const BACKDATE: Duration = Duration::from_secs(25 * 3600);
 const CA_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Coordinators and operators have no renewal of their own yet; `init` and `operator` make new ones.
 pub const LONG_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -1,23 +1,27 @@
-//! The leader: takes the epoch, takes up every rollback that has not ended, starts new ones, lets people watch.
+//! What a replica does in a term: takes up every rollback that has not ended, starts new ones, lets people watch.
 //!
-//! Invariant: a rollback runs in exactly one task here, registered in `running` from before its first effect until after
-//! its last event is durable.
+//! Invariants:
+//! - A rollback runs in exactly one task here, registered in `running` from before its first effect until after its last
+//!   event is durable.
+//! - Everything here ends with the term, at any await: the journal says how to go on.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use rollback_engine::event::Command;
+use rollback_engine::event::{Command, Event};
 use rollback_engine::ids::{RollbackId, Target};
 use rollback_engine::loss::Consent;
 use rollback_engine::machine::{self, Rejected, State};
 use rollback_engine::plan::Plan;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, oneshot};
 
+use crate::history;
 use crate::projection::Summary;
+use crate::recall::{self, Recalled};
 use crate::runner::{LIVE_EVENTS, Runner, Shared, Stopped};
 use crate::store::{Created, NewRollback};
 
@@ -49,13 +53,16 @@ fn refused(rejected: Rejected) -> Problem {
     Problem::from_error(code, "create rollback", &rejected)
 }
 
-type Running = Arc<Mutex<HashMap<RollbackId, broadcast::Sender<v1::RollbackEvent>>>>;
+/// To whoever watches.
+type Live = broadcast::Sender<v1::RollbackEvent>;
+
+type Running = Arc<Mutex<HashMap<RollbackId, Live>>>;
 
 #[derive(Clone, Debug)]
 pub struct Leader {
     shared: Shared,
     running: Running,
-    damaged: Arc<Mutex<Vec<RollbackId>>>,
+    troubles: Arc<Mutex<Vec<String>>>,
 }
 
 impl Leader {
@@ -63,7 +70,7 @@ impl Leader {
         Self {
             shared,
             running: Running::default(),
-            damaged: Arc::default(),
+            troubles: Arc::default(),
         }
     }
 
@@ -71,24 +78,75 @@ impl Leader {
         &self.shared
     }
 
-    /// Goes on with every rollback that an earlier process left. The same code path as a new one: read, run.
+    /// Goes on with every rollback that an earlier term left. The same code path as a new one: read, run; except that the
+    /// agents' ledgers are asked first what they know.
     pub async fn take_up(&self) -> Result<usize, Problem> {
         let ids = self.shared.store.running().await?;
-        let mut taken_up = 0;
+        let mut read = Vec::with_capacity(ids.len());
         for id in ids {
+            let Some(live) = self.register(&id) else { continue };
             tracing::info!(rollback = %id, "going on with a rollback from the journal");
-            match self.ensure_running(&id).await {
-                Ok(()) => taken_up += 1,
+            match self.read_runner(&id, live).await {
+                Ok(both) => read.push((id, both)),
                 // A journal that cannot be read must not keep all the others from going on. Its scope stays held, so
                 // nothing is started over it before a person has looked.
                 Err(problem) => {
-                    tracing::error!(rollback = %id, %problem, "cannot go on with a rollback");
+                    self.unregister(&id);
                     self.shared.metrics.fatal.inc();
-                    self.damaged.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+                    self.trouble(format!("rollback {id} cannot be gone on with: {problem}"));
                 }
             }
         }
-        Ok(taken_up)
+        let ids: Vec<RollbackId> = read.iter().map(|(id, _)| id.clone()).collect();
+        let hosts: BTreeSet<String> = read
+            .iter()
+            .flat_map(|(_, (runner, _))| runner.hosts().map(str::to_owned))
+            .collect();
+        let recalled = recall::recall(&self.shared.dispatcher, hosts.clone(), &ids).await;
+        for (id, (mut runner, events)) in read {
+            let unknown = recalled.unknown_to(&id, &events);
+            if !unknown.is_empty() {
+                let problem = recall::journal_lost(&unknown);
+                self.trouble(format!("rollback {id}: {problem}"));
+                runner.doubt(problem);
+            }
+            self.spawn(id, runner);
+        }
+        self.look_around(recalled, hosts, ids.clone());
+        Ok(ids.len())
+    }
+
+    /// The agents that no running rollback is about are asked, too, and nobody waits for them: they learn who leads, and
+    /// they may remember a rollback that the store has lost altogether.
+    fn look_around(&self, recalled: Recalled, asked: BTreeSet<String>, known: Vec<RollbackId>) {
+        let this = self.clone();
+        self.spawn_in_term(async move {
+            let all = this.shared.dispatcher.inventory().list();
+            let others = all.into_iter().map(|agent| agent.record.name);
+            let others = others.filter(|name| !asked.contains(name)).collect();
+            let more = recall::recall(&this.shared.dispatcher, others, &known).await;
+            for (id, host) in recalled.others.into_iter().chain(more.others) {
+                let lost = this.shared.store.summary(&RollbackId(id.clone())).await;
+                if matches!(lost, Ok(None)) {
+                    this.shared.metrics.fatal.inc();
+                    this.trouble(format!(
+                        "{host} remembers rollback {id}, which the store does not know: it has lost what it had confirmed"
+                    ));
+                }
+            }
+        });
+    }
+
+    /// Ends with the term.
+    fn spawn_in_term(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let term = self.shared.term.clone();
+        self.shared.tasks.spawn(async move {
+            tokio::select! {
+                biased;
+                () = term.ended() => {}
+                () = work => {}
+            }
+        });
     }
 
     /// Makes a rollback durable and starts it. The id of the rollback that this request started, now or before.
@@ -96,14 +154,24 @@ impl Leader {
         // In a task of its own: a caller that goes away between the commit and the start must not leave a rollback that
         // nobody runs.
         let this = self.clone();
-        let task = self.shared.tasks.spawn(async move { this.start_owned(start).await });
-        task.await
-            .map_err(|e| Problem::new(Code::Internal, format!("start rollback: {e}")))?
+        let (answer, answered) = oneshot::channel();
+        self.spawn_in_term(async move {
+            // A caller that went away asks again.
+            drop(answer.send(this.start_owned(start).await));
+        });
+        answered
+            .await
+            .map_err(|_| Problem::new(Code::NotLeader, "the term ended while the rollback was being started"))?
     }
 
     async fn start_owned(&self, start: Start) -> Result<RollbackId, Problem> {
         let id = RollbackId(uuid::Uuid::now_v7().to_string());
         let scope: Vec<Target> = start.plan.body.changes.iter().map(|c| c.target.clone()).collect();
+        let ledgers = scope.iter().filter_map(|target| {
+            let generation = self.shared.dispatcher.ledger_of(target.host.as_str())?;
+            Some((target.host.clone(), generation))
+        });
+        let ledgers = ledgers.collect();
         let mut state = State::New;
         let command = Command::Create {
             at: Timestamp::now(),
@@ -114,6 +182,7 @@ impl Leader {
             trace_id: start.trace_id,
             parent_span_id: start.parent_span_id,
             consent: start.consent,
+            ledgers,
         };
         let events = machine::transition(&mut state, command).map_err(refused)?;
         let summary = serde_json::to_string(&Summary::of(&id, &state))
@@ -125,7 +194,7 @@ impl Leader {
             events,
             summary,
         };
-        match self.shared.store.create(self.shared.epoch, &new).await? {
+        match self.shared.store.create(self.shared.term.epoch(), &new).await? {
             Created::New => {}
             // The answer to the first request was lost, perhaps with the process that should have run it.
             Created::Existing(existing) => {
@@ -169,62 +238,68 @@ impl Leader {
 
     /// Runs the rollback here, unless it does already. One that has ended ends again at once.
     async fn ensure_running(&self, id: &RollbackId) -> Result<(), Problem> {
-        let (live, _) = broadcast::channel(LIVE_EVENTS);
-        // Registered first: of two that ask at the same time, one runs it.
-        match self
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(id.clone())
-        {
-            Entry::Occupied(_) => return Ok(()),
-            Entry::Vacant(place) => place.insert(live.clone()),
+        let Some(live) = self.register(id) else {
+            return Ok(());
         };
         match self.read_runner(id, live).await {
-            Ok(runner) => {
+            Ok((runner, _)) => {
                 self.spawn(id.clone(), runner);
                 Ok(())
             }
             Err(problem) => {
-                self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+                self.unregister(id);
                 Err(problem)
             }
         }
     }
 
-    async fn read_runner(
-        &self,
-        id: &RollbackId,
-        live: broadcast::Sender<v1::RollbackEvent>,
-    ) -> Result<Runner, Problem> {
+    /// Before anything is read: of two that ask at the same time, one runs it. `None`: it runs.
+    fn register(&self, id: &RollbackId) -> Option<Live> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        match running.entry(id.clone()) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(place) => Some(place.insert(broadcast::channel(LIVE_EVENTS).0).clone()),
+        }
+    }
+
+    fn unregister(&self, id: &RollbackId) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    async fn read_runner(&self, id: &RollbackId, live: Live) -> Result<(Runner, Vec<Event>), Problem> {
         let events = self.shared.store.events(id, 0).await?;
-        let events = events.into_iter().map(|r| r.event).collect();
-        Runner::from_journal(self.shared.clone(), id.clone(), events, live)
-            .map_err(|e| Problem::from_error(Code::StoreUnavailable, format_args!("read rollback {id}"), &e))
+        let events: Vec<Event> = events.into_iter().map(|r| r.event).collect();
+        let runner = Runner::from_journal(self.shared.clone(), id.clone(), events.clone(), live)
+            .map_err(|e| history::unreadable(id, &e))?;
+        Ok((runner, events))
     }
 
     fn spawn(&self, id: RollbackId, runner: Runner) {
-        let (running, shared) = (Arc::clone(&self.running), self.shared.clone());
-        self.shared.tasks.spawn(async move {
+        let this = self.clone();
+        self.spawn_in_term(async move {
             let stopped = runner.run().await;
-            running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            this.unregister(&id);
             match stopped {
                 Stopped::Ended => tracing::info!(rollback = %id, "rollback ended"),
-                Stopped::Cancelled => tracing::info!(rollback = %id, "left to the next start"),
                 Stopped::Left(error) => {
-                    // Nothing that runs here may be trusted to lead any more: stop, and let a start (or another
-                    // replica) read the journal.
-                    tracing::error!(rollback = %id, %error, "cannot go on with the journal; stopping");
-                    shared.metrics.fatal.inc();
-                    shared.stop.cancel();
+                    // Nothing that runs here may be trusted to lead any more: the term ends, and the next one, here or
+                    // elsewhere, reads the journal.
+                    tracing::error!(rollback = %id, %error, "cannot go on with the journal");
+                    this.shared.metrics.fatal.inc();
+                    this.shared.term.fail(format!("rollback {id}: {error}"));
                 }
             }
         });
     }
 
-    /// Rollbacks whose journal could not be read.
-    pub fn damaged(&self) -> Vec<RollbackId> {
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Something that a person has to know of, for as long as this term lasts.
+    fn trouble(&self, what: String) {
+        tracing::error!("{what}");
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+    }
+
+    pub fn troubles(&self) -> Vec<String> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What happens from here on; `None` when the rollback does not run here.
@@ -238,15 +313,5 @@ impl Leader {
 
     pub fn running_count(&self) -> usize {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// The state of a rollback, running or ended, as the journal has it.
-    pub async fn state(&self, id: &RollbackId) -> Result<State, Problem> {
-        let events = self.shared.store.events(id, 0).await?;
-        if events.is_empty() {
-            return Err(Problem::new(Code::NotFound, format!("no rollback {id}")));
-        }
-        State::replay(events.into_iter().map(|r| r.event))
-            .map_err(|e| Problem::from_error(Code::StoreUnavailable, format_args!("read rollback {id}"), &e))
     }
 }

@@ -1,6 +1,6 @@
 //! rollbackctl's coordinator: plans rollbacks, carries them out over the fleet's agents, and never forgets one.
 //!
-//! Data flows in one loop: [`api`] → planner → [`leader`] → [`runner`] (one per rollback: command → events → [`store`] →
+//! One of several replicas leads ([`replica`]), for a [`term`]. Data flows in one loop: [`api`] → planner → [`leader`] → [`runner`] (one per rollback: command → events → [`store`] →
 //! effects) → [`dispatcher`] → agents, and outcomes come back as commands. Everything that people see is a reading of the
 //! journal ([`projection`], [`journal_spans`]).
 
@@ -11,6 +11,7 @@ pub mod config;
 mod convert;
 pub mod daemon;
 pub mod dispatcher;
+pub mod history;
 pub mod http;
 pub mod init;
 pub mod inventory;
@@ -19,6 +20,9 @@ pub mod journal_spans;
 pub mod leader;
 pub mod metrics;
 pub mod projection;
+pub mod recall;
+pub mod replica;
 pub mod runner;
 pub mod store;
 mod survey;
+pub mod term;

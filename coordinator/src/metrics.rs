@@ -24,6 +24,9 @@ pub struct Metrics {
     pub agents_connected: Gauge,
     pub rollbacks_running: Gauge,
     pub epoch: Gauge,
+    pub leading: Gauge,
+    pub terms: Counter,
+    pub stepped_down: Counter,
     pub fatal: Counter,
 }
 
@@ -36,9 +39,9 @@ impl Default for Metrics {
             Family::<Outcome, Counter>::default(),
             Histogram::new(exponential_buckets(0.0005, 2.0, 14)),
         );
-        let gauges: [Gauge; 4] = std::array::from_fn(|_| Gauge::default());
-        let [agents_registered, agents_connected, rollbacks_running, epoch] = gauges;
-        let fatal = Counter::default();
+        let gauges: [Gauge; 5] = std::array::from_fn(|_| Gauge::default());
+        let [agents_registered, agents_connected, rollbacks_running, epoch, leading] = gauges;
+        let [fatal, terms, stepped_down]: [Counter; 3] = std::array::from_fn(|_| Counter::default());
         let (rollbacks_started, rollbacks_ended, steps_ended, append_seconds) = metrics;
         registry.register("rollbacks_started", "Rollbacks started here", rollbacks_started.clone());
         registry.register(
@@ -67,10 +70,21 @@ impl Default for Metrics {
             agents_connected.clone(),
         );
         registry.register("rollbacks_running", "Rollbacks that run now", rollbacks_running.clone());
-        registry.register("leader_epoch", "The fencing number of this leader", epoch.clone());
+        registry.register(
+            "leader_epoch",
+            "The fencing number of the leader, as far as it is known",
+            epoch.clone(),
+        );
+        registry.register("leading", "1 on the replica that leads, else 0", leading.clone());
+        registry.register("terms", "Times that this replica won the lease", terms.clone());
+        registry.register(
+            "stepped_down",
+            "Times that this replica lost the lease, or gave it up because it could not go on",
+            stepped_down.clone(),
+        );
         registry.register(
             "fatal",
-            "Times that the journal could not be gone on with",
+            "Times that a journal could not be gone on with, or turned out to be incomplete",
             fatal.clone(),
         );
         Self {
@@ -83,6 +97,9 @@ impl Default for Metrics {
             agents_connected,
             rollbacks_running,
             epoch,
+            leading,
+            terms,
+            stepped_down,
             fatal,
         }
     }

@@ -7,24 +7,26 @@
 //! - The runner keeps no truth of its own: dropped at any point, the journal says how to go on.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use opentelemetry_sdk::trace::SdkTracer;
-use rollback_engine::event::{Command, Direction, Effect, Ending, Event};
-use rollback_engine::ids::{Epoch, RollbackId, StepId};
+use rollback_engine::event::{Command, Direction, Effect, Ending, Event, Outcome, StepResult};
+use rollback_engine::ids::{RollbackId, StepId};
 use rollback_engine::machine::{self, Rejected, State};
+use rollback_proto::problem::Problem;
 use rollback_proto::v1;
 use tokio::sync::{broadcast, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::closing;
-use crate::dispatcher::{Dispatcher, Order};
+use crate::dispatcher::{Dispatcher, Order, ended};
 use crate::journal_spans::JournalSpans;
 use crate::metrics::Metrics;
 use crate::projection::{self, Summary};
 use crate::store::{APPEND_PATIENCE, Closing, Store, StoreError};
+use crate::term::Term;
 
 /// Answers of this many steps wait while an append is under way; more make their tasks wait.
 const COMMANDS: usize = 1024;
@@ -37,12 +39,11 @@ pub const LIVE_EVENTS: usize = 1024;
 pub struct Shared {
     pub store: Arc<dyn Store>,
     pub dispatcher: Dispatcher,
-    pub epoch: Epoch,
+    pub term: Term,
     pub tracer: Option<SdkTracer>,
     pub metrics: Arc<Metrics>,
+    /// Of the term: all end with it.
     pub tasks: TaskTracker,
-    /// Cancelled when the process stops or does not lead any more.
-    pub stop: CancellationToken,
 }
 
 /// A rollback that runs here.
@@ -53,6 +54,8 @@ pub struct Runner {
     state: State,
     /// The last event in the journal.
     seq: u64,
+    /// Set when the journal is known to be incomplete: what is in flight is not asked for, and the rollback is held.
+    doubt: Option<Problem>,
     spans: JournalSpans,
     live: broadcast::Sender<v1::RollbackEvent>,
     commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
@@ -62,9 +65,8 @@ pub struct Runner {
 #[derive(Debug)]
 pub enum Stopped {
     Ended,
-    /// Left to the next start or the next leader.
+    /// Left to the next term.
     Left(StoreError),
-    Cancelled,
 }
 
 impl Runner {
@@ -75,7 +77,7 @@ impl Runner {
         events: Vec<Event>,
         live: broadcast::Sender<v1::RollbackEvent>,
     ) -> Result<Self, machine::Corrupt> {
-        let mut spans = JournalSpans::new(shared.tracer.clone(), id.clone(), shared.epoch);
+        let mut spans = JournalSpans::new(shared.tracer.clone(), id.clone(), shared.term.epoch());
         let mut state = State::New;
         for event in &events {
             machine::apply(&mut state, event)?;
@@ -87,19 +89,35 @@ impl Runner {
             id,
             state,
             seq,
+            doubt: None,
             spans,
             live,
             commands: mpsc::channel(COMMANDS),
         })
     }
 
+    /// The journal has lost events, for this reason: nobody can tell what became of the steps in flight.
+    pub fn doubt(&mut self, reason: Problem) {
+        self.doubt = Some(reason);
+    }
+
+    /// Hosts that this rollback is about.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        let changes = self.state.plan().into_iter().flat_map(|plan| &plan.body.changes);
+        changes.map(|change| change.target.host.as_str())
+    }
+
     /// Runs to the end of the rollback.
     pub async fn run(mut self) -> Stopped {
         // The effects first: they stand in the journal already, and the agents' time runs.
+        let at = Timestamp::now();
+        let mut arrived = vec![Command::Resume { at }];
         for effect in machine::outstanding(&self.state) {
-            self.carry_out(effect);
+            match &self.doubt {
+                None => self.carry_out(effect, Origin::Journal),
+                Some(reason) => arrived.extend(unknown(effect, at, reason)),
+            }
         }
-        let mut arrived = vec![Command::Resume { at: Timestamp::now() }];
         loop {
             match self.tick(&mut arrived).await {
                 Ok(()) => {}
@@ -108,12 +126,8 @@ impl Runner {
             if self.state.ending().is_some() {
                 return Stopped::Ended;
             }
-            let stop = self.shared.stop.clone();
-            tokio::select! {
-                () = stop.cancelled() => return Stopped::Cancelled,
-                // We hold a sender ourselves, so this never yields 0.
-                _ = self.commands.1.recv_many(&mut arrived, COMMANDS) => {}
-            }
+            // We hold a sender ourselves, so this never yields 0.
+            self.commands.1.recv_many(&mut arrived, COMMANDS).await;
         }
     }
 
@@ -145,7 +159,7 @@ impl Runner {
             let _ = self.live.send(projection::event(&self.state, self.seq, event));
         }
         for effect in machine::effects_of(&self.state, &events) {
-            self.carry_out(effect);
+            self.carry_out(effect, Origin::Now);
         }
         Ok(())
     }
@@ -161,11 +175,13 @@ impl Runner {
         loop {
             match self.try_append(events, &summary).await {
                 Ok(()) => break,
+                // The commit whose answer was lost may have been made: then the journal has our events already. It may
+                // also have been on its way while we looked, and stand in the way of the next attempt.
+                Err(StoreError::Conflict) if self.has_been_written(events).await => break,
                 Err(error @ StoreError::Unavailable { .. }) if begun.elapsed() < APPEND_PATIENCE => {
                     tracing::warn!(rollback = %self.id, %error, "append to the journal; trying again");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(2));
-                    // The commit whose answer was lost may have been made: then the journal has our events already.
                     if self.has_been_written(events).await {
                         break;
                     }
@@ -181,10 +197,10 @@ impl Runner {
     }
 
     async fn try_append(&self, events: &[Event], summary: &str) -> Result<(), StoreError> {
-        let Shared { store, epoch, .. } = &self.shared;
+        let Shared { store, term, .. } = &self.shared;
         let closing = self.closing().await?;
         store
-            .append(*epoch, &self.id, self.seq, events, summary, closing.as_ref())
+            .append(term.epoch(), &self.id, self.seq, events, summary, closing.as_ref())
             .await
     }
 
@@ -208,25 +224,29 @@ impl Runner {
         }
     }
 
-    fn carry_out(&self, effect: Effect) {
+    fn carry_out(&self, effect: Effect, origin: Origin) {
         match effect {
             Effect::Dispatch {
                 step,
                 direction,
                 attempt,
-            } => self.dispatch(step, direction, attempt),
+            } => self.dispatch(step, direction, attempt, origin),
             // The scope was given back in the transaction that wrote the end.
             Effect::Close => {}
         }
     }
 
-    fn dispatch(&self, step: StepId, direction: Direction, attempt: u32) {
+    fn dispatch(&self, step: StepId, direction: Direction, attempt: u32, origin: Origin) {
         let Some(planned) = self.state.step(step).cloned() else {
             return;
         };
+        let host = &planned.target.host;
         let order = Order {
             rollback: self.id.clone(),
-            intended_at: self.intended_at(step),
+            ledger: match origin {
+                Origin::Now => self.shared.dispatcher.ledger_of(host.as_str()),
+                Origin::Journal => self.state.run().and_then(|run| run.creation.ledgers.get(host).cloned()),
+            },
             context: self.spans.step_context(step, direction, attempt),
             step: planned,
             direction,
@@ -244,7 +264,7 @@ impl Runner {
             },
         );
         let (live, commands) = (self.live.clone(), self.commands.0.clone());
-        let (dispatcher, stop) = (self.shared.dispatcher.clone(), self.shared.stop.clone());
+        let (dispatcher, term) = (self.shared.dispatcher.clone(), self.shared.term.clone());
         self.shared.tasks.spawn(async move {
             let progress = move |p: v1::Progress| {
                 let at = Some(crate::convert::timestamp(Timestamp::now()));
@@ -258,11 +278,12 @@ impl Runner {
                 let _ = live.send(line);
             };
             let outcome = tokio::select! {
-                () = stop.cancelled() => return,
+                biased;
+                () = term.ended() => return,
                 outcome = dispatcher.execute(&order, &progress) => outcome,
             };
             let at = Timestamp::now();
-            // The runner is gone only when the process stops or has been fenced; the next leader asks the agent again.
+            // The runner is gone only when the term is over; the next leader asks the agent again.
             let _ = commands
                 .send(Command::StepEnded {
                     at,
@@ -274,13 +295,35 @@ impl Runner {
                 .await;
         });
     }
+}
 
-    /// When the intent in flight was written down.
-    fn intended_at(&self, step: StepId) -> Timestamp {
-        use rollback_engine::machine::StepState;
-        match self.state.step_state(step) {
-            Some(StepState::InFlight { since, .. } | StepState::Undoing { since, .. }) => *since,
-            Some(StepState::Pending | StepState::Ended { .. } | StepState::UndoEnded { .. }) | None => Timestamp::now(),
+/// Where an effect comes from.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    /// From events that were written a moment ago.
+    Now,
+    /// From a journal that somebody else may have written, at a time that nobody here remembers.
+    Journal,
+}
+
+/// The end of a step that nobody is asked about.
+fn unknown(effect: Effect, at: Timestamp, reason: &Problem) -> Option<Command> {
+    match effect {
+        Effect::Dispatch {
+            step,
+            direction,
+            attempt,
+        } => {
+            let result = StepResult::Indeterminate(crate::convert::problem(reason.clone()));
+            let outcome: Outcome = ended(result);
+            Some(Command::StepEnded {
+                at,
+                step,
+                direction,
+                attempt,
+                outcome,
+            })
         }
+        Effect::Close => None,
     }
 }

@@ -12,6 +12,11 @@
 //!   taken back to an earlier copy of itself gives out epochs again.
 
 mod chain;
+mod kill_points;
+mod lock;
+pub mod memory;
+mod open;
+pub mod postgres;
 pub mod sqlite;
 
 use std::time::Duration;
@@ -23,6 +28,8 @@ use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
 use rollback_engine::release::Release;
 use rollback_proto::problem::{Code, Problem};
 use serde::{Deserialize, Serialize};
+
+pub use self::open::{OpenError, open};
 
 /// An event with its place in the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,9 +94,6 @@ pub struct AgentRecord {
     pub labels: std::collections::BTreeMap<String, String>,
     pub registered_at: Timestamp,
     pub certificate_expires: Timestamp,
-    /// Set when a registration came with another ledger generation than the one before.
-    #[serde(default)]
-    pub generation_changed_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -183,6 +187,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     async fn lease(&self) -> Result<Lease, StoreError>;
 
+    /// Can somebody else take the lead when this process is not heard of? If not, the lease does not run out.
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     /// Begins a rollback, unless its request has begun one or its scope is held.
     async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError>;
 
@@ -227,6 +236,21 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn add_token(&self, token: &NewToken) -> Result<(), StoreError>;
     /// Redeems a token by one atomic update. The name it was made for, or `None` when it is unknown, used or expired.
     async fn redeem_token(&self, hash: &str, now: Timestamp) -> Result<Option<String>, StoreError>;
+}
+
+impl AgentRecord {
+    /// `None`: it cannot be read. That must not keep the others out; it comes back when its agent registers again.
+    fn read(document: &str) -> Option<Self> {
+        serde_json::from_str(document)
+            .inspect_err(|error| tracing::error!(%error, "an agent in the store is damaged"))
+            .ok()
+    }
+}
+
+/// As [`Store::releases`] answers.
+fn newest_first(mut releases: Vec<Release>) -> Vec<Release> {
+    releases.sort_by(|a, b| (b.rank(), &b.name).cmp(&(a.rank(), &a.name)));
+    releases
 }
 
 /// How long an append that the store could not take is tried again before the rollback is left to the next start.

@@ -26,7 +26,10 @@ use crate::{agent, completions, doctor, fleet, release, rollback, version};
 ///   rollbackctl release import v2.9.0             every host looks for it by its name
 ///
 /// When something does not answer:
-///   rollbackctl doctor                            is this machine able to reach the coordinator?
+///   rollbackctl doctor                            is this machine able to reach the coordinators, and who leads?
+///
+/// With several coordinators, list all of them in the context's `endpoints`: whichever
+/// answers names the one that leads, and the command goes on there by itself.
 #[derive(Parser, Debug)]
 #[command(name = "rollbackctl", verbatim_doc_comment, after_long_help = exit::HELP)]
 #[command(arg_required_else_help = true, infer_subcommands = false, infer_long_args = false)]

@@ -1,25 +1,30 @@
-//! The connection to the coordinators: endpoints in turn, a deadline on every call, the trace in every call, and errors
-//! that say whether the request may have taken effect.
+//! The connection to the coordinators: whichever answers, then the one that leads; a deadline on every call, the trace in
+//! every call, and errors that say whether the request may have taken effect.
+//!
+//! Reads are answered by any replica. One that does not lead refuses everything else before anything happens, and says
+//! who leads: we go there, also where that endpoint is in no context. In one round every replica is asked once at most, so
+//! replicas that point at each other cost a pause and no circle.
 
 mod backoff;
+mod dial;
 
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rollback_proto::problem::{Code, Problem};
-use rollback_proto::telemetry::inject_current;
-use rollback_proto::tls::{Connect, CredentialStore, Expect, connect};
+use rollback_proto::problem::{Code, Hint, Problem};
+use rollback_proto::tls::CredentialStore;
 use rollback_proto::v1;
-use rollback_proto::v1::fleet_client::FleetClient;
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
+use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::context::Context;
+use crate::output;
+use crate::output::text::clean;
 
 pub use backoff::Backoff;
+pub use dial::{Fleet, dial};
+
+use dial::{Connected, Unusable, dial_any, reasons, unreachable};
 
 /// For questions that the coordinator answers from memory or its store.
 pub const QUICK: Duration = Duration::from_secs(10);
@@ -29,6 +34,15 @@ pub const ALL_HOSTS: Duration = Duration::from_secs(30);
 pub const PREPARE: Duration = Duration::from_secs(120);
 /// For recording a release: every host copies its live revision into its vault.
 pub const RETAIN: Duration = Duration::from_secs(600);
+
+/// How long we ask again while nobody leads. An election takes at most the lease's life (6 s) and some pauses.
+const LEADERLESS: Duration = Duration::from_secs(15);
+/// The longest pause meanwhile: the lead is taken at one instant, and somebody waits in front of a terminal.
+const LEADERLESS_PAUSE: Duration = Duration::from_secs(1);
+/// For connecting to the leader that a refusal names. Its host may be the one that died.
+const REFERRAL: Duration = Duration::from_secs(2);
+/// How many referrals are followed in one round.
+const REFERRALS: usize = 3;
 
 /// A call that did not succeed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -46,26 +60,46 @@ impl From<Problem> for CallError {
     }
 }
 
-/// Writes the current span into every request.
-#[derive(Clone, Copy, Debug)]
-pub struct Traced;
-
-impl Interceptor for Traced {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        inject_current(request.metadata_mut());
-        Ok(request)
-    }
-}
-
-pub type Fleet = FleetClient<InterceptedService<Channel, Traced>>;
-
 /// A client of one fleet. Dials when it is first needed, and again after a loss.
 pub struct Client {
     endpoints: Vec<String>,
     /// The endpoint to try first.
     first: usize,
+    /// Where a refusal said that the leader is; tried before all others.
+    leader: Option<String>,
     credentials: CredentialStore,
-    connected: Option<Fleet>,
+    connected: Option<Connected>,
+}
+
+/// Why a round through the replicas brought no answer.
+enum Miss {
+    /// No replica could be connected to. Nobody was asked.
+    Unreachable(CallError),
+    /// Every replica that could be asked refused, since it does not lead. Nothing happened.
+    Leaderless(Problem),
+    Failed(CallError),
+}
+
+/// What is not tried again in this round.
+#[derive(Default)]
+struct Round {
+    asked: Vec<String>,
+    unusable: Vec<Unusable>,
+    referrals: usize,
+}
+
+impl Round {
+    fn is_done_with(&self, endpoint: &str) -> bool {
+        self.asked.iter().any(|e| e == endpoint) || self.unusable.iter().any(|u| u.endpoint == endpoint)
+    }
+
+    /// `refusal`, with the reasons why nobody else could be asked.
+    fn leaderless(&self, mut refusal: Problem) -> Problem {
+        if !self.unusable.is_empty() {
+            refusal.message = format!("{}; {}", refusal.message, reasons(&self.unusable));
+        }
+        refusal
+    }
 }
 
 impl Client {
@@ -73,6 +107,7 @@ impl Client {
         Ok(Self {
             endpoints: context.endpoints.clone(),
             first: 0,
+            leader: None,
             credentials: context.credentials()?,
             connected: None,
         })
@@ -80,49 +115,115 @@ impl Client {
 
     /// Connects to the first endpoint that answers as a coordinator of our fleet. Does nothing when connected.
     pub async fn connect(&mut self) -> Result<(), CallError> {
-        self.fleet().await.map(|_| ())
+        let mut round = Round::default();
+        match self.fleet(&mut round).await {
+            Some(_) => Ok(()),
+            None => Err(unreachable(&round.unusable)),
+        }
     }
 
-    async fn fleet(&mut self) -> Result<Fleet, CallError> {
-        if let Some(fleet) = &self.connected {
-            return Ok(fleet.clone());
+    /// host:port of the coordinator that answered last, while the connection to it holds.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.connected.as_ref().map(|c| c.endpoint.as_str())
+    }
+
+    /// The connection that there is, or one to the leader that we heard of, or to whichever endpoint answers first.
+    async fn fleet(&mut self, round: &mut Round) -> Option<Connected> {
+        if let Some(connected) = &self.connected {
+            return Some(connected.clone());
         }
-        let mut reasons = Vec::new();
-        for offset in 0..self.endpoints.len() {
-            let index = (self.first + offset) % self.endpoints.len();
-            match dial(&self.endpoints[index], &self.credentials).await {
-                Ok(fleet) => {
-                    self.first = index;
-                    self.connected = Some(fleet.clone());
-                    return Ok(fleet);
-                }
-                Err(problem) => reasons.push(problem),
+        let connected = match self.referred(round).await {
+            Some(connected) => connected,
+            None => {
+                let (later, sooner) = self.endpoints.split_at(self.first);
+                let in_turn = sooner.iter().chain(later).filter(|e| !round.is_done_with(e));
+                let in_turn: Vec<String> = in_turn.cloned().collect();
+                dial_any(in_turn, &self.credentials, &mut round.unusable).await?
             }
+        };
+        self.connected = Some(connected.clone());
+        Some(connected)
+    }
+
+    /// A connection to the leader that a refusal named, unless that leads in a circle or nowhere.
+    async fn referred(&mut self, round: &mut Round) -> Option<Connected> {
+        let endpoint = self.leader.take()?;
+        if round.is_done_with(&endpoint) || round.referrals == REFERRALS {
+            return None;
         }
-        Err(unreachable(&reasons))
+        round.referrals += 1;
+        let problem = match timeout(REFERRAL, dial(&endpoint, &self.credentials)).await {
+            Ok(Ok(fleet)) => return Some(Connected { endpoint, fleet }),
+            Ok(Err(problem)) => problem,
+            Err(_) => coordinator_problem(format!(
+                "connect to {endpoint}: no answer within {} s",
+                REFERRAL.as_secs()
+            )),
+        };
+        round.unusable.push(Unusable { endpoint, problem });
+        None
     }
 
-    /// Forgets the connection; the next call begins with the next endpoint.
-    fn drop_connection(&mut self) {
-        self.connected = None;
-        self.first = (self.first + 1) % self.endpoints.len();
+    /// Forgets the connection; the next one is looked for from the next endpoint on.
+    pub fn drop_connection(&mut self) {
+        let Some(left) = self.connected.take() else { return };
+        if let Some(index) = self.endpoints.iter().position(|e| *e == left.endpoint) {
+            self.first = (index + 1) % self.endpoints.len();
+        }
     }
 
-    /// One call, with its deadline. A replica that does not lead refuses before anything happens, so the others are
-    /// asked in turn.
+    /// One call, with its deadline for every replica that is asked. While nobody leads, it is asked again for some
+    /// seconds: nothing has happened yet, and whoever is in the middle of an incident should not have to type it again.
     pub async fn call<Req, Res, F, Fut>(&mut self, deadline: Duration, request: Req, rpc: F) -> Result<Res, CallError>
     where
         Req: Clone,
         F: Fn(Fleet, Request<Req>) -> Fut,
         Fut: Future<Output = Result<Response<Res>, Status>>,
     {
-        let mut others = self.endpoints.len().saturating_sub(1);
-        loop {
-            let fleet = self.fleet().await?;
+        let ask = |fleet| {
             let mut message = Request::new(request.clone());
             message.set_timeout(deadline);
+            rpc(fleet, message)
+        };
+        let mut waiting: Option<(Instant, Backoff)> = None;
+        loop {
+            let nobody = match self.round(deadline, &ask).await {
+                Ok(response) => return Ok(response),
+                Err(Miss::Failed(error)) => return Err(error),
+                Err(Miss::Leaderless(problem)) => problem,
+                // In the middle of an election, the replica that we were at may go away, too.
+                Err(Miss::Unreachable(error)) if waiting.is_some() => error.problem,
+                Err(Miss::Unreachable(error)) => return Err(error),
+            };
+            let (give_up, backoff) = waiting.get_or_insert_with(|| {
+                let why = clean(&nobody.message);
+                output::note(&format!("no coordinator leads at the moment; trying again … ({why})"));
+                (Instant::now() + LEADERLESS, Backoff::up_to(LEADERLESS_PAUSE))
+            });
+            if Instant::now() >= *give_up {
+                return Err(leaderless(&nobody).into());
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Asks one replica after the other until one does not send us away.
+    async fn round<Res, F, Fut>(&mut self, deadline: Duration, ask: &F) -> Result<Res, Miss>
+    where
+        F: Fn(Fleet) -> Fut,
+        Fut: Future<Output = Result<Response<Res>, Status>>,
+    {
+        let mut round = Round::default();
+        let mut refusal = None;
+        loop {
+            let Some(Connected { endpoint, fleet }) = self.fleet(&mut round).await else {
+                return Err(match refusal {
+                    Some(problem) => Miss::Leaderless(round.leaderless(problem)),
+                    None => Miss::Unreachable(unreachable(&round.unusable)),
+                });
+            };
             // The header asks the coordinator to give up; the timer here does not depend on anybody.
-            let error = match tokio::time::timeout(deadline, rpc(fleet, message)).await {
+            let error = match timeout(deadline, ask(fleet)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => self.failed(&status),
                 Err(_) => {
@@ -134,30 +235,29 @@ impl Client {
                     }
                 }
             };
-            if error.problem.code != Code::NotLeader || others == 0 {
-                return Err(error);
+            if error.problem.code != Code::NotLeader {
+                return Err(Miss::Failed(error));
             }
-            others -= 1;
+            round.asked.push(endpoint);
+            refusal = Some(error.problem);
         }
     }
 
     /// Follows a rollback: its journal from `after_seq` on, then live. There is no deadline on the stream; pings of the
-    /// connection find a coordinator that is gone.
+    /// connection find a coordinator that is gone. That nobody leads is a loss like any other: whoever follows comes back.
     pub async fn watch(&mut self, id: &str, after_seq: u64) -> Result<Streaming<v1::RollbackEvent>, CallError> {
         let request = v1::WatchRollbackRequest {
             id: id.to_owned(),
             after_seq,
         };
-        let mut fleet = self.fleet().await?;
-        match tokio::time::timeout(QUICK, fleet.watch_rollback(request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.failed(&status)),
-            Err(_) => {
-                self.drop_connection();
-                let problem = coordinator_problem("the coordinator did not begin to answer".to_owned());
-                Err(CallError { problem, lost: true })
-            }
-        }
+        let ask = |mut fleet: Fleet| {
+            let request = request.clone();
+            async move { fleet.watch_rollback(request).await }
+        };
+        self.round(QUICK, &ask).await.map_err(|miss| match miss {
+            Miss::Unreachable(error) | Miss::Failed(error) => error,
+            Miss::Leaderless(problem) => CallError { problem, lost: true },
+        })
     }
 
     /// What a failed call (or a stream that broke) means; forgets a connection that is no good any more.
@@ -190,6 +290,9 @@ impl Client {
         if says_lost {
             self.drop_connection();
         }
+        if let (Code::NotLeader, Some(Hint::Leader(endpoint))) = (problem.code, &problem.hint) {
+            self.leader = Some(endpoint.clone());
+        }
         CallError {
             problem,
             lost: says_lost,
@@ -197,33 +300,19 @@ impl Client {
     }
 }
 
-/// Connects to one endpoint, without trying any other.
-pub async fn dial(endpoint: &str, credentials: &CredentialStore) -> Result<Fleet, Problem> {
-    let how = Connect::Mutual {
-        credentials: Arc::clone(credentials),
-        expect: Expect::Coordinator,
-    };
-    let channel = connect(endpoint, how).await?;
-    Ok(FleetClient::with_interceptor(channel, Traced))
-}
-
 fn coordinator_problem(message: String) -> Problem {
     Problem::new(Code::HostUnreachable, message)
         .remedy("look at rollback-coordinator and the network between; rollbackctl doctor checks both")
 }
 
-/// No endpoint answered. A refusal (wrong certificate) is worth more than a silence: its code wins.
-fn unreachable(reasons: &[Problem]) -> CallError {
-    let code = reasons
-        .iter()
-        .map(|p| p.code)
-        .find(|c| *c != Code::HostUnreachable)
-        .unwrap_or(Code::HostUnreachable);
-    let texts: Vec<&str> = reasons.iter().map(|p| p.message.as_str()).collect();
-    let mut problem = coordinator_problem(format!("no coordinator answers: {}", texts.join("; ")));
-    problem.code = code;
-    CallError {
-        problem,
-        lost: code == Code::HostUnreachable,
-    }
+/// We have waited long enough. `why` is what the last round met.
+fn leaderless(why: &Problem) -> Problem {
+    let message = format!(
+        "no coordinator leads, for {} s now: {}",
+        LEADERLESS.as_secs(),
+        why.message
+    );
+    Problem::new(Code::NotLeader, message).remedy(
+        "nothing was done. Find out why: rollbackctl doctor asks every replica; then give the same command again",
+    )
 }

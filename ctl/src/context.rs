@@ -16,7 +16,7 @@ use serde::Deserialize;
 pub struct Context {
     pub path: PathBuf,
     pub name: String,
-    /// `host:port`, at least one, in the order in which they are tried.
+    /// `host:port` of every replica, at least one, in the order in which they are tried.
     pub endpoints: Vec<String>,
     pub files: CredentialFiles,
     /// Where spans go, `http://host:4317`.
@@ -34,8 +34,8 @@ struct File {
     otlp: Option<String>,
 }
 
-const HINT: &str = "a context.toml has the keys name, endpoints = [\"host:port\"], ca, certificate, key and, if spans \
-                    shall be sent, otlp";
+const HINT: &str = "a context.toml has the keys name, endpoints = [\"host:port\", …] (every replica of the coordinator), ca, \
+                    certificate, key and, if spans shall be sent, otlp";
 
 /// Finds the context file. `given` wins over everything and must exist.
 pub fn find(given: Option<&Path>) -> Result<PathBuf, Problem> {

@@ -1,22 +1,22 @@
 //! `rollbackctl doctor`: this machine's way to the coordinators, checked from near to far. Every check that cannot be
 //! made because an earlier one failed is left out.
 
+mod replicas;
+
 use std::time::SystemTime;
 
 use clap::Args;
 use jiff::Timestamp;
 use rollback_proto::identity::PeerRole;
-use rollback_proto::problem::{Code, Problem};
+use rollback_proto::problem::Problem;
 use rollback_proto::tls::CredentialStore;
 use rollback_proto::v1::{
-    GetFleetRequest, GetFleetResponse, GetServerInfoRequest, GetServerInfoResponse, ListRollbacksRequest,
-    RollbackState, RollbackSummary,
+    GetFleetRequest, GetFleetResponse, GetServerInfoResponse, ListRollbacksRequest, RollbackState, RollbackSummary,
 };
 use serde_json::json;
 
 use crate::cli::{Format, OutputArgs};
 use crate::client::{self, ALL_HOSTS, QUICK};
-use crate::context::Context;
 use crate::exit::ExitCode;
 use crate::output::checks::{self, Check, Level};
 use crate::output::paint::Paint;
@@ -24,6 +24,8 @@ use crate::output::text::{clean, count, duration, name_some, stamp, target, time
 use crate::output::{self, json as documents, status, words};
 use crate::session::Session;
 use crate::version;
+
+use replicas::{Answer, Replica};
 
 /// A certificate that ends within this time deserves a warning.
 const EXPIRES_SOON_MS: i64 = 14 * 24 * 3600 * 1000;
@@ -34,15 +36,18 @@ const CLOCK_SKEW_MS: i64 = 5_000;
 
 /// Check this machine's way to the coordinators, and say what to mend
 ///
-/// Checks the context file, the key's mode, the certificate, every endpoint, the
-/// role that the coordinator sees, the clocks, whether all agents are connected,
-/// whether anything does not serve and how the last rollback ended. Changes
-/// nothing.
+/// Checks the context file, the key's mode, the certificate, every endpoint and
+/// what stands there (who leads, who follows, whether they agree), the role that
+/// the coordinator sees, the clocks, whether all agents are connected, whether
+/// anything does not serve and how the last rollback ended. Changes nothing.
+///
+/// A replica that does not answer is a warning as long as another one leads.
 ///
 /// Exit codes: 0 usable (warnings included), 1 something failed.
 ///
-/// Example:
+/// Examples:
 ///   rollbackctl doctor --context ./operators/ana/context.toml
+///   rollbackctl doctor -o json | jq -r '.replicas[] | "\(.endpoint) \(.server.standing // .problem.message)"'
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct DoctorArgs {
@@ -51,23 +56,25 @@ pub struct DoctorArgs {
 }
 
 pub async fn run(session: &Session, args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let found = examine(session).await;
+    let mut replicas = Vec::new();
+    let found = examine(session, &mut replicas).await;
     let failed = found.iter().any(|c| c.level == Level::Fail);
     let exit = if failed { ExitCode::Error } else { ExitCode::Done };
     output::data(&match args.output.output {
         Format::Table => checks::render(&found, Paint::stdout()),
         Format::Json => {
             let found: Vec<_> = found.iter().map(documents::check).collect();
+            let replicas: Vec<_> = replicas.iter().map(Replica::document).collect();
             documents::document(
                 "doctor",
-                json!({"checks": found, "ok": !failed, "exit_code": exit.number()}),
+                json!({"checks": found, "replicas": replicas, "ok": !failed, "exit_code": exit.number()}),
             )
         }
     })?;
     Ok(exit)
 }
 
-async fn examine(session: &Session) -> Vec<Check> {
+async fn examine(session: &Session, replicas: &mut Vec<Replica>) -> Vec<Check> {
     let mut found = Vec::new();
     let context = match session.context() {
         Ok(context) => context,
@@ -94,9 +101,21 @@ async fn examine(session: &Session) -> Vec<Check> {
         system_time(credentials.load().us.expires),
         Timestamp::now(),
     ));
-    let answer = endpoints(&context, &credentials, &mut found).await;
-    if let Some(server) = answer {
-        found.extend(server_checks(&server, Timestamp::now()));
+    *replicas = replicas::ask_all(&context, &credentials).await;
+    found.extend(replicas::checks(replicas, &context));
+    let answers = replicas::leader_first(replicas);
+    if let Some(first) = answers.first() {
+        found.push(role(&first.info));
+        found.extend(of_each(&answers, |a| version(&a.info)));
+        found.extend(of_each(&answers, clock));
+        found.extend(of_each(&answers, |a| {
+            certificate(
+                "server cert",
+                timestamp(a.info.server_certificate_expires.as_ref()),
+                a.at,
+            )
+        }));
+        found.push(agents(&first.info));
         found.extend(fleet_checks(session).await);
     }
     found
@@ -213,7 +232,7 @@ fn identity(credentials: &CredentialStore) -> Check {
         PeerRole::Agent | PeerRole::Coordinator => Check::fail(
             "identity",
             format!("{us} is no operator's certificate"),
-            "have one made: rollback-coordinator operator NAME --role … on the coordinator",
+            "have one made: rollback-coordinator operator NAME --out DIR, where the coordinator's issuer is",
         ),
     }
 }
@@ -242,92 +261,70 @@ fn certificate(name: &str, expires: Option<Timestamp>, now: Timestamp) -> Check 
     }
 }
 
-/// Tries every endpoint, not only the first that works; answers with what the first working one said.
-async fn endpoints(
-    context: &Context,
-    credentials: &CredentialStore,
-    found: &mut Vec<Check>,
-) -> Option<GetServerInfoResponse> {
-    let mut answer = None;
-    let mut silent = Vec::new();
-    for endpoint in &context.endpoints {
-        match ask(endpoint, credentials).await {
-            Ok(server) => {
-                let leader = if server.leader_id.is_empty() {
-                    "unknown"
-                } else {
-                    &server.leader_id
-                };
-                let text = format!(
-                    "{endpoint} answers over mutual TLS (version {}, leader {})",
-                    clean(&server.version),
-                    clean(leader)
-                );
-                found.push(Check::ok("endpoint", text));
-                answer.get_or_insert(server);
-            }
-            Err(problem) => silent.push((endpoint, problem)),
-        }
+/// One check of every replica. What is well everywhere is said once, as the first one's.
+fn of_each(answers: &[&Answer], check: impl Fn(&Answer) -> Check) -> Vec<Check> {
+    let checked: Vec<(String, Check)> = answers.iter().map(|a| (a.name(), check(a))).collect();
+    let mut found: Vec<Check> = checked
+        .iter()
+        .filter(|(_, check)| check.level != Level::Ok)
+        .map(|(name, check)| match answers.len() {
+            1 => check.clone(),
+            _ => Check {
+                message: format!("{name}: {}", check.message),
+                ..check.clone()
+            },
+        })
+        .collect();
+    if found.is_empty() {
+        found.extend(checked.into_iter().next().map(|(_, check)| check));
     }
-    for (endpoint, problem) in silent {
-        let text = format!("{endpoint}: {}: {}", problem.code, problem.message);
-        let remedy = if problem.code == Code::HostUnreachable {
-            "is rollback-coordinator running there, and is the port open from here?".to_owned()
-        } else {
-            problem.remedy
-        };
-        // One that answers is enough to work with.
-        found.push(if answer.is_some() {
-            Check::warn("endpoint", text, remedy)
-        } else {
-            Check::fail("endpoint", text, remedy)
-        });
-    }
-    answer
+    found
 }
 
-async fn ask(endpoint: &str, credentials: &CredentialStore) -> Result<GetServerInfoResponse, Problem> {
-    let mut fleet = client::dial(endpoint, credentials).await?;
-    match tokio::time::timeout(QUICK, fleet.get_server_info(GetServerInfoRequest {})).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(Problem::from_status(&status)),
-        Err(_) => Err(Problem::new(
-            Code::HostUnreachable,
-            "connected, but there was no answer",
-        )),
-    }
-}
-
-fn server_checks(server: &GetServerInfoResponse, now: Timestamp) -> Vec<Check> {
-    let mut found = Vec::new();
-    found.push(if server.caller.is_empty() {
-        Check::warn(
+fn role(server: &GetServerInfoResponse) -> Check {
+    if server.caller.is_empty() {
+        return Check::warn(
             "role",
             "the coordinator does not say who it sees",
             "update the coordinator",
-        )
-    } else {
-        Check::ok("role", format!("the coordinator sees {}", server.caller))
-    });
-    if server.version != version::CLIENT {
-        let text = format!(
-            "this program is {}, the coordinator {}",
-            version::CLIENT,
-            server.version
         );
-        found.push(Check::warn("version", text, "use the same version on both sides"));
     }
-    if let Some(there) = timestamp(server.now.as_ref()) {
-        found.push(clock(there, now));
+    Check::ok("role", format!("the coordinator sees {}", server.caller))
+}
+
+fn version(server: &GetServerInfoResponse) -> Check {
+    if server.version == version::CLIENT {
+        return Check::ok("version", format!("{} on both sides", version::CLIENT));
     }
-    found.push(certificate(
-        "server cert",
-        timestamp(server.server_certificate_expires.as_ref()),
-        now,
-    ));
+    let text = format!(
+        "this program is {}, the coordinator {}",
+        version::CLIENT,
+        clean(&server.version)
+    );
+    Check::warn("version", text, "use the same version on both sides")
+}
+
+fn clock(answer: &Answer) -> Check {
+    let Some(there) = timestamp(answer.info.now.as_ref()) else {
+        return Check::warn(
+            "clock",
+            "the coordinator does not say what time it is",
+            "update the coordinator",
+        );
+    };
+    let ahead = i64::try_from(there.duration_since(answer.at).as_millis()).unwrap_or(i64::MAX);
+    if ahead.abs() <= CLOCK_SKEW_MS {
+        return Check::ok("clock", "agrees with the coordinator's");
+    }
+    let side = if ahead > 0 { "ahead of" } else { "behind" };
+    let text = format!("the coordinator's is {} {side} ours", duration(ahead.unsigned_abs()));
+    Check::warn("clock", text, "synchronize both clocks (chrony, systemd-timesyncd)")
+}
+
+fn agents(server: &GetServerInfoResponse) -> Check {
     let (connected, all) = (server.agents_connected, server.agents);
     let text = format!("{connected} of {all} agents connected");
-    found.push(match (connected, all) {
+    match (connected, all) {
         (_, 0) => Check::warn(
             "agents",
             "no agent is enrolled",
@@ -335,18 +332,7 @@ fn server_checks(server: &GetServerInfoResponse, now: Timestamp) -> Vec<Check> {
         ),
         (connected, all) if connected < all => Check::warn("agents", text, "see which: rollbackctl agent list"),
         (_, _) => Check::ok("agents", text),
-    });
-    found
-}
-
-fn clock(there: Timestamp, here: Timestamp) -> Check {
-    let ahead = i64::try_from(there.duration_since(here).as_millis()).unwrap_or(i64::MAX);
-    if ahead.abs() <= CLOCK_SKEW_MS {
-        return Check::ok("clock", "agrees with the coordinator's");
     }
-    let side = if ahead > 0 { "ahead of" } else { "behind" };
-    let text = format!("the coordinator's is {} {side} ours", duration(ahead.unsigned_abs()));
-    Check::warn("clock", text, "synchronize both clocks (chrony, systemd-timesyncd)")
 }
 
 #[cfg(test)]
@@ -360,8 +346,8 @@ mod tests {
         assert_eq!(certificate("c", Some(at(-1)), now).level, Level::Fail);
         assert_eq!(certificate("c", Some(at(EXPIRES_SOON_MS - 1)), now).level, Level::Warn);
         assert_eq!(certificate("c", Some(at(EXPIRES_SOON_MS + 1)), now).level, Level::Ok);
-        assert_eq!(clock(at(5_000), now).level, Level::Ok);
-        assert_eq!(clock(at(-5_001), now).level, Level::Warn);
+        assert_eq!(clock(&answer("coord-1", 5_000)).level, Level::Ok);
+        assert_eq!(clock(&answer("coord-1", -5_001)).level, Level::Warn);
     }
 
     #[test]
@@ -385,22 +371,36 @@ mod tests {
         assert_eq!(last_rollback(None).level, Level::Ok);
     }
 
-    #[test]
-    fn a_missing_agent_is_a_warning() {
-        let server = GetServerInfoResponse {
-            version: version::CLIENT.to_owned(),
-            caller: "spiffe://rollback.local/operator/ana (admin)".to_owned(),
-            now: Some(proto_at(0)),
-            agents: 4,
-            agents_connected: 3,
-            server_certificate_expires: Some(proto_at(EXPIRES_SOON_MS * 2)),
+    /// A replica whose clock is so many milliseconds ahead of ours.
+    fn answer(name: &str, ahead: i64) -> Answer {
+        let info = GetServerInfoResponse {
+            name: name.to_owned(),
+            now: Some(proto_at(ahead)),
             ..GetServerInfoResponse::default()
         };
-        let warned: Vec<String> = server_checks(&server, at(0))
-            .into_iter()
-            .filter(|c| c.level != Level::Ok)
-            .map(|c| c.message)
-            .collect();
-        assert_eq!(warned, ["3 of 4 agents connected"]);
+        Answer { info, at: at(0) }
+    }
+
+    #[test]
+    fn what_is_wrong_with_one_of_several_is_said_with_its_name() {
+        let (right, wrong) = (answer("coord-1", 0), answer("coord-2", 60_000));
+        let told =
+            |answers: &[&Answer]| -> Vec<String> { of_each(answers, clock).into_iter().map(|c| c.message).collect() };
+        assert_eq!(told(&[&right, &right]), ["agrees with the coordinator's"]);
+        let ahead = "the coordinator's is 1 min 00 s ahead of ours";
+        assert_eq!(told(&[&right, &wrong]), [format!("coord-2: {ahead}")]);
+        assert_eq!(told(&[&wrong]), [ahead]);
+    }
+
+    #[test]
+    fn a_missing_agent_is_a_warning() {
+        for (all, connected, level) in [(0, 0, Level::Warn), (4, 3, Level::Warn), (4, 4, Level::Ok)] {
+            let server = GetServerInfoResponse {
+                agents: all,
+                agents_connected: connected,
+                ..GetServerInfoResponse::default()
+            };
+            assert_eq!(agents(&server).level, level, "{connected} of {all}");
+        }
     }
 }

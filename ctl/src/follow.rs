@@ -3,6 +3,8 @@
 //!
 //! Invariants:
 //! - No journal event is passed on twice, and none is left out: every new stream begins after the last `seq` seen.
+//! - The events come from the leader. A replica that does not lead names the one that does, and the client goes there
+//!   within one attempt; that nobody leads is a lost connection like any other.
 //! - A lost connection is never the end. Only the rollback's own end, a refusal (no such rollback), the operator or
 //!   `--timeout` are.
 
@@ -81,11 +83,14 @@ impl Follower<'_> {
                     Some(signal) => return Some(signal),
                     None => continue,
                 },
-                // A coordinator that shuts down ends its streams in order.
-                Ok(None) => CallError {
-                    problem: Problem::new(Code::HostUnreachable, "the coordinator ended the stream"),
-                    lost: true,
-                },
+                // A coordinator that shuts down, or leads no longer, ends its streams in order. Another one goes on.
+                Ok(None) => {
+                    self.client.drop_connection();
+                    CallError {
+                        problem: Problem::new(Code::HostUnreachable, "the coordinator ended the stream"),
+                        lost: true,
+                    }
+                }
                 Err(status) => self.client.failed(&status),
             };
             self.stream = None;

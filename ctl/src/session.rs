@@ -14,6 +14,9 @@ pub struct Session {
     ///
     /// Default: the first of $XDG_CONFIG_HOME/rollbackctl/context.toml, ~/.config/rollbackctl/context.toml and
     /// /etc/rollbackctl/context.toml. The coordinator writes one for every operator that it makes a certificate for.
+    ///
+    /// Its `endpoints` lists every replica, endpoints = ["coord-1:7443", "coord-2:7443"]: any of them answers questions,
+    /// and whoever does not lead names the one that does.
     #[arg(
         long,
         global = true,

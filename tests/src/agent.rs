@@ -19,8 +19,8 @@ pub struct AgentSpec {
     pub name: String,
     /// Directory of the host: configuration, certificates, ledger and vault go below it.
     pub host_dir: PathBuf,
-    /// host:port of the coordinator.
-    pub coordinator: String,
+    /// host:port of every coordinator.
+    pub coordinators: Vec<String>,
     pub otlp: Option<String>,
     /// The `[[component]]` tables, as TOML.
     pub components: String,
@@ -44,18 +44,14 @@ impl AgentSpec {
         self.dir().join("state")
     }
 
-    /// `rollback-agent enroll` with a join token.
+    /// `rollback-agent enroll` with a join token, at the first coordinator.
     pub fn enroll_command(&self, program: &Path, token: &str) -> Command {
         let mut command = Command::new(program);
-        command.args([
-            "enroll",
-            "--coordinator",
-            &self.coordinator,
-            "--token",
-            token,
-            "--config",
-        ]);
-        command.arg(self.config());
+        command.args(["enroll", "--token", token]);
+        if let Some(first) = self.coordinators.first() {
+            command.args(["--coordinator", first]);
+        }
+        command.arg("--config").arg(self.config());
         command
     }
 
@@ -67,10 +63,10 @@ impl AgentSpec {
             None => String::new(),
         };
         let text = format!(
-            "name = \"{}\"\nlisten = \"127.0.0.1:0\"\ncoordinators = [\"{}\"]\nstate = \"{}\"\npki = \"{}\"\n\
+            "name = \"{}\"\nlisten = \"127.0.0.1:0\"\ncoordinators = {:?}\nstate = \"{}\"\npki = \"{}\"\n\
              [labels]\ntier = \"{}\"\n{telemetry}{}",
             self.name,
-            self.coordinator,
+            self.coordinators,
             self.state().display(),
             self.pki().display(),
             self.tier,

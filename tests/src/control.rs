@@ -1,8 +1,10 @@
-//! The programs under test, without any particular servers: a coordinator, an operator's rollbackctl, and an agent on
-//! every host that a story asks for, in one temporary directory.
+//! The programs under test, without any particular servers: a coordinator or several replicas of it, an operator's
+//! rollbackctl, and an agent on every host that a story asks for, in one temporary directory.
 //!
 //! ```text
 //! <dir>/coordinator/          what `rollback-coordinator init` makes
+//! <dir>/coord-2/ …            what `rollback-coordinator replica` makes, one for each replica
+//! <dir>/store/                the PostgreSQL server that holds their journal, where it is not SQLite
 //! <dir>/hosts/<name>/agent/   agent.toml, pki, state (ledger, vault)
 //! <dir>/hosts/<name>/…        whatever a story deploys there
 //! <dir>/log/                  one file per process
@@ -12,6 +14,7 @@
 //! agent that is still at work could otherwise make anew what was removed already.
 
 mod keep;
+mod replicas;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -21,11 +24,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tempfile::TempDir;
 
+pub use self::replicas::{Leading, Standing};
 use crate::agent::{Agent, AgentSpec};
 use crate::binaries::Binaries;
 use crate::coordinator::Coordinator;
 use crate::ctl::Ctl;
 use crate::process;
+use crate::store_server::StoreServer;
 use crate::wait;
 
 /// Lines of each log that are shown when something failed.
@@ -40,6 +45,21 @@ pub struct ControlOptions {
     pub keep: bool,
     /// All of them export their spans there.
     pub otlp: Option<String>,
+    pub store: StoreKind,
+    /// Coordinators beside the first one. They need a store that can be shared.
+    pub further_replicas: usize,
+    /// Keys of `[leadership]` that are not as shipped, by their names: `ttl = "1s"`.
+    pub leadership: BTreeMap<&'static str, String>,
+    /// The servers that the harness starts keep what they wrote when the host loses power, as figures of time want it.
+    pub durable: bool,
+}
+
+/// Where the coordinators keep their journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoreKind {
+    #[default]
+    Sqlite,
+    Postgres,
 }
 
 /// What ends with a story, and not before the programs under test.
@@ -52,7 +72,12 @@ pub trait Held: Send + std::fmt::Debug {
 #[derive(Debug)]
 pub struct Control {
     pub agents: BTreeMap<String, Agent>,
+    /// The one that made the fleet's CA and its first operator. Most fleets have no other.
     pub coordinator: Coordinator,
+    /// The other replicas, which lead as often.
+    pub further: Vec<Coordinator>,
+    /// Where they all keep their journal, unless it is SQLite. It ends after them.
+    pub store_server: Option<StoreServer>,
     pub binaries: Binaries,
     /// The first operator's.
     pub ctl: Ctl,
@@ -75,29 +100,31 @@ pub(crate) fn make_dir() -> Result<TempDir> {
 }
 
 impl Control {
-    /// Starts a coordinator. Agents come one by one, with [`Control::add_agent`].
+    /// Starts the coordinators, and waits until one of them leads. Agents come one by one, with [`Control::add_agent`].
     pub async fn start(options: ControlOptions) -> Result<Self> {
         let binaries = Binaries::ready()?;
         let dir = make_dir()?;
-        let coordinator = Coordinator::start(
-            &binaries,
-            &dir.path().join("coordinator"),
-            &log_in(dir.path(), "coordinator"),
-            options.otlp.as_deref(),
-            options.keep,
-        )
-        .await?;
+        let (coordinator, further, store_server) = replicas::set_up(&binaries, dir.path(), &options).await?;
         let ctl = Ctl::new(&binaries, &coordinator.context());
-        Ok(Self {
+        let mut control = Self {
             agents: BTreeMap::new(),
             coordinator,
+            further,
+            store_server,
             binaries,
             ctl,
             agent_env: BTreeMap::new(),
             options,
             held: Vec::new(),
             dir,
-        })
+        };
+        if let Err(error) = control.run_coordinators().await {
+            anyhow::bail!(
+                "start the coordinators: {error:#}\nthe logs end so:\n{}",
+                control.tails([])
+            );
+        }
+        Ok(control)
     }
 
     pub fn dir(&self) -> &Path {
@@ -137,7 +164,7 @@ impl Control {
         let spec = AgentSpec {
             name: host.to_owned(),
             host_dir: self.host_dir(host),
-            coordinator: self.coordinator.endpoint().to_owned(),
+            coordinators: self.endpoints(),
             otlp: self.options.otlp.clone(),
             components: components.to_owned(),
             tier,
@@ -198,7 +225,10 @@ impl Control {
         for agent in self.agents.values_mut() {
             agent.stop().await?;
         }
-        self.coordinator.stop().await
+        for coordinator in self.coordinators_mut() {
+            coordinator.stop().await?;
+        }
+        Ok(())
     }
 
     /// Ends the programs with force, those that still run.
@@ -206,7 +236,9 @@ impl Control {
         for agent in self.agents.values_mut() {
             agent.end();
         }
-        self.coordinator.end();
+        for coordinator in self.coordinators_mut() {
+            coordinator.end();
+        }
     }
 }
 

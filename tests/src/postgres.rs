@@ -1,91 +1,34 @@
-//! A PostgreSQL cluster of our own: initdb, server, psql.
+//! The application's database, on a server of its own: what is rolled back, and psql to look at it.
 
 mod by_hand;
+mod cluster;
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
+use anyhow::{Context, Result};
 
 pub use self::by_hand::ByHand;
+use self::cluster::SUPERUSER;
+pub use self::cluster::{Cluster, ClusterOptions, Shutdown};
 use crate::control::{Control, Held};
-use crate::process::{Daemon, End, Launch, free_port, run};
-use crate::wait;
+use crate::process::run;
 
 /// The database that is rolled back, and the role that owns it.
 pub const DATABASE: &str = "zekka_production";
 pub const ROLE: &str = "zekka";
-const SUPERUSER: &str = "postgres";
 
 #[derive(Debug)]
-pub struct Postgres {
-    daemon: Daemon,
-    bin: PathBuf,
-    socket: PathBuf,
-    port: u16,
-    password: String,
-}
+pub struct Postgres(Cluster);
 
 impl Postgres {
-    /// Makes a cluster below `dir` and starts it. `durable` leaves fsync on, as figures of time want it.
-    pub async fn start(dir: &Path, log: &Path, durable: bool, keep: bool) -> Result<Self> {
-        let bin = bin_dir()?;
-        // The server refuses root; initdb does, too.
-        let user = rustix::process::geteuid().is_root().then_some(SUPERUSER);
-        let (data, socket) = (dir.join("data"), dir.join("socket"));
-        std::fs::create_dir_all(&socket).context("make the socket's directory")?;
-        let password = format!("{:032x}", rand::random::<u128>());
-        let password_file = dir.join("password");
-        std::fs::write(&password_file, &password).context("write the password")?;
-        if let Some(user) = user {
-            run(Command::new("chown").arg("-R").arg(user).arg(dir))?;
-        }
-        let mut initdb = as_user(user, &bin.join("initdb"));
-        initdb
-            .arg("-D")
-            .arg(&data)
-            .args(["-U", SUPERUSER, "-E", "UTF8", "--locale=C.UTF-8", "-A", "scram-sha-256"]);
-        run(initdb
-            .arg("--no-sync")
-            .arg(format!("--pwfile={}", password_file.display())))?;
-        std::fs::remove_file(&password_file).context("remove the password")?;
-
-        let port = free_port()?;
-        let (port_arg, socket_arg) = (
-            format!("port={port}"),
-            format!("unix_socket_directories={}", socket.display()),
-        );
-        let data_arg = data.to_str().context("the directory's name is UTF-8")?;
-        let fsync = if durable { "fsync=on" } else { "fsync=off" };
-        let args = ["-D", data_arg, "-c", &port_arg, "-c", &socket_arg, "-c", fsync];
-        let args = [
-            &args[..],
-            &["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=60"],
-        ]
-        .concat();
-        let launch = Launch {
-            user,
-            end: End::Quit,
-            outlives_us: keep,
-            ..Launch::default()
-        };
-        let daemon = Daemon::start("postgres", &launch, &bin.join("postgres"), &args, log)?;
-        let postgres = Self {
-            daemon,
-            bin,
-            socket,
-            port,
-            password,
-        };
-        let answers = async || postgres.psql("postgres", "SELECT 1").is_ok();
-        wait::until_true("PostgreSQL answers", Duration::from_secs(30), answers).await?;
+    /// Makes a server below `dir` with the application's database, which is empty.
+    pub async fn start(dir: &Path, log: &Path, options: &ClusterOptions) -> Result<Self> {
+        let postgres = Self(Cluster::start(dir, log, options).await?);
         postgres.psql(
             "postgres",
-            &format!("CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{}'", postgres.password),
+            &format!("CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{}'", postgres.password()),
         )?;
         postgres.psql("postgres", &format!("CREATE DATABASE {DATABASE} OWNER {ROLE}"))?;
         Ok(postgres)
@@ -94,7 +37,11 @@ impl Postgres {
     /// That of a host in a story, in the host's directory. It ends after the agents.
     pub async fn of(control: &mut Control, host: &str) -> Result<Arc<Self>> {
         let dir = control.host_dir(host).join("postgres");
-        let postgres = Self::start(&dir, &control.log("postgres"), false, control.is_kept()).await?;
+        let options = ClusterOptions {
+            keep: control.is_kept(),
+            ..ClusterOptions::default()
+        };
+        let postgres = Self::start(&dir, &control.log("postgres"), &options).await?;
         let postgres = Arc::new(postgres);
         control.hold(Arc::clone(&postgres));
         Ok(postgres)
@@ -103,12 +50,13 @@ impl Postgres {
     /// The `[[component]]` of its agent, which is called `db`. Passwords and backups go into the host's directory.
     pub fn component(&self, host_dir: &Path, migrations: &Path, bin_dir: &Path) -> Result<String> {
         let password = host_dir.join("db.password");
-        rollback_proto::tls::write_private(&password, self.password.as_bytes()).context("write the password's file")?;
+        rollback_proto::tls::write_private(&password, self.password().as_bytes())
+            .context("write the password's file")?;
         Ok(format!(
             "[[component]]\nname = \"db\"\nkind = \"postgres\"\ndatabase = \"{DATABASE}\"\nhost = \"{}\"\nport = {}\n\
              user = \"{ROLE}\"\npassword_file = \"{}\"\nmigrations = \"{}\"\nbackups = \"{}\"\nbin_dir = \"{}\"\n",
-            self.socket.display(),
-            self.port,
+            self.socket().display(),
+            self.port(),
             password.display(),
             migrations.display(),
             host_dir.join("backups").display(),
@@ -118,55 +66,51 @@ impl Postgres {
 
     /// Ends the server in order, which ends the sessions of others.
     pub async fn stop(&mut self) -> Result<()> {
-        self.daemon.stop(Signal::INT, Duration::from_secs(20)).await.map(drop)
+        self.0.stop(Shutdown::Fast).await
     }
 
     pub fn let_go(&self) {
-        self.daemon.let_go();
+        self.0.let_go();
     }
 
-    pub fn pid(&self) -> u32 {
-        self.daemon.pid()
+    pub fn pid(&self) -> Option<u32> {
+        self.0.pid()
     }
 
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.0.socket()
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.0.port()
     }
 
     /// Of the superuser and of [`ROLE`].
     pub fn password(&self) -> &str {
-        &self.password
+        self.0.password()
     }
 
     /// Where `pg_dump` and its like are.
     pub fn bin(&self) -> &Path {
-        &self.bin
+        self.0.bin()
     }
 
     /// What the application is given.
     pub fn url(&self) -> String {
-        format!("postgres://{ROLE}:{}@127.0.0.1:{}/{DATABASE}", self.password, self.port)
+        format!(
+            "postgres://{ROLE}:{}@127.0.0.1:{}/{DATABASE}",
+            self.password(),
+            self.port()
+        )
     }
 
     fn client(&self, program: &str, role: &str, database: &str) -> Command {
-        let mut command = Command::new(self.bin.join(program));
-        command
-            .env("PGPASSWORD", &self.password)
-            .env("PGCONNECT_TIMEOUT", "5")
-            .arg("-h")
-            .arg(&self.socket);
-        command.args(["-p", &self.port.to_string(), "-U", role, "-d", database]);
-        command
+        self.0.client(program, role, database)
     }
 
     /// Runs SQL as the superuser; rows come back as lines, columns separated by `|`.
     pub fn psql(&self, database: &str, sql: &str) -> Result<String> {
-        let mut psql = self.client("psql", SUPERUSER, database);
-        run(psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql])).map(|out| out.trim_end().to_owned())
+        self.0.psql(database, sql)
     }
 
     /// Runs a file as the owner of the database, in one transaction, as a migration tool would.
@@ -229,38 +173,4 @@ impl Held for Arc<Postgres> {
         // The script that ends a kept fleet finds the server by itself.
         String::new()
     }
-}
-
-fn as_user(user: Option<&str>, program: &Path) -> Command {
-    match user {
-        None => Command::new(program),
-        Some(user) => {
-            let mut command = Command::new("setpriv");
-            command
-                .args(["--reuid", user, "--regid", user, "--clear-groups", "--"])
-                .arg(program);
-            // Inherited otherwise: a directory that this account may not enter.
-            command.current_dir("/");
-            command
-        }
-    }
-}
-
-/// The newest server that Debian's packages installed, or the one on the path.
-fn bin_dir() -> Result<PathBuf> {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let newest = versions
-        .filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok())
-        .max();
-    let dir = match newest {
-        Some(version) => PathBuf::from(format!("/usr/lib/postgresql/{version}/bin")),
-        None => PathBuf::from(
-            run(Command::new("pg_config").arg("--bindir"))
-                .context("find PostgreSQL")?
-                .trim(),
-        ),
-    };
-    let mode = std::fs::metadata(dir.join("initdb")).with_context(|| format!("find initdb in {}", dir.display()))?;
-    ensure!(mode.permissions().mode() & 0o111 != 0, "initdb cannot be executed");
-    Ok(dir)
 }

@@ -51,6 +51,9 @@ impl End {
 pub struct Launch {
     /// A system account; the caller must be root. Without it: the caller's own.
     pub user: Option<&'static str>,
+    /// A group of its own, by number, by which its packets are told from others'. The caller must be root; with `user` it
+    /// does not count.
+    pub group: Option<u32>,
     pub end: End,
     /// Lives on when the harness has ended: for a fleet that is kept.
     pub outlives_us: bool,
@@ -78,6 +81,8 @@ impl Daemon {
         }
         if let Some(user) = launch.user {
             command.args(["--reuid", user, "--regid", user, "--clear-groups"]);
+        } else if let Some(group) = launch.group {
+            command.args(["--regid", &group.to_string(), "--clear-groups"]);
         }
         if let Some(parent) = log.parent() {
             std::fs::create_dir_all(parent).context("make the directory of logs")?;

@@ -209,7 +209,7 @@ fn latecomer(fleet: &Fleet, name: &str, dir: &str) -> Result<AgentSpec> {
     let env = host_dir.join("env");
     let spec = AgentSpec {
         name: name.to_owned(),
-        coordinator: fleet.coordinator.endpoint().to_owned(),
+        coordinators: fleet.endpoints(),
         otlp: None,
         components: format!(
             "[[component]]\nname = \"env\"\nkind = \"env-file\"\npath = \"{}\"\n",

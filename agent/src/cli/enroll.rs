@@ -8,9 +8,10 @@ use crate::enroll::{Token, enroll};
 pub(super) struct Args {
     #[command(flatten)]
     config: super::ConfigFile,
-    /// A coordinator of the fleet
+    /// A coordinator of the fleet; may be given several times, the first that answers will do. Default: those of the
+    /// configuration
     #[arg(long, value_name = "HOST:PORT")]
-    coordinator: String,
+    coordinator: Vec<String>,
     /// What `rollbackctl agent token NAME` printed
     #[arg(long, env = "ROLLBACK_AGENT_TOKEN", hide_env_values = true)]
     token: String,
@@ -19,7 +20,12 @@ pub(super) struct Args {
 pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = args.config.load()?;
     let token = Token::parse(&args.token)?;
-    let peer = enroll(&settings, &args.coordinator, &token).await?;
+    let coordinators = if args.coordinator.is_empty() {
+        &settings.coordinators
+    } else {
+        &args.coordinator
+    };
+    let peer = enroll(&settings, coordinators, &token).await?;
     let until = jiff::Timestamp::try_from(peer.expires)?;
     eprintln!("enrolled as {}", peer.identity);
     eprintln!(

@@ -94,14 +94,8 @@ impl Order {
         let key = request.key.clone().ok_or_else(|| missing("key"))?;
         check_name("rollback", &key.rollback_id)?;
         check_name("step", &key.step_id)?;
-        check_name("leader", &request.leader_id)?;
+        let fence = fence(request.epoch, &request.leader_id)?;
         check_name("component", &request.component)?;
-        if i64::try_from(request.epoch).is_err() {
-            return Err(Problem::new(
-                Code::BadRequest,
-                format!("epoch {} is out of range", request.epoch),
-            ));
-        }
         let action = match Action::try_from(request.action) {
             Ok(Action::Unspecified) | Err(_) => {
                 return Err(Problem::new(
@@ -131,10 +125,7 @@ impl Order {
                 step_id: key.step_id,
                 attempt: key.attempt,
             },
-            fence: Fence {
-                epoch: request.epoch,
-                leader: request.leader_id.clone(),
-            },
+            fence,
             digest: args_digest(&request, action, &from, &to),
             component: request.component.clone(),
             action,
@@ -167,6 +158,25 @@ impl Order {
             format!("step {} is known with other arguments", self.key),
         )
     }
+}
+
+/// Who asks. A leader is called by its name, or, so that no two processes are called the same, by `name/incarnation`.
+pub(super) fn fence(epoch: u64, leader: &str) -> Result<Fence, Problem> {
+    match leader.split_once('/') {
+        Some((name, incarnation)) => {
+            check_name("leader", name)?;
+            check_name("leader's incarnation", incarnation)?;
+        }
+        None => check_name("leader", leader)?,
+    }
+    // The ledger keeps it as a signed number.
+    if i64::try_from(epoch).is_err() {
+        return Err(Problem::new(Code::BadRequest, format!("epoch {epoch} is out of range")));
+    }
+    Ok(Fence {
+        epoch,
+        leader: leader.to_owned(),
+    })
 }
 
 fn revision(what: &str, revision: rollback_proto::v1::Revision) -> Result<Revision, Problem> {

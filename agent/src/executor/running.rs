@@ -204,7 +204,9 @@ impl Events {
                 }
             }
             // Both arms keep what they did not deliver when the other one wins.
+            // In this order, so that a simulation repeats.
             tokio::select! {
+                biased;
                 changed = self.stage.changed() => if changed.is_err() { return None },
                 line = lines.recv() => match line {
                     Ok(progress) => return Some(progress),

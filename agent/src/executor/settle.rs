@@ -101,8 +101,12 @@ async fn run(inner: &Arc<Inner>, order: &Order, reporter: &Reporter) -> Result<S
             Turn::Taken(permit) => permit,
             Turn::Known(outcome) => return Ok(Stage::Known(outcome)),
         },
-        // What only reads is simply done again: there is nothing that a ledger would have to remember.
-        false => return Ok(carry_out(inner, component, order, reporter).await),
+        // What only reads is simply done again: there is nothing that a ledger would have to remember. Whether its leader
+        // still leads is asked again all the same, as `begin` does for the others.
+        false => {
+            inner.ledger.observe_epoch(order.fence.clone()).await?;
+            return Ok(carry_out(inner, component, order, reporter).await);
+        }
     };
     loop {
         let (fence, key) = (order.fence.clone(), order.key.clone());

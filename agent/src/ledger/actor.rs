@@ -5,21 +5,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use prost::Message as _;
+use rollback_proto::kill_point;
 use rollback_proto::v1::{ExecuteRequest, Outcome};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Connection, Row};
+use sqlx::Connection;
+use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::place::{OpenError, StateLock, claim, connect, forget, generation};
-use super::{ArgsDigest, Begin, Fence, LedgerError, StepKey, Unfinished};
+use super::rows::{Rows, Seen, millis, now, read_seen};
+use super::{ArgsDigest, Begin, Fence, LedgerError, RETENTION, Recalled, StepKey, Unfinished};
 
 /// Requests of one transaction.
 const BATCH: usize = 64;
-/// How long steps that ended are remembered. A coordinator that asks after a month has other worries.
-const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
 type Reply<T> = oneshot::Sender<Result<T, LedgerError>>;
 
@@ -55,6 +53,11 @@ pub(super) enum Ask {
     Unfinished {
         reply: Reply<Vec<Unfinished>>,
     },
+    Recall {
+        fence: Fence,
+        rollbacks: Vec<String>,
+        reply: Reply<Recalled>,
+    },
 }
 
 impl Ask {
@@ -67,6 +70,7 @@ impl Ask {
             Ask::Observe { reply, .. } | Ask::Finish { reply, .. } | Ask::Interrupt { reply, .. } => no(reply, error),
             Ask::Look { reply, .. } | Ask::Begin { reply, .. } => no(reply, error),
             Ask::Unfinished { reply } => no(reply, error),
+            Ask::Recall { reply, .. } => no(reply, error),
         }
     }
 }
@@ -99,9 +103,6 @@ pub(super) struct Actor {
     seen: Option<Seen>,
     _lock: StateLock,
 }
-
-/// The highest epoch and its leader; `None` until the first leader spoke.
-type Seen = Option<Fence>;
 
 impl Actor {
     pub(super) async fn open(state: &Path) -> Result<Self, OpenError> {
@@ -150,20 +151,24 @@ impl Actor {
             Some(seen) => seen,
             None => read_seen(&mut transaction).await?,
         };
-        let mut entries = Entries {
-            connection: &mut transaction,
-            seen,
-        };
+        let mut rows = Rows::new(&mut transaction, seen);
         let mut failed = None;
         for ask in batch.drain(..) {
-            held.push(entries.answer(ask, &mut failed).await);
+            held.push(answer(&mut rows, ask, &mut failed).await);
         }
-        let seen = entries.seen;
+        let (seen, wrote) = rows.end();
         match failed {
             // Dropping the transaction rolls it back.
             Some(error) => Err(error),
             None => {
+                let kill_points = |when| {
+                    for what in &wrote {
+                        kill_point::pass(|| format!("ledger.{what}.{when}"));
+                    }
+                };
+                kill_points("before");
                 transaction.commit().await?;
+                kill_points("after");
                 self.seen = Some(seen);
                 Ok(())
             }
@@ -171,189 +176,29 @@ impl Actor {
     }
 }
 
-async fn read_seen(connection: &mut SqliteConnection) -> Result<Seen, LedgerError> {
-    let row = sqlx::query("SELECT max_epoch, leader_id FROM meta")
-        .fetch_one(connection)
-        .await?;
-    let epoch: Option<i64> = row.try_get(0)?;
-    let leader: Option<String> = row.try_get(1)?;
-    Ok(epoch.zip(leader).map(|(epoch, leader)| Fence {
-        epoch: epoch.cast_unsigned(),
-        leader,
-    }))
-}
-
-/// The rows, inside a transaction.
-struct Entries<'a> {
-    connection: &'a mut SqliteConnection,
-    seen: Seen,
-}
-
-impl Entries<'_> {
-    async fn answer(&mut self, ask: Ask, failed: &mut Option<LedgerError>) -> Held {
-        match ask {
-            Ask::Observe { fence, reply } => hold(reply, self.observe(fence).await, failed),
-            Ask::Look {
-                fence,
-                key,
-                digest,
-                reply,
-            } => hold(reply, self.look(fence, &key, &digest).await, failed),
-            Ask::Begin {
-                fence,
-                key,
-                digest,
-                request,
-                reply,
-            } => hold(reply, self.begin(fence, &key, &digest, &request).await, failed),
-            Ask::Finish { key, outcome, reply } => hold(reply, self.finish(&key, &outcome).await, failed),
-            Ask::Interrupt { key, reply } => hold(reply, self.interrupt(&key).await, failed),
-            Ask::Unfinished { reply } => hold(reply, self.unfinished().await, failed),
-        }
+async fn answer(rows: &mut Rows<'_>, ask: Ask, failed: &mut Option<LedgerError>) -> Held {
+    match ask {
+        Ask::Observe { fence, reply } => hold(reply, rows.observe(fence).await, failed),
+        Ask::Look {
+            fence,
+            key,
+            digest,
+            reply,
+        } => hold(reply, rows.look(fence, &key, &digest).await, failed),
+        Ask::Begin {
+            fence,
+            key,
+            digest,
+            request,
+            reply,
+        } => hold(reply, rows.begin(fence, &key, &digest, &request).await, failed),
+        Ask::Finish { key, outcome, reply } => hold(reply, rows.finish(&key, &outcome).await, failed),
+        Ask::Interrupt { key, reply } => hold(reply, rows.interrupt(&key).await, failed),
+        Ask::Unfinished { reply } => hold(reply, rows.unfinished().await, failed),
+        Ask::Recall {
+            fence,
+            rollbacks,
+            reply,
+        } => hold(reply, rows.recall(fence, &rollbacks).await, failed),
     }
-
-    /// Refuses a lower epoch, and the same epoch of another leader. Epochs of a store that lost commits can repeat;
-    /// the leader's name tells the two apart.
-    async fn observe(&mut self, fence: Fence) -> Result<(), LedgerError> {
-        match &self.seen {
-            Some(known) if *known == fence => return Ok(()),
-            Some(known) if fence.epoch <= known.epoch => {
-                return Err(LedgerError::Stale {
-                    asking: fence,
-                    known: known.clone(),
-                });
-            }
-            Some(_) | None => {}
-        }
-        sqlx::query("UPDATE meta SET max_epoch = ?, leader_id = ?")
-            .bind(fence.epoch.cast_signed())
-            .bind(&fence.leader)
-            .execute(&mut *self.connection)
-            .await?;
-        self.seen = Some(fence);
-        Ok(())
-    }
-
-    async fn look(&mut self, fence: Fence, key: &StepKey, digest: &ArgsDigest) -> Result<Begin, LedgerError> {
-        self.observe(fence).await?;
-        let row = sqlx::query(
-            "SELECT args_digest, state, outcome FROM steps WHERE rollback_id = ? AND step_id = ? AND attempt = ?",
-        )
-        .bind(&key.rollback_id)
-        .bind(&key.step_id)
-        .bind(key.attempt)
-        .fetch_optional(&mut *self.connection)
-        .await?;
-        match row {
-            None => Ok(Begin::New),
-            Some(row) => known(key, digest, &row),
-        }
-    }
-
-    async fn begin(
-        &mut self,
-        fence: Fence,
-        key: &StepKey,
-        digest: &ArgsDigest,
-        request: &ExecuteRequest,
-    ) -> Result<Begin, LedgerError> {
-        let known = self.look(fence, key, digest).await?;
-        if known == Begin::New {
-            sqlx::query(
-                "INSERT INTO steps (rollback_id, step_id, attempt, args_digest, request, state, intent_at)
-                 VALUES (?, ?, ?, ?, ?, 'running', ?)
-                 ON CONFLICT DO UPDATE SET state = 'running', request = excluded.request,
-                                           intent_at = excluded.intent_at",
-            )
-            .bind(&key.rollback_id)
-            .bind(&key.step_id)
-            .bind(key.attempt)
-            .bind(&digest[..])
-            .bind(request.encode_to_vec())
-            .bind(now())
-            .execute(&mut *self.connection)
-            .await?;
-        }
-        Ok(known)
-    }
-
-    async fn finish(&mut self, key: &StepKey, outcome: &Outcome) -> Result<(), LedgerError> {
-        sqlx::query(
-            "UPDATE steps SET state = 'ended', outcome = ?, ended_at = ?
-             WHERE rollback_id = ? AND step_id = ? AND attempt = ? AND state = 'running'",
-        )
-        .bind(outcome.encode_to_vec())
-        .bind(now())
-        .bind(&key.rollback_id)
-        .bind(&key.step_id)
-        .bind(key.attempt)
-        .execute(&mut *self.connection)
-        .await?;
-        Ok(())
-    }
-
-    async fn interrupt(&mut self, key: &StepKey) -> Result<(), LedgerError> {
-        sqlx::query(
-            "UPDATE steps SET state = 'interrupted', interrupted_at = ?, interruptions = interruptions + 1
-             WHERE rollback_id = ? AND step_id = ? AND attempt = ? AND state = 'running'",
-        )
-        .bind(now())
-        .bind(&key.rollback_id)
-        .bind(&key.step_id)
-        .bind(key.attempt)
-        .execute(&mut *self.connection)
-        .await?;
-        Ok(())
-    }
-
-    async fn unfinished(&mut self) -> Result<Vec<Unfinished>, LedgerError> {
-        let rows = sqlx::query(
-            "SELECT rollback_id, step_id, attempt, request FROM steps WHERE state = 'running' ORDER BY intent_at",
-        )
-        .fetch_all(&mut *self.connection)
-        .await?;
-        rows.iter()
-            .map(|row| {
-                let key = StepKey {
-                    rollback_id: row.try_get(0)?,
-                    step_id: row.try_get(1)?,
-                    attempt: row.try_get(2)?,
-                };
-                let request: Vec<u8> = row.try_get(3)?;
-                match ExecuteRequest::decode(&request[..]) {
-                    Ok(request) => Ok(Unfinished { key, request }),
-                    Err(_) => Err(LedgerError::Damaged(key)),
-                }
-            })
-            .collect()
-    }
-}
-
-/// What a row says to somebody who asks with these arguments.
-fn known(key: &StepKey, digest: &ArgsDigest, row: &SqliteRow) -> Result<Begin, LedgerError> {
-    let recorded: Vec<u8> = row.try_get(0)?;
-    if recorded != digest {
-        return Ok(Begin::ArgsDiffer);
-    }
-    let state: String = row.try_get(1)?;
-    let outcome: Option<Vec<u8>> = row.try_get(2)?;
-    let damaged = || LedgerError::Damaged(key.clone());
-    match (state.as_str(), outcome) {
-        ("interrupted", None) => Ok(Begin::New),
-        ("running", None) => Ok(Begin::Unfinished),
-        ("ended", Some(outcome)) => {
-            let outcome = Outcome::decode(&outcome[..]).map_err(|_| damaged())?;
-            Ok(Begin::Known(Box::new(outcome)))
-        }
-        // The table's own checks allow nothing else.
-        _ => Err(damaged()),
-    }
-}
-
-fn now() -> i64 {
-    jiff::Timestamp::now().as_millisecond()
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

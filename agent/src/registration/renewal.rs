@@ -1,11 +1,13 @@
 //! The certificate's life: renewed by the coordinator at half of it, and read again when somebody else replaced the
 //! files. A person is told when a quarter is left and nothing has helped.
 
+use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
-use rollback_proto::problem::{Code, Problem};
+use rollback_proto::kill_point;
+use rollback_proto::problem::{Code, Hint, Problem};
 use rollback_proto::tls::Credentials;
-use rollback_proto::v1::RenewRequest;
+use rollback_proto::v1::{RenewRequest, RenewResponse};
 use tokio_util::sync::CancellationToken;
 
 use super::{Backoff, Membership, bounded};
@@ -13,6 +15,8 @@ use crate::pki::{self, NewKey};
 
 /// How often the clock and the files are looked at. The wall clock may jump, so no sleep is longer.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Coordinators outside of the configured list that one attempt asks.
+const HINTS: usize = 4;
 
 /// Runs until `stop` is cancelled.
 pub async fn renew_in_time(member: &Membership, stop: CancellationToken) {
@@ -87,35 +91,55 @@ fn put_in_force(member: &Membership, credentials: Credentials) {
     member.replaced.send_modify(|count| *count += 1);
 }
 
-/// Asks the coordinators, one after the other. Once this returns, the new certificate is on the disk and in force.
+/// Asks the coordinators, one after the other, until one has issued a certificate: any that can will do. One that sends us
+/// to the leader is followed. Once this returns, the new certificate is on the disk and in force.
 async fn renew(member: &Membership) -> Result<(), Problem> {
     let key = NewKey::generate(&member.name)?;
     let mut last = Problem::new(Code::HostUnreachable, "no coordinator is configured");
-    for coordinator in &member.coordinators {
-        let answer = async {
-            let mut client = member.dial(coordinator).await?;
-            bounded(client.renew(RenewRequest {
-                csr_pem: key.csr_pem.clone(),
-            }))
-            .await
-        };
-        match answer.await {
+    let mut left: VecDeque<String> = member.coordinators.iter().cloned().collect();
+    let mut asked: Vec<String> = Vec::new();
+    while let Some(coordinator) = left.pop_front() {
+        if asked.contains(&coordinator) || asked.len() >= member.coordinators.len() + HINTS {
+            continue;
+        }
+        match ask(member, &key, &coordinator).await {
             Ok(answer) => {
-                let peer = key.check(&answer.certificate_pem, &member.name)?;
-                let ours = &member.credentials.load().us.identity;
-                if &peer.identity != ours {
-                    return Err(Problem::new(
-                        Code::BadCredentials,
-                        format!("the renewed certificate is for {}, we are {ours}", peer.identity),
-                    ));
-                }
+                kill_point::pass(|| "registration.renew.before".to_owned());
                 key.install(&member.pki, &answer.certificate_pem, &answer.ca_pem)?;
-                put_in_force(member, pki::load(&member.pki, &member.name)?);
-                tracing::info!(coordinator, serial = peer.serial, "renewed the certificate");
+                kill_point::pass(|| "registration.renew.after".to_owned());
+                let credentials = pki::load(&member.pki, &member.name)?;
+                tracing::info!(coordinator, serial = credentials.us.serial, "renewed the certificate");
+                put_in_force(member, credentials);
                 return Ok(());
             }
-            Err(problem) => last = problem,
+            Err(problem) => {
+                tracing::debug!(coordinator, %problem, "did not renew the certificate");
+                if let Some(Hint::Leader(leader)) = &problem.hint {
+                    left.push_front(leader.clone());
+                }
+                last = problem;
+            }
         }
+        asked.push(coordinator);
     }
     Err(last)
+}
+
+/// A certificate that is for this key and for us.
+async fn ask(member: &Membership, key: &NewKey, coordinator: &str) -> Result<RenewResponse, Problem> {
+    let mut client = member.dial(coordinator).await?;
+    let csr_pem = key.csr_pem.clone();
+    let answer = bounded(client.renew(RenewRequest { csr_pem })).await?;
+    let peer = key.check(&answer.certificate_pem, &member.name)?;
+    let ours = &member.credentials.load().us.identity;
+    if &peer.identity != ours {
+        return Err(Problem::new(
+            Code::BadCredentials,
+            format!(
+                "the certificate that {coordinator} renewed is for {}, we are {ours}",
+                peer.identity
+            ),
+        ));
+    }
+    Ok(answer)
 }

@@ -24,7 +24,7 @@ const AGENT: &str = "spiffe://rollback.local/agent/app-1";
 
 /// What the coordinator was told, and what it answers.
 struct Desk {
-    authority: Authority,
+    authority: Arc<Authority>,
     registered: watch::Sender<Vec<RegisterRequest>>,
     heartbeats: watch::Sender<usize>,
     /// Heartbeats that are answered with "register again".
@@ -32,6 +32,30 @@ struct Desk {
     renewed: watch::Sender<Vec<Peer>>,
     /// Whom certificates are issued for.
     issue_for: Mutex<&'static str>,
+    stands: Mutex<Stands>,
+    /// Registrations and heartbeats that were declined.
+    declined: watch::Sender<usize>,
+}
+
+/// A replica's part.
+#[derive(Clone, Debug)]
+enum Stands {
+    Leads,
+    /// And says of whom.
+    Follows(Option<String>),
+}
+
+impl Desk {
+    fn leader(&self) -> Result<(), Status> {
+        let stands = self.stands.lock().expect("stands").clone();
+        let Stands::Follows(leader) = stands else { return Ok(()) };
+        self.declined.send_modify(|count| *count += 1);
+        let problem = Problem::new(Code::NotLeader, "this coordinator does not lead");
+        Err(match leader {
+            Some(leader) => problem.hint(Hint::Leader(leader)).into(),
+            None => problem.into(),
+        })
+    }
 }
 
 #[derive(Clone)]
@@ -71,6 +95,7 @@ impl Enrollment for Clerk {
     }
 
     async fn register(&self, request: Request<RegisterRequest>) -> Result<Response<RegisterResponse>, Status> {
+        self.0.leader()?;
         self.0
             .registered
             .send_modify(|registered| registered.push(request.into_inner()));
@@ -79,6 +104,7 @@ impl Enrollment for Clerk {
     }
 
     async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+        self.0.leader()?;
         self.0.heartbeats.send_modify(|count| *count += 1);
         let forget = self
             .0
@@ -100,8 +126,19 @@ struct Coordinator {
 
 impl Coordinator {
     async fn start() -> Self {
+        Self::of(Arc::new(Authority::new())).await
+    }
+
+    /// Some replicas of one fleet, which follow nobody yet.
+    async fn replicas<const N: usize>() -> [Self; N] {
+        let authority = Arc::new(Authority::new());
+        let replicas = futures::future::join_all([(); N].map(|()| Self::of(Arc::clone(&authority)))).await;
+        replicas.iter().for_each(|replica| replica.follows(None));
+        replicas.try_into().map_err(|_| ()).expect("as many as were started")
+    }
+
+    async fn of(authority: Arc<Authority>) -> Self {
         let place = tempfile::tempdir().expect("temporary directory");
-        let authority = Authority::new();
         let credentials = authority.credentials(&place.path().join("coordinator"), COORDINATOR);
         let desk = Arc::new(Desk {
             authority,
@@ -110,6 +147,8 @@ impl Coordinator {
             forget: AtomicUsize::new(0),
             renewed: watch::Sender::new(Vec::new()),
             issue_for: Mutex::new(AGENT),
+            stands: Mutex::new(Stands::Leads),
+            declined: watch::Sender::new(0),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address").to_string();
@@ -127,6 +166,36 @@ impl Coordinator {
             place,
             stop,
         }
+    }
+
+    fn leads(&self) {
+        *self.desk.stands.lock().expect("stands") = Stands::Leads;
+    }
+
+    fn follows(&self, leader: Option<&str>) {
+        *self.desk.stands.lock().expect("stands") = Stands::Follows(leader.map(str::to_owned));
+    }
+
+    fn declined(&self) -> usize {
+        *self.desk.declined.borrow()
+    }
+
+    async fn declined_at_least(&self, times: usize) {
+        let mut declined = self.desk.declined.subscribe();
+        declined
+            .wait_for(|count| *count >= times)
+            .await
+            .expect("the desk lives");
+    }
+
+    /// Returns once an agent has registered here more than so many times, and how many times that is.
+    async fn registered(&self, before: usize) -> usize {
+        let mut registered = self.desk.registered.subscribe();
+        let all = registered
+            .wait_for(|all| all.len() > before)
+            .await
+            .expect("the desk lives");
+        all.len()
     }
 
     fn member(&self, coordinators: Vec<String>) -> Membership {
@@ -168,21 +237,40 @@ impl Drop for Coordinator {
     }
 }
 
+/// An agent that stays registered until this is dropped.
+struct Staying {
+    member: Arc<Membership>,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Staying {
+    fn start(member: Membership) -> Self {
+        let (member, stop) = (Arc::new(member), CancellationToken::new());
+        let task = tokio::spawn({
+            let (member, stop) = (Arc::clone(&member), stop.clone());
+            async move { stay_registered(&member, stop).await }
+        });
+        Self { member, stop, task }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.task.await.expect("no panic");
+    }
+}
+
+/// An address where nobody answers: a port that was just free.
+async fn nowhere() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    listener.local_addr().expect("address").to_string()
+}
+
 #[tokio::test]
 async fn registers_with_the_first_that_answers_and_again_when_it_was_forgotten() {
     let coordinator = Coordinator::start().await;
-    // A port that was just free: nobody answers there.
-    let dead = TcpListener::bind("127.0.0.1:0")
-        .await
-        .and_then(|l| l.local_addr())
-        .expect("address")
-        .to_string();
-    let member = Arc::new(coordinator.member(vec![dead, coordinator.address.clone()]));
-    let stop = CancellationToken::new();
-    let task = tokio::spawn({
-        let (member, stop) = (Arc::clone(&member), stop.clone());
-        async move { stay_registered(&member, stop).await }
-    });
+    let member = coordinator.member(vec![nowhere().await, coordinator.address.clone()]);
+    let agent = Staying::start(member);
     let mut registered = coordinator.desk.registered.subscribe();
     registered.wait_for(|all| all.len() == 1).await.expect("registered");
     assert_eq!(registered.borrow()[0].address, "127.0.0.1:40001");
@@ -200,13 +288,87 @@ async fn registers_with_the_first_that_answers_and_again_when_it_was_forgotten()
         .await
         .expect("registered again");
     // New credentials: the old connection is given up.
-    member.replaced.send_modify(|count| *count += 1);
+    agent.member.replaced.send_modify(|count| *count += 1);
     registered
         .wait_for(|all| all.len() == 3)
         .await
         .expect("registered over a new connection");
-    stop.cancel();
-    task.await.expect("no panic");
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn follows_the_leader_wherever_the_lead_goes() {
+    // The agent is told of the first two; the third is known by the hints of the others alone.
+    let [a, b, c] = Coordinator::replicas().await;
+    b.leads();
+    a.follows(Some(&b.address));
+    let agent = Staying::start(a.member(vec![a.address.clone(), b.address.clone()]));
+    b.registered(0).await;
+    assert_eq!(a.declined(), 1, "it went where it was sent");
+
+    // The leader steps down and knows who leads.
+    c.leads();
+    b.follows(Some(&c.address));
+    let moved = tokio::time::Instant::now();
+    c.registered(0).await;
+    assert!(moved.elapsed() < Duration::from_secs(1), "{:?}", moved.elapsed());
+
+    // The leader steps down before anybody else leads: it is asked until it knows.
+    let before = c.declined();
+    c.follows(None);
+    c.declined_at_least(before + 3).await;
+    a.leads();
+    c.follows(Some(&a.address));
+    let moved = tokio::time::Instant::now();
+    a.registered(0).await;
+    assert!(moved.elapsed() < Duration::from_millis(1500), "{:?}", moved.elapsed());
+
+    // The leader's connections are gone, and nobody answers there: the others know who leads now.
+    a.stop.cancel();
+    b.leads();
+    let before = b.desk.registered.borrow().len();
+    let moved = tokio::time::Instant::now();
+    b.registered(before).await;
+    assert!(moved.elapsed() < Duration::from_secs(2), "{:?}", moved.elapsed());
+    agent.end().await;
+}
+
+#[tokio::test]
+async fn hints_to_nowhere_or_to_each_other_do_not_spin_and_do_not_keep_from_the_leader() {
+    let [a, b, c] = Coordinator::replicas().await;
+    let nowhere = nowhere().await;
+    for (of_a, of_b) in [(&b.address, &a.address), (&nowhere, &nowhere), (&a.address, &b.address)] {
+        a.follows(Some(of_a));
+        b.follows(Some(of_b));
+        c.follows(None);
+        let asked = || a.declined() + b.declined() + c.declined();
+        let (before, begun) = (asked(), tokio::time::Instant::now());
+        let agent = Staying::start(a.member(vec![a.address.clone(), b.address.clone(), c.address.clone()]));
+        c.declined_at_least(c.declined() + 1).await;
+        let (asked, time) = (asked() - before, begun.elapsed());
+        assert!(asked >= 3, "{asked}");
+        assert!(
+            asked < 10 + 10 * time.as_secs() as usize,
+            "{asked} attempts in {time:?}"
+        );
+        c.leads();
+        let before = c.desk.registered.borrow().len();
+        c.registered(before).await;
+        agent.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_hint_to_somebody_who_is_no_coordinator_of_ours_is_not_believed() {
+    let [ours] = Coordinator::replicas().await;
+    let theirs = Coordinator::start().await;
+    ours.follows(Some(&theirs.address));
+    let agent = Staying::start(ours.member(vec![ours.address.clone()]));
+    ours.declined_at_least(3).await;
+    assert!(theirs.desk.registered.borrow().is_empty());
+    ours.leads();
+    ours.registered(0).await;
+    agent.end().await;
 }
 
 #[tokio::test]
@@ -248,7 +410,7 @@ async fn renews_after_half_of_the_life_and_puts_the_new_pair_in_force() {
 async fn a_token_becomes_credentials_once_and_only_for_this_host() {
     let coordinator = Coordinator::start().await;
     let settings = coordinator.settings();
-    let peer = enroll(&settings, &coordinator.address, &coordinator.token("00ff"))
+    let peer = enroll(&settings, &[coordinator.address.clone()], &coordinator.token("00ff"))
         .await
         .expect("enrolled");
     assert_eq!(peer.identity.to_string(), AGENT);
@@ -257,18 +419,18 @@ async fn a_token_becomes_credentials_once_and_only_for_this_host() {
         peer.serial
     );
 
-    let used = enroll(&settings, &coordinator.address, &coordinator.token("11ff")).await;
+    let used = enroll(&settings, &[coordinator.address.clone()], &coordinator.token("11ff")).await;
     assert_eq!(used.expect_err("refused").code, Code::BadToken);
 
     let other = Settings {
         name: "app-2".into(),
         ..settings.clone()
     };
-    let elsewhere = enroll(&other, &coordinator.address, &coordinator.token("00ff")).await;
+    let elsewhere = enroll(&other, &[coordinator.address.clone()], &coordinator.token("00ff")).await;
     assert_eq!(elsewhere.expect_err("refused").code, Code::BadToken);
 
     *coordinator.desk.issue_for.lock().expect("uri") = "spiffe://rollback.local/agent/app-9";
-    let wrong = enroll(&settings, &coordinator.address, &coordinator.token("00ff")).await;
+    let wrong = enroll(&settings, &[coordinator.address.clone()], &coordinator.token("00ff")).await;
     assert_eq!(wrong.expect_err("refused").code, Code::BadCredentials);
     assert_eq!(
         pki::load(&settings.pki, "app-1").expect("credentials").us.serial,
@@ -280,6 +442,6 @@ async fn a_token_becomes_credentials_once_and_only_for_this_host() {
 #[tokio::test]
 async fn a_coordinator_of_another_ca_gets_no_token() {
     let (ours, theirs) = (Coordinator::start().await, Coordinator::start().await);
-    let result = enroll(&ours.settings(), &theirs.address, &ours.token("00ff")).await;
+    let result = enroll(&ours.settings(), &[theirs.address.clone()], &ours.token("00ff")).await;
     assert_eq!(result.expect_err("refused").code, Code::WrongPeer);
 }

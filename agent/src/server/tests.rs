@@ -7,11 +7,12 @@ use std::time::SystemTime;
 
 use prost::Message;
 use rollback_proto::identity::{Identity as Spiffe, Peer, PeerRole};
-use rollback_proto::problem::Code;
+use rollback_proto::problem::{Code, Hint};
 use rollback_proto::tls::{Connect, Expect, PeerInfo, connect};
 use rollback_proto::v1::agent_client::AgentClient;
 use rollback_proto::v1::execute_event::Event;
 use rollback_proto::v1::outcome::Status as Ended;
+use rollback_proto::v1::recalled_step::State;
 use rollback_proto::v1::{Action, Revision, StepKey};
 use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
@@ -123,6 +124,14 @@ fn execute(step: &str) -> ExecuteRequest {
     }
 }
 
+fn recall(epoch: u64, leader: &str, rollbacks: &[&str]) -> RecallRequest {
+    RecallRequest {
+        epoch,
+        leader_id: leader.to_owned(),
+        rollback_ids: rollbacks.iter().map(|&id| id.to_owned()).collect(),
+    }
+}
+
 /// Calls one RPC by its name. A new one must be added here, and with it the question who may call it.
 async fn call(client: &mut AgentClient<Channel>, rpc: &str) -> Result<(), Status> {
     match rpc {
@@ -143,6 +152,7 @@ async fn call(client: &mut AgentClient<Channel>, rpc: &str) -> Result<(), Status
             .await
             .map(drop),
         "Execute" => client.execute(execute("by-name")).await.map(drop),
+        "Recall" => client.recall(recall(1, "coord-1", &["r1"])).await.map(drop),
         other => panic!("the RPC {other} is new: say here how it is called"),
     }
 }
@@ -309,4 +319,75 @@ async fn stopping_lets_the_open_streams_end() {
     }
     assert!(matches!(last, Some(Event::Outcome(_))), "{last:?}");
     agent.task.await.expect("no panic").expect("served");
+}
+
+#[tokio::test]
+async fn a_new_leader_is_told_what_was_done_here_and_the_old_one_is_refused() {
+    let agent = Agent::start().await;
+    let mut old = agent.dial(&agent.ca, COORDINATOR).await.expect("let in");
+    let mut stream = old.execute(execute("1")).await.expect("accepted").into_inner();
+    while stream.message().await.expect("no error").is_some() {}
+    agent.driver.will(Script::Wait);
+    let running = old.execute(execute("2")).await.expect("accepted");
+    agent.driver.wait_entered(2).await;
+
+    let mut new = agent.dial(&agent.ca, COORDINATOR).await.expect("let in");
+    let told = new.recall(recall(2, "coord-2/4f1a", &["r1", "r2"])).await;
+    let told = told.expect("recalled").into_inner();
+    let steps: Vec<(String, State)> = told
+        .steps
+        .iter()
+        .map(|step| (step.key.clone().expect("a key").step_id, step.state()))
+        .collect();
+    assert_eq!(
+        steps,
+        [("1".to_owned(), State::Ended), ("2".to_owned(), State::Unfinished)]
+    );
+    assert!(told.other_rollbacks.is_empty() && !told.ledger_generation.is_empty());
+    let elsewhere = new.recall(recall(2, "coord-2/4f1a", &[])).await.expect("recalled");
+    assert_eq!(elsewhere.into_inner().other_rollbacks, ["r1"]);
+
+    // A step that is joined, a new one, one that only reads, and the old leader's own question.
+    let reads = ExecuteRequest {
+        action: Action::Verify.into(),
+        ..execute("3")
+    };
+    for step in [execute("2"), execute("3"), reads] {
+        let refused = Problem::from_status(&old.execute(step).await.expect_err("refused"));
+        assert_eq!((refused.code, refused.hint), (Code::StaleLeader, Some(Hint::Epoch(2))));
+    }
+    for stale in [recall(1, "coord-1", &["r1"]), recall(2, "coord-2/77aa", &["r1"])] {
+        let refused = Problem::from_status(&new.recall(stale).await.expect_err("refused"));
+        assert_eq!((refused.code, refused.hint), (Code::StaleLeader, Some(Hint::Epoch(2))));
+    }
+    assert_eq!(agent.driver.entered(), 2, "nothing was done for the old leader");
+    agent.driver.release(1);
+    let mut stream = running.into_inner();
+    let mut last = None;
+    while let Some(event) = stream.message().await.expect("what runs is not stopped") {
+        last = event.event;
+    }
+    assert!(matches!(last, Some(Event::Outcome(_))), "{last:?}");
+}
+
+#[tokio::test]
+async fn a_question_about_the_past_is_bounded_and_its_names_are_checked() {
+    let agent = Agent::start().await;
+    let mut client = agent.dial(&agent.ca, COORDINATOR).await.expect("let in");
+    let many = vec!["r1"; 65];
+    for (question, code) in [
+        (recall(9, "coord-9", &["../../etc"]), Code::BadName),
+        (recall(9, "coord-9/a/b", &["r1"]), Code::BadName),
+        (recall(9, "/a", &["r1"]), Code::BadName),
+        (recall(9, "", &["r1"]), Code::BadName),
+        (recall(u64::MAX, "coord-9", &["r1"]), Code::BadRequest),
+        (recall(9, "coord-9", &many), Code::BadRequest),
+    ] {
+        let refused = client.recall(question.clone()).await.expect_err("refused");
+        assert_eq!(Problem::from_status(&refused).code, code, "{question:?}");
+    }
+    client
+        .recall(recall(1, "coord-1", &many[..64]))
+        .await
+        .expect("none of them moved the fence");
 }

@@ -3,6 +3,8 @@
 //! Events are the journal's content. Their JSON is a stored format: fields are only added, with defaults, and every
 //! older shape stays readable (fixtures in `tests/journals/` are replayed for ever).
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +134,10 @@ pub enum Event {
         /// What may be lost by restoring databases from backups; there when the plan does that, and only then.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         consent: Option<Consent>,
+        /// The generation of every host's ledger at this moment. A leader that takes the rollback up asks for what is in
+        /// flight under these: a ledger that was replaced since cannot vouch for it. No clock is needed to tell.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        ledgers: BTreeMap<HostName, String>,
     },
     PhaseStarted {
         at: Timestamp,
@@ -188,6 +194,7 @@ pub enum Command {
         trace_id: String,
         parent_span_id: String,
         consent: Option<Consent>,
+        ledgers: BTreeMap<HostName, String>,
     },
     /// A dispatched step came to an end.
     StepEnded {

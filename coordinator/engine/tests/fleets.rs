@@ -198,6 +198,7 @@ pub fn create(plan: &Plan) -> Command {
         trace_id: "0af7651916cd43dd8448eb211c80319c".to_owned(),
         parent_span_id: "b7ad6b7169203331".to_owned(),
         consent: plan.body.restored_databases().next().map(|_| CONSENT),
+        ledgers: std::collections::BTreeMap::new(),
     }
 }
 

@@ -84,6 +84,7 @@ fn events() -> Vec<(&'static str, Event)> {
         trace_id,
         parent_span_id,
         consent,
+        ledgers,
     } = create(&small())
     else {
         panic!("create makes a Create")
@@ -100,6 +101,7 @@ fn events() -> Vec<(&'static str, Event)> {
                 trace_id,
                 parent_span_id,
                 consent,
+                ledgers,
             },
         ),
         ("P", Event::PhaseStarted { at: at(1), phase }),
@@ -316,6 +318,7 @@ fn events_about_other_steps_phases_and_batches_are_refused() {
         trace_id,
         parent_span_id,
         consent,
+        ledgers,
         ..
     } = events().remove(0).1
     else {
@@ -330,6 +333,7 @@ fn events_about_other_steps_phases_and_batches_are_refused() {
         trace_id,
         parent_span_id,
         consent,
+        ledgers,
     };
     refused("new", misnumbered);
 }

@@ -6,13 +6,16 @@ use jiff::{Timestamp, ToSpan as _};
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
+use rollback_proto::v1::get_server_info_response::Standing as Place;
 use sha2::{Digest as _, Sha256};
 use tonic::Request;
 
 use super::Api;
 use crate::authority::caller;
 use crate::convert;
+use crate::history;
 use crate::projection::{Summary, SummaryState};
+use crate::replica::Standing;
 use crate::store::NewToken;
 use crate::survey::{self, HostSurvey};
 
@@ -30,15 +33,30 @@ pub fn token_hash(secret: &str) -> String {
 impl Api {
     pub fn server_info<T>(&self, request: &Request<T>) -> Result<v1::GetServerInfoResponse, Problem> {
         let peer = caller(request)?;
-        let agents = self.inventory.list();
-        let shared = self.leader.shared();
+        let agents = self.inventory().list();
+        let standing = self.replica.standing();
+        let (leader_id, epoch, place, leader_endpoint) = match (&standing, standing.lease()) {
+            (Standing::Leading(leader), _) => {
+                let term = &leader.shared().term;
+                (term.leader().to_owned(), term.epoch().0, Place::Leading, String::new())
+            }
+            (Standing::Following { .. } | Standing::Stopping, Some(lease)) => (
+                lease.leader.clone(),
+                lease.epoch.0,
+                Place::Following,
+                lease.endpoint.clone(),
+            ),
+            (Standing::Following { .. } | Standing::Stopping, None) => {
+                (String::new(), 0, Place::Following, String::new())
+            }
+        };
         let expires = |t: SystemTime| Timestamp::try_from(t).ok().map(convert::timestamp);
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let us = &self.credentials.load().us;
         Ok(v1::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            leader_id: us.identity.name.clone(),
-            epoch: shared.epoch.0,
+            leader_id,
+            epoch,
             now: Some(convert::timestamp(Timestamp::now())),
             agents: count(agents.len()),
             agents_connected: count(agents.iter().filter(|a| a.connected).count()),
@@ -46,14 +64,14 @@ impl Api {
             caller_certificate_expires: expires(peer.expires),
             server_certificate_expires: expires(us.expires),
             name: us.identity.name.clone(),
-            standing: v1::get_server_info_response::Standing::Leading.into(),
-            leader_endpoint: String::new(),
-            note: String::new(),
+            standing: place.into(),
+            leader_endpoint,
+            note: standing.note(),
         })
     }
 
     pub fn all_agents(&self) -> v1::ListAgentsResponse {
-        let agents = self.inventory.list();
+        let agents = self.inventory().list();
         v1::ListAgentsResponse {
             agents: agents
                 .iter()
@@ -63,23 +81,23 @@ impl Api {
     }
 
     pub async fn fleet_state(&self) -> Result<v1::GetFleetResponse, Problem> {
-        let survey = survey::observe(&self.inventory).await;
-        let releases = self.leader.shared().store.releases().await?;
+        let survey = survey::observe(self.inventory()).await;
+        let releases = self.store().releases().await?;
         let matching = releases.iter().find(|release| matches(release, &survey));
-        let summaries = self.leader.shared().store.summaries(20).await?;
-        let active = summaries
+        let newest = history::newest(self.store(), 20).await?;
+        let active = newest
             .iter()
-            .filter_map(|s| serde_json::from_str::<Summary>(s).ok())
             .filter(|s| matches!(s.state, SummaryState::Running | SummaryState::Undoing));
         Ok(v1::GetFleetResponse {
             matches_release: matching.map(|r| r.name.0.clone()).unwrap_or_default(),
-            active: active.map(|s| s.to_wire()).collect(),
+            active: active.map(Summary::to_wire).collect(),
             hosts: survey.into_iter().map(host_to_wire).collect(),
         })
     }
 
     pub async fn token(&self, request: Request<v1::CreateTokenRequest>) -> Result<v1::CreateTokenResponse, Problem> {
         let operator = caller(&request)?.identity;
+        self.leader()?;
         let name = request.into_inner().name;
         check_name("agent", &name)?;
         let issuer = self.issuer.as_ref().ok_or_else(|| {
@@ -97,7 +115,7 @@ impl Api {
             created_by: operator.to_string(),
             expires_at,
         };
-        self.leader.shared().store.add_token(&token).await?;
+        self.store().add_token(&token).await?;
         tracing::info!(agent = name, by = %operator, "join token made");
         let fingerprint = issuer.ca_fingerprint().to_owned();
         Ok(v1::CreateTokenResponse {

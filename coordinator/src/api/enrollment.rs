@@ -36,7 +36,7 @@ impl Api {
         let (Some(_fingerprint), Some(secret)) = (parts.next(), parts.next()) else {
             return Err(bad());
         };
-        let store = &self.leader.shared().store;
+        let store = self.store();
         let name = store
             .redeem_token(&token_hash(secret), Timestamp::now())
             .await?
@@ -56,6 +56,7 @@ impl Api {
     }
 
     async fn take_in(&self, peer: Peer, request: v1::RegisterRequest) -> Result<v1::RegisterResponse, Problem> {
+        self.leader()?;
         let name = peer.identity.name;
         if request.components.len() > MAX_COMPONENTS {
             let message = format!(
@@ -76,7 +77,7 @@ impl Api {
             components.push(convert::component_from_wire(component)?);
         }
         let now = Timestamp::now();
-        let before = self.inventory.record(&name);
+        let before = self.inventory().record(&name);
         let replaced = before
             .as_ref()
             .is_some_and(|b| b.ledger_generation != request.ledger_generation);
@@ -94,23 +95,18 @@ impl Api {
             labels: request.labels.into_iter().collect(),
             registered_at: now,
             certificate_expires: Timestamp::try_from(peer.expires).unwrap_or(now),
-            generation_changed_at: if replaced {
-                Some(now)
-            } else {
-                before.and_then(|b| b.generation_changed_at)
-            },
             name,
         };
-        self.leader.shared().store.save_agent(&record).await?;
+        self.store().save_agent(&record).await?;
         tracing::info!(
             agent = record.name,
             address = record.address,
             components = record.components.len(),
             "registered"
         );
-        self.inventory.registered(record);
+        self.inventory().registered(record);
         Ok(v1::RegisterResponse {
-            heartbeat_interval: Some(convert::duration(self.inventory.heartbeat_interval())),
+            heartbeat_interval: Some(convert::duration(self.inventory().heartbeat_interval())),
         })
     }
 }
@@ -141,7 +137,8 @@ impl Enrollment for Api {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
-        let known = self.inventory.heartbeat(&caller(&request)?.identity.name);
+        self.leader()?;
+        let known = self.inventory().heartbeat(&caller(&request)?.identity.name);
         Ok(Response::new(v1::HeartbeatResponse { register_again: !known }))
     }
 }

@@ -48,9 +48,9 @@ impl Api {
         let recorded_by = caller(&request)?.identity.name;
         let request = request.into_inner();
         check_new(&request.name, &request.commit, &request.notes)?;
-        let wanted = wanted(&self.inventory.list(), &request)?;
+        let wanted = wanted(&self.inventory().list(), &request)?;
         let targets: Vec<Target> = wanted.iter().map(|w| w.target.clone()).collect();
-        self.leader.check_free(&targets).await?;
+        self.leader()?.check_free(&targets).await?;
 
         let name = request.name.as_str();
         let looked = futures::stream::iter(wanted).map(|w| async move {
@@ -80,9 +80,9 @@ impl Api {
         });
         let mut entries: Vec<ReleaseEntry> = entries.collect();
         entries.sort_by(|a, b| a.target.cmp(&b.target));
-        let store = &self.leader.shared().store;
+        let store = self.store();
         let now = Timestamp::now();
-        let survey = survey::observe(&self.inventory).await;
+        let survey = survey::observe(self.inventory()).await;
         let known = store.releases().await?;
         let running = known.iter().find(|r| super::agents::matches(r, &survey));
         let release = Release {
@@ -95,7 +95,7 @@ impl Api {
             stable: false,
             ranks_at: rank_before(running.or(known.first())),
         };
-        self.leader.check_free(&targets).await?;
+        self.leader()?.check_free(&targets).await?;
         let release = if store.add_release(&release).await? {
             tracing::info!(release = %release.name, "release imported");
             release
@@ -218,7 +218,6 @@ mod tests {
                 labels: std::collections::BTreeMap::new(),
                 registered_at: Timestamp::UNIX_EPOCH,
                 certificate_expires: Timestamp::UNIX_EPOCH,
-                generation_changed_at: None,
             },
             last_seen: None,
             connected: false,

@@ -72,7 +72,7 @@ impl Api {
         let recorded_by = caller(&request)?.identity.name;
         let v1::RecordReleaseRequest { name, commit, notes } = request.into_inner();
         check_new(&name, &commit, &notes)?;
-        let agents = self.inventory.list();
+        let agents = self.inventory().list();
         if agents.iter().all(|a| a.record.components.is_empty()) {
             return Err(
                 Problem::new(Code::RecordIncomplete, "no agent with components has registered")
@@ -89,10 +89,10 @@ impl Api {
             })
             .collect();
         // A fleet in the middle of a rollback is nothing that anybody would want back.
-        self.leader.check_free(&targets).await?;
+        self.leader()?.check_free(&targets).await?;
         let entries = self.retain_everything(&agents, &name).await?;
         // Health as users would find it: what is recorded while it is broken is not a release that works.
-        let survey = survey::observe(&self.inventory).await;
+        let survey = survey::observe(self.inventory()).await;
         let stable = survey
             .iter()
             .filter_map(|h| h.states.as_ref().ok())
@@ -117,8 +117,8 @@ impl Api {
                 Problem::new(Code::RecordIncomplete, message).remedy("record again when nothing is being deployed")
             );
         }
-        self.leader.check_free(&targets).await?;
-        let store = &self.leader.shared().store;
+        self.leader()?.check_free(&targets).await?;
+        let store = self.store();
         let release = if store.add_release(&release).await? {
             tracing::info!(release = name, stable, "release recorded");
             release
@@ -191,7 +191,7 @@ impl Api {
         let (component_name, release) = (component.name.clone(), release.to_owned());
         let ask = async {
             let channel = self
-                .inventory
+                .inventory()
                 .channel(target.host.as_str(), Duration::from_secs(5))
                 .await?;
             let mut agent = AgentClient::new(channel);
@@ -238,7 +238,7 @@ impl Api {
     }
 
     pub async fn all_releases(&self) -> Result<v1::ListReleasesResponse, Problem> {
-        let releases = self.leader.shared().store.releases().await?;
+        let releases = self.store().releases().await?;
         Ok(v1::ListReleasesResponse {
             releases: releases.iter().map(convert::release_to_wire).collect(),
         })
@@ -246,7 +246,7 @@ impl Api {
 
     pub async fn release_called(&self, name: &str) -> Result<Release, Problem> {
         check_name("release", name)?;
-        let store = &self.leader.shared().store;
+        let store = self.store();
         if let Some(release) = store.release(&ReleaseName::from(name)).await? {
             return Ok(release);
         }
@@ -273,7 +273,7 @@ impl Api {
         if name != PREVIOUS {
             return self.release_called(name).await;
         }
-        let releases = self.leader.shared().store.releases().await?;
+        let releases = self.store().releases().await?;
         // Before what runs now, if that is known: after a rollback, the newest release is the one that did not work.
         let now = releases
             .iter()

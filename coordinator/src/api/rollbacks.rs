@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use futures::StreamExt as _;
-use jiff::Timestamp;
 use opentelemetry::trace::TraceContextExt as _;
 use rollback_engine::event::{Direction, Finding, Severity, StepResult};
 use rollback_engine::ids::{RollbackId, Target};
@@ -16,6 +15,7 @@ use rollback_engine::runbook::Runbook;
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
+use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_stream::Stream;
 use tonic::{Request, Status};
@@ -24,10 +24,11 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use super::Api;
 use crate::authority::caller;
 use crate::dispatcher::Order;
-use crate::leader::Start;
+use crate::leader::{Leader, Start};
 use crate::projection::{self, Summary};
-use crate::store::ComponentRecord;
-use crate::{convert, survey};
+use crate::store::{ComponentRecord, Recorded, Store};
+use crate::term::Term;
+use crate::{convert, history, survey};
 
 const DEFAULT_RUNBOOK: &str = "default";
 const DEFAULT_LIST: u32 = 20;
@@ -36,7 +37,7 @@ const MAX_LIST: u32 = 1000;
 type Events = Pin<Box<dyn Stream<Item = Result<v1::RollbackEvent, Status>> + Send>>;
 
 impl Api {
-    async fn make_plan(&self, target: Option<v1::RollbackTarget>, starting: bool) -> Result<Plan, Problem> {
+    async fn make_plan(&self, target: Option<v1::RollbackTarget>, starting: Option<&Leader>) -> Result<Plan, Problem> {
         let target = target.ok_or_else(|| Problem::new(Code::BadRequest, "no target is given"))?;
         check_name("release", &target.release)?;
         let runbook = if target.runbook.is_empty() {
@@ -54,19 +55,20 @@ impl Api {
             // Before anything is asked of the fleet: a misspelt release is the commonest mistake, and that somebody else
             // is at it already is better to know than what a fleet in the middle of a rollback looks like.
             let release = self.release_called(&target.release).await?;
-            if starting {
+            if let Some(leader) = starting {
                 let targets: Vec<Target> = release.entries.into_iter().map(|e| e.target).collect();
-                self.leader.check_free(&targets).await?;
+                leader.check_free(&targets).await?;
             }
         }
-        let survey = survey::observe(&self.inventory).await;
+        let survey = survey::observe(self.inventory()).await;
         let release = self.target_release(&target.release, &survey).await?;
         planner::plan(&survey::observed_fleet(&survey), &release, &runbook)
             .map_err(|refused| Problem::new(Code::PlanRefused, refused.to_string()).remedy(refused.remedy()))
     }
 
     pub async fn plan(&self, request: v1::PlanRollbackRequest) -> Result<v1::PlanRollbackResponse, Problem> {
-        let plan = self.make_plan(request.target, false).await?;
+        let leader = self.leader()?;
+        let plan = self.make_plan(request.target, None).await?;
         // Preparations are asked under a name of their own: they are no part of any rollback.
         let id = RollbackId(format!("plan-{}", uuid::Uuid::now_v7()));
         let prepares: Vec<Step> = plan
@@ -83,10 +85,10 @@ impl Api {
                 direction: Direction::Forward,
                 attempt: 1,
                 consent: None,
-                intended_at: Timestamp::now(),
+                ledger: None,
                 context: context.clone(),
             };
-            let dispatcher = self.leader.shared().dispatcher.clone();
+            let dispatcher = leader.shared().dispatcher.clone();
             async move {
                 let outcome = dispatcher.execute(&order, &|_| {}).await;
                 let mut findings = outcome.findings;
@@ -119,7 +121,7 @@ impl Api {
 
     /// Backends of proxies that no agent has: a name that is misspelt there would be taken out by nobody, silently.
     fn strange_backends(&self) -> Vec<v1::Finding> {
-        let agents = self.inventory.list();
+        let agents = self.inventory().list();
         let components = || {
             agents
                 .iter()
@@ -170,10 +172,11 @@ impl Api {
                 "reason is longer than 4 KiB, or incident than 256 bytes",
             ));
         }
-        if let Some(id) = self.leader.started_before(&request.request_id).await? {
+        let leader = self.leader()?;
+        if let Some(id) = leader.started_before(&request.request_id).await? {
             return self.started(id).await;
         }
-        let plan = self.make_plan(request.target, true).await?;
+        let plan = self.make_plan(request.target, Some(&leader)).await?;
         if !request.plan_digest.is_empty() && plan.digest.0 != request.plan_digest {
             return Err(Problem::new(
                 Code::PlanStale,
@@ -189,8 +192,7 @@ impl Api {
             // Nobody traces the caller: the rollback is a root of its own, under a random trace id.
             (hex::encode(rand::random::<[u8; 16]>()), String::new())
         };
-        let id = self
-            .leader
+        let id = leader
             .start(Start {
                 plan,
                 request_id: request.request_id,
@@ -207,7 +209,10 @@ impl Api {
 
     /// Read back rather than remembered: a repeated request is answered with the plan that really runs.
     async fn started(&self, id: RollbackId) -> Result<v1::StartRollbackResponse, Problem> {
-        let plan = self.leader.state(&id).await?.plan().map(convert::plan_to_wire);
+        let plan = history::state(self.store(), &id)
+            .await?
+            .plan()
+            .map(convert::plan_to_wire);
         Ok(v1::StartRollbackResponse {
             rollback_id: id.0,
             plan,
@@ -220,16 +225,15 @@ impl Api {
         } else {
             request.limit.min(MAX_LIST)
         };
-        let summaries = self.leader.shared().store.summaries(limit).await?;
-        let rollbacks = summaries.iter().filter_map(|s| serde_json::from_str::<Summary>(s).ok());
+        let rollbacks = history::newest(self.store(), limit).await?;
         Ok(v1::ListRollbacksResponse {
-            rollbacks: rollbacks.map(|s| s.to_wire()).collect(),
+            rollbacks: rollbacks.iter().map(Summary::to_wire).collect(),
         })
     }
 
     pub async fn report(&self, request: v1::GetRollbackRequest) -> Result<v1::GetRollbackResponse, Problem> {
         let id = self.rollback_called(&request.id).await?;
-        let state = self.leader.state(&id).await?;
+        let state = history::state(self.store(), &id).await?;
         projection::report(&id, &state).ok_or_else(|| Problem::new(Code::NotFound, format!("no rollback {id}")))
     }
 
@@ -238,9 +242,10 @@ impl Api {
             check_name("rollback", name)?;
             return Ok(name.into());
         }
-        let newest = self.leader.shared().store.summaries(1).await?;
-        let newest = newest.first().and_then(|s| serde_json::from_str::<Summary>(s).ok());
+        let newest = history::newest(self.store(), 1).await?;
         newest
+            .into_iter()
+            .next()
             .map(|s| s.id.into())
             .ok_or_else(|| Problem::new(Code::NotFound, "there has been no rollback"))
     }
@@ -248,82 +253,45 @@ impl Api {
     pub async fn watch(&self, request: v1::WatchRollbackRequest) -> Result<Events, Problem> {
         let id = self.rollback_called(&request.id).await?;
         // First the subscription, then the journal: nothing falls between them.
-        let live = self.leader.subscribe(&id);
-        let store = std::sync::Arc::clone(&self.leader.shared().store);
-        let stop = self.leader.shared().stop.clone();
+        let live = match self.leader() {
+            Ok(leader) => match leader.subscribe(&id) {
+                Some(events) => Live::Here(events, leader.shared().term.clone()),
+                // It has ended, or it does not run here (yet): then the watcher asks again.
+                None => Live::Elsewhere(Problem::new(
+                    Code::NotLeader,
+                    format!("rollback {id} does not run on this coordinator now"),
+                )),
+            },
+            Err(problem) => Live::Elsewhere(problem),
+        };
+        let store = std::sync::Arc::clone(&self.replica.parts().store);
         let recorded = store.events(&id, 0).await?;
         let Some(first) = recorded.first() else {
             return Err(Problem::new(Code::NotFound, format!("no rollback {id}")));
         };
-        let plan_state = State::replay([first.event.clone()])
-            .map_err(|e| Problem::from_error(Code::StoreUnavailable, format_args!("read rollback {id}"), &e))?;
-        let stream = event_stream(request.after_seq, recorded, live, plan_state, store, id, stop);
-        Ok(Box::pin(stream))
+        let plan_state = State::replay([first.event.clone()]).map_err(|e| history::unreadable(&id, &e))?;
+        let (tx, rx) = tokio::sync::mpsc::channel(WATCHED);
+        let watcher = Watcher {
+            seen: request.after_seq,
+            plan_state,
+            tx,
+            store,
+            id,
+        };
+        tokio::spawn(watcher.tell(recorded, live));
+        Ok(Box::pin(tokio_stream::wrappers::ReceiverStream::new(rx)))
     }
 }
 
-/// What the watcher has not seen yet, from the journal and then live.
-fn event_stream(
-    after_seq: u64,
-    recorded: Vec<crate::store::Recorded>,
-    live: Option<tokio::sync::broadcast::Receiver<v1::RollbackEvent>>,
-    plan_state: State,
-    store: std::sync::Arc<dyn crate::store::Store>,
-    id: RollbackId,
-    stop: tokio_util::sync::CancellationToken,
-) -> impl Stream<Item = Result<v1::RollbackEvent, Status>> + Send {
-    // A watcher that reads slowly blocks this task, falls behind the live channel and then reads the journal.
-    let (tx, rx) = tokio::sync::mpsc::channel(64);
-    tokio::spawn(async move {
-        let mut watcher = Watcher {
-            seen: after_seq,
-            plan_state,
-            tx,
-        };
-        if watcher.journal(&recorded).await == Watch::Over {
-            return;
-        }
-        let Some(mut live) = live else {
-            // It has not ended, but it does not run here (yet): the watcher asks again.
-            let problem = Problem::new(
-                Code::NotLeader,
-                format!("rollback {id} does not run on this coordinator now"),
-            );
-            watcher.fail(problem).await;
-            return;
-        };
-        loop {
-            let received = tokio::select! {
-                () = stop.cancelled() => {
-                    watcher.fail(Problem::new(Code::NotLeader, "the coordinator stops")).await;
-                    return;
-                }
-                received = live.recv() => received,
-            };
-            let over = match received {
-                Ok(event) => watcher.live(event).await,
-                Err(RecvError::Lagged(_) | RecvError::Closed) => match store.events(&id, watcher.seen).await {
-                    Ok(missed) => match (watcher.journal(&missed).await, &received) {
-                        (Watch::GoOn, Err(RecvError::Closed)) => {
-                            watcher
-                                .fail(Problem::new(Code::NotLeader, "the rollback stopped running here"))
-                                .await;
-                            Watch::Over
-                        }
-                        (over, _) => over,
-                    },
-                    Err(error) => {
-                        watcher.fail(error.into()).await;
-                        Watch::Over
-                    }
-                },
-            };
-            if over == Watch::Over {
-                return;
-            }
-        }
-    });
-    tokio_stream::wrappers::ReceiverStream::new(rx)
+/// Events that wait for a watcher. One that reads slowly blocks its task, falls behind the live channel and then reads the
+/// journal.
+const WATCHED: usize = 64;
+
+/// Where a rollback that has not ended can be watched.
+enum Live {
+    Here(broadcast::Receiver<v1::RollbackEvent>, Term),
+    /// Says where to ask.
+    Elsewhere(Problem),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -338,10 +306,55 @@ struct Watcher {
     seen: u64,
     plan_state: State,
     tx: tokio::sync::mpsc::Sender<Result<v1::RollbackEvent, Status>>,
+    store: std::sync::Arc<dyn Store>,
+    id: RollbackId,
 }
 
 impl Watcher {
-    async fn journal(&mut self, recorded: &[crate::store::Recorded]) -> Watch {
+    /// What the watcher has not seen yet, from the journal and then live.
+    async fn tell(mut self, recorded: Vec<Recorded>, live: Live) {
+        if self.journal(&recorded).await == Watch::Over {
+            return;
+        }
+        match live {
+            Live::Elsewhere(problem) => self.fail(problem).await,
+            Live::Here(events, term) => self.follow(events, &term).await,
+        }
+    }
+
+    async fn follow(&mut self, mut live: broadcast::Receiver<v1::RollbackEvent>, term: &Term) {
+        loop {
+            let received = tokio::select! {
+                () = term.ended() => {
+                    let problem = Problem::new(Code::NotLeader, "this coordinator does not lead any more");
+                    return self.fail(problem).await;
+                }
+                received = live.recv() => received,
+            };
+            let over = match received {
+                Ok(event) => self.live(event).await,
+                Err(RecvError::Lagged(_) | RecvError::Closed) => match self.store.events(&self.id, self.seen).await {
+                    Ok(missed) => match (self.journal(&missed).await, &received) {
+                        (Watch::GoOn, Err(RecvError::Closed)) => {
+                            let problem = Problem::new(Code::NotLeader, "the rollback stopped running here");
+                            self.fail(problem).await;
+                            Watch::Over
+                        }
+                        (over, _) => over,
+                    },
+                    Err(error) => {
+                        self.fail(error.into()).await;
+                        Watch::Over
+                    }
+                },
+            };
+            if over == Watch::Over {
+                return;
+            }
+        }
+    }
+
+    async fn journal(&mut self, recorded: &[Recorded]) -> Watch {
         for r in recorded {
             let event = projection::event(&self.plan_state, r.seq, &r.event);
             if self.live(event).await == Watch::Over {

@@ -12,18 +12,38 @@ use jiff::Timestamp;
 use rollback_engine::event::Event;
 use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
 use rollback_engine::release::Release;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::chain::{self, EVENT_FORMAT, Link, damaged};
+use super::lock::Lock;
+use super::open::OpenError;
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError,
+    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError, newest_first,
 };
 
 #[derive(Debug)]
 pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
+    /// Let go last: fields are dropped in order.
+    _lock: Lock,
+}
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+fn not_migrated(error: MigrateError) -> OpenError {
+    let known = MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0);
+    match error {
+        MigrateError::VersionMissing(found) => OpenError::Newer { found, known },
+        MigrateError::VersionMismatch(version) => OpenError::Foreign { version },
+        other => StoreError::Unavailable {
+            what: "migrate the database",
+            source: other.into(),
+        }
+        .into(),
+    }
 }
 
 fn unavailable(what: &'static str) -> impl FnOnce(sqlx::Error) -> StoreError {
@@ -40,8 +60,9 @@ fn from_sql(n: i64) -> u64 {
 }
 
 impl SqliteStore {
-    /// Opens or makes the database and brings its schema up to date.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
+    /// Opens or makes the database, for a coordinator of this name and nobody else, and brings its schema up to date.
+    pub async fn open(path: &Path, name: &str) -> Result<Self, OpenError> {
+        let lock = Lock::take(path, name)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -54,19 +75,17 @@ impl SqliteStore {
             .connect_with(options.clone())
             .await
             .map_err(unavailable("open the database"))?;
-        sqlx::migrate!("migrations/sqlite")
-            .run(&writer)
-            .await
-            .map_err(|e| StoreError::Unavailable {
-                what: "migrate the database",
-                source: e.into(),
-            })?;
+        MIGRATIONS.run(&writer).await.map_err(not_migrated)?;
         let readers = SqlitePoolOptions::new()
             .max_connections(4)
             .connect_with(options.read_only(true))
             .await
             .map_err(unavailable("open the database for reading"))?;
-        Ok(Self { writer, readers })
+        Ok(Self {
+            writer,
+            readers,
+            _lock: lock,
+        })
     }
 
     /// A write transaction that holds the lease as the caller knows it, or `Fenced`.
@@ -150,6 +169,10 @@ impl Store for SqliteStore {
 
     async fn give_back(&self, _epoch: Epoch) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn is_shared(&self) -> bool {
+        false
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {
@@ -339,28 +362,25 @@ impl Store for SqliteStore {
     }
 
     async fn releases(&self) -> Result<Vec<Release>, StoreError> {
-        let documents: Vec<String> = sqlx::query_scalar("SELECT document FROM releases ORDER BY recorded_at DESC")
+        let documents: Vec<String> = sqlx::query_scalar("SELECT document FROM releases")
             .fetch_all(&self.readers)
             .await
             .map_err(unavailable("list releases"))?;
-        documents
-            .iter()
-            .map(|d| serde_json::from_str(d).map_err(damaged("a release")))
-            .collect()
+        let read = |d: &String| serde_json::from_str(d).map_err(damaged("a release"));
+        let releases: Result<Vec<Release>, StoreError> = documents.iter().map(read).collect();
+        // Not by the column: as text, half a second later is earlier.
+        releases.map(newest_first)
     }
 
     async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError> {
         let document = serde_json::to_string(agent).map_err(damaged("an agent"))?;
-        let changed = agent.generation_changed_at.map(|t| t.to_string()).unwrap_or_default();
         sqlx::query(
-            "INSERT INTO agents (name, document, ledger_generation, generation_changed_at) VALUES (?, ?, ?, ?)
-             ON CONFLICT (name) DO UPDATE SET document = excluded.document,
-                 ledger_generation = excluded.ledger_generation, generation_changed_at = excluded.generation_changed_at",
+            "INSERT INTO agents (name, document, ledger_generation, generation_changed_at) VALUES (?, ?, ?, '')
+             ON CONFLICT (name) DO UPDATE SET document = excluded.document, ledger_generation = excluded.ledger_generation",
         )
         .bind(&agent.name)
         .bind(document)
         .bind(&agent.ledger_generation)
-        .bind(changed)
         .execute(&self.writer)
         .await
         .map_err(unavailable("write the agent"))?;
@@ -372,13 +392,7 @@ impl Store for SqliteStore {
             .fetch_all(&self.readers)
             .await
             .map_err(unavailable("list agents"))?;
-        // One that cannot be read must not keep the others out; it comes back when its agent registers again.
-        let read = |document: &String| {
-            serde_json::from_str(document)
-                .inspect_err(|error| tracing::error!(%error, "an agent in the store is damaged"))
-                .ok()
-        };
-        Ok(documents.iter().filter_map(read).collect())
+        Ok(documents.iter().filter_map(|d| AgentRecord::read(d)).collect())
     }
 
     async fn add_token(&self, token: &NewToken) -> Result<(), StoreError> {

@@ -29,7 +29,6 @@ pub struct TokenArgs {
 
 pub async fn run(session: &Session, args: TokenArgs) -> anyhow::Result<ExitCode> {
     check_name("host", &args.name)?;
-    let context = session.context()?;
     let mut client = session.client()?;
     let request = CreateTokenRequest {
         name: args.name.clone(),
@@ -40,7 +39,8 @@ pub async fn run(session: &Session, args: TokenArgs) -> anyhow::Result<ExitCode>
         })
         .await?;
     output::data(&clean(&made.token))?;
-    let endpoint = context.endpoints.first().map_or("HOST:PORT", String::as_str);
+    // The one that made it leads, and is reached from here. Any other sends the host there.
+    let endpoint = client.endpoint().unwrap_or("HOST:PORT");
     output::note(&format!(
         "For one use by {name}, until {until}. On that host:\n  rollback-agent enroll --coordinator {endpoint} --token \
          TOKEN --config /etc/rollback-agent/agent.toml\nThe host checks that the fleet's CA is {ca}.",

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rollback_proto::jitter::spread;
+
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(3);
 
@@ -10,11 +12,17 @@ const LONGEST: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug)]
 pub struct Backoff {
     next: Duration,
+    longest: Duration,
 }
 
 impl Backoff {
     pub fn new() -> Self {
-        Self { next: FIRST }
+        Self::up_to(LONGEST)
+    }
+
+    /// With another longest pause.
+    pub fn up_to(longest: Duration) -> Self {
+        Self { next: FIRST, longest }
     }
 
     /// Call when something worked.
@@ -23,8 +31,8 @@ impl Backoff {
     }
 
     pub async fn pause(&mut self) {
-        let pause = self.next.mul_f64(rand::random_range(0.5..=1.0));
-        self.next = (self.next * 2).min(LONGEST);
+        let pause = spread(self.next, 0.5..=1.0);
+        self.next = (self.next * 2).min(self.longest);
         tokio::time::sleep(pause).await;
     }
 }

@@ -5,12 +5,13 @@
 
 use rollback_proto::problem::Problem;
 use rollback_proto::v1;
+use rollback_proto::v1::get_server_info_response::Standing;
 use serde_json::{Value, json};
 
 use super::checks::Check;
 use super::loss::{self, Fate};
 use super::releases::Difference;
-use super::text::{millis, timestamp};
+use super::text::{leader_name, millis, timestamp};
 use super::words;
 use crate::exit::ExitCode;
 
@@ -357,11 +358,21 @@ pub fn agent(a: &v1::AgentInfo) -> Value {
     })
 }
 
+/// A coordinator about itself. `leader` is the name in `leader_id`, which is another one for every start of a process.
 pub fn server(s: &v1::GetServerInfoResponse) -> Value {
     json!({
+        "name": text(&s.name),
         "version": s.version,
+        "standing": match s.standing() {
+            Standing::Leading => Some("leading"),
+            Standing::Following => Some("following"),
+            Standing::Unspecified => None,
+        },
+        "leader": text(&leader_name(&s.leader_id)),
         "leader_id": text(&s.leader_id),
+        "leader_endpoint": text(&s.leader_endpoint),
         "epoch": s.epoch,
+        "note": text(&s.note),
         "now": time(s.now.as_ref()),
         "agents": s.agents,
         "agents_connected": s.agents_connected,

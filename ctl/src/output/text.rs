@@ -120,6 +120,11 @@ pub fn target(host: &str, component: &str) -> String {
     }
 }
 
+/// "coord-1" of "coord-1/0193a5c2-…": a leader's id is another one for every start of its process.
+pub fn leader_name(id: &str) -> String {
+    clean(id.split('/').next().unwrap_or(id))
+}
+
 /// "proxy-1/site (app-1/api)": one backend of a proxy; or the component as a whole.
 pub fn subject(host: &str, component: &str, backend: &str) -> String {
     match backend {

@@ -15,14 +15,17 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rollback_proto::problem::Problem;
+use rollback_proto::problem::{Code, Hint, Problem};
 use rollback_proto::tls::{ClientCertificate, CredentialFiles, Credentials, incoming};
 use rollback_proto::v1;
 use rollback_proto::v1::fleet_server::FleetServer;
+use rollback_proto::v1::get_server_info_response::Standing;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
+
+use pki::Authority;
 
 pub use messages::{ID, blocker, ending, journal, plan, progress};
 
@@ -39,17 +42,29 @@ pub enum StartReply {
 }
 
 /// What one `WatchRollback` gets; without an entry, the whole journal.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum WatchReply {
     /// Events up to this seq, then the stream ends in order, as when a coordinator shuts down.
     EndsAfter(u64),
     /// Events up to this seq, then silence. Tells the test.
     HangsAfter(u64),
+    /// Events up to this seq, then the stream fails with this.
+    FailsAfter(u64, Problem),
+}
+
+/// What a replica says to all that is not a read.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    pub problem: Problem,
+    /// From then on it leads; `None`: never.
+    pub until: Option<Instant>,
 }
 
 /// The coordinator's whole memory.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct State {
+    pub info: v1::GetServerInfoResponse,
+    pub refusal: Option<Refusal>,
     pub journal: Vec<v1::RollbackEvent>,
     pub details: v1::GetRollbackResponse,
     pub plan: v1::PlanRollbackResponse,
@@ -62,6 +77,32 @@ pub struct State {
     pub watches: Vec<u64>,
     pub traceparents: Vec<String>,
     pub calls: usize,
+    /// Refusals that were given.
+    pub refused: usize,
+}
+
+impl State {
+    fn refuse(&mut self) -> Result<(), Problem> {
+        match &self.refusal {
+            Some(refusal) if refusal.until.is_none_or(|until| Instant::now() < until) => {
+                self.refused += 1;
+                Err(refusal.problem.clone())
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Refuses, as a replica that does not lead; with `hint`, it names the leader's host:port.
+    pub fn follow(&mut self, hint: Option<String>, until: Option<Instant>) {
+        let problem = Problem::new(Code::NotLeader, format!("{} does not lead", self.info.name));
+        let problem = match hint.clone() {
+            Some(endpoint) => problem.hint(Hint::Leader(endpoint)),
+            None => problem,
+        };
+        self.refusal = Some(Refusal { problem, until });
+        self.info.set_standing(Standing::Following);
+        self.info.leader_endpoint = hint.unwrap_or_default();
+    }
 }
 
 /// State and the way to tell the test that a handler hangs.
@@ -87,17 +128,29 @@ pub struct Fake {
     hung: Receiver<()>,
     runtime: Option<Runtime>,
     server: CredentialFiles,
-    pub directory: tempfile::TempDir,
+    authority: Arc<Authority>,
+    pub directory: Arc<tempfile::TempDir>,
 }
 
 impl Fake {
-    /// Starts one that knows a plan, and a rollback whose journal ends with `state`.
+    /// Starts one that leads, knows a plan, and a rollback whose journal ends with `state`.
     pub fn start(state: v1::RollbackState, blocked: bool) -> Self {
         rollback_proto::tls::install_crypto();
-        let directory = tempfile::tempdir().expect("temporary directory");
-        let server = pki::make(directory.path());
-        let (hangs, hung) = channel();
+        let directory = Arc::new(tempfile::tempdir().expect("temporary directory"));
+        let authority = Arc::new(Authority::create(directory.path()));
+        let info = v1::GetServerInfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: "coord-1".to_owned(),
+            standing: Standing::Leading.into(),
+            leader_id: "coord-1/3f2a".to_owned(),
+            epoch: 3,
+            agents: 2,
+            agents_connected: 2,
+            caller: "ana (admin)".to_owned(),
+            ..v1::GetServerInfoResponse::default()
+        };
         let state = State {
+            info,
             journal: journal(state, blocked),
             details: messages::details(state, blocked),
             plan: v1::PlanRollbackResponse {
@@ -107,6 +160,22 @@ impl Fake {
             fleet: messages::fleet(),
             ..State::default()
         };
+        let fake = Self::with(state, authority, directory);
+        fake.write_context("");
+        fake
+    }
+
+    /// Starts another replica of the same fleet, with what this one has in memory now. It leads, too, until it is told to
+    /// follow; the context does not list it.
+    pub fn another(&self, name: &str) -> Self {
+        let mut state = self.state().clone();
+        name.clone_into(&mut state.info.name);
+        Self::with(state, Arc::clone(&self.authority), Arc::clone(&self.directory))
+    }
+
+    fn with(state: State, authority: Arc<Authority>, directory: Arc<tempfile::TempDir>) -> Self {
+        let server = authority.coordinator(&state.info.name);
+        let (hangs, hung) = channel();
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             hangs: Mutex::new(hangs),
@@ -119,18 +188,27 @@ impl Fake {
             hung,
             runtime: None,
             server,
+            authority,
             directory,
         };
         fake.serve(listener);
-        fake.write_context("");
         fake
     }
 
-    /// Writes the operator's context file; `more` is appended.
+    /// host:port.
+    pub fn endpoint(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Writes the operator's context file, with this endpoint alone; `more` is appended.
     pub fn write_context(&self, more: &str) {
+        self.write_context_to(&[&self.endpoint()], more);
+    }
+
+    /// Writes the operator's context file, with these endpoints.
+    pub fn write_context_to(&self, endpoints: &[&str], more: &str) {
         let text = format!(
-            "name = \"test\"\nendpoints = [\"{}\"]\nca = \"ca.pem\"\ncertificate = \"ana.pem\"\nkey = \"ana.key\"\n{more}",
-            self.address
+            "name = \"test\"\nendpoints = {endpoints:?}\nca = \"ca.pem\"\ncertificate = \"ana.pem\"\nkey = \"ana.key\"\n{more}",
         );
         std::fs::write(self.context(), text).expect("write context.toml");
     }

@@ -1,6 +1,6 @@
-//! A CA, a coordinator's certificate and an operator's, in files.
+//! A CA, coordinators' certificates and an operator's, in files.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
@@ -8,15 +8,31 @@ use rcgen::{
 };
 use rollback_proto::tls::{CredentialFiles, write_private};
 
-/// Writes `ca.pem`, `ana.{pem,key}` (operator) and `server.{pem,key}`; answers with the server's.
-pub fn make(directory: &Path) -> CredentialFiles {
-    let mut params = CertificateParams::new(Vec::<String>::new()).expect("parameters");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-    let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("CA");
-    std::fs::write(directory.join("ca.pem"), ca.pem()).expect("write ca.pem");
-    issue(directory, &ca, "ana", "operator/ana");
-    issue(directory, &ca, "server", "coordinator/coord-1")
+/// A CA whose files are in one directory.
+pub struct Authority {
+    ca: CertifiedIssuer<'static, KeyPair>,
+    directory: PathBuf,
+}
+
+impl Authority {
+    /// Writes `ca.pem` and `ana.{pem,key}` (operator).
+    pub fn create(directory: &Path) -> Self {
+        let mut params = CertificateParams::new(Vec::<String>::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("key")).expect("CA");
+        std::fs::write(directory.join("ca.pem"), ca.pem()).expect("write ca.pem");
+        issue(directory, &ca, "ana", "operator/ana");
+        Self {
+            ca,
+            directory: directory.to_owned(),
+        }
+    }
+
+    /// Writes `NAME.{pem,key}`.
+    pub fn coordinator(&self, name: &str) -> CredentialFiles {
+        issue(&self.directory, &self.ca, name, &format!("coordinator/{name}"))
+    }
 }
 
 fn issue(directory: &Path, ca: &CertifiedIssuer<'_, KeyPair>, file: &str, identity: &str) -> CredentialFiles {

@@ -34,16 +34,9 @@ impl v1::fleet_server::Fleet for Service {
         &self,
         request: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
-        Ok(self.answer(&request, |_| v1::GetServerInfoResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            leader_id: "coord-1".to_owned(),
-            epoch: 3,
+        Ok(self.answer(&request, |state| v1::GetServerInfoResponse {
             now: Some(SystemTime::now().into()),
-            agents: 2,
-            agents_connected: 2,
-            caller: "ana (admin)".to_owned(),
-            caller_certificate_expires: None,
-            server_certificate_expires: None,
+            ..state.info.clone()
         }))
     }
 
@@ -55,6 +48,7 @@ impl v1::fleet_server::Fleet for Service {
         &self,
         request: Request<v1::PlanRollbackRequest>,
     ) -> Result<Response<v1::PlanRollbackResponse>, Status> {
+        self.0.state().refuse()?;
         Ok(self.answer(&request, |state| state.plan.clone()))
     }
 
@@ -62,6 +56,7 @@ impl v1::fleet_server::Fleet for Service {
         &self,
         request: Request<v1::StartRollbackRequest>,
     ) -> Result<Response<v1::StartRollbackResponse>, Status> {
+        self.0.state().refuse()?;
         let asked = request.get_ref().clone();
         let reply = self.answer(&request, |state| {
             state.starts.push(asked);
@@ -108,6 +103,7 @@ impl v1::fleet_server::Fleet for Service {
     type WatchRollbackStream = Events;
 
     async fn watch_rollback(&self, request: Request<v1::WatchRollbackRequest>) -> Result<Response<Events>, Status> {
+        self.0.state().refuse()?;
         let after = request.get_ref().after_seq;
         let (journal, reply) = self
             .answer(&request, |state| {
@@ -115,8 +111,8 @@ impl v1::fleet_server::Fleet for Service {
                 (state.journal.clone(), state.watch_replies.pop_front())
             })
             .into_inner();
-        let until = match reply {
-            Some(WatchReply::EndsAfter(seq) | WatchReply::HangsAfter(seq)) => seq,
+        let until = match &reply {
+            Some(WatchReply::EndsAfter(seq) | WatchReply::HangsAfter(seq) | WatchReply::FailsAfter(seq, _)) => *seq,
             None => u64::MAX,
         };
         let wanted = journal
@@ -129,6 +125,7 @@ impl v1::fleet_server::Fleet for Service {
                 shared.tell_hang();
                 std::future::pending().await
             }))),
+            Some(WatchReply::FailsAfter(_, problem)) => Box::pin(events.chain(once(async { Err(problem.into()) }))),
             Some(WatchReply::EndsAfter(_)) | None => Box::pin(events),
         };
         Ok(Response::new(events))
@@ -138,6 +135,7 @@ impl v1::fleet_server::Fleet for Service {
         &self,
         request: Request<v1::RecordReleaseRequest>,
     ) -> Result<Response<v1::RecordReleaseResponse>, Status> {
+        self.0.state().refuse()?;
         let name = request.get_ref().name.clone();
         Ok(self.answer(&request, |_| v1::RecordReleaseResponse {
             release: Some(release(&name)),
@@ -149,6 +147,7 @@ impl v1::fleet_server::Fleet for Service {
         &self,
         request: Request<v1::ImportReleaseRequest>,
     ) -> Result<Response<v1::ImportReleaseResponse>, Status> {
+        self.0.state().refuse()?;
         let asked = request.get_ref().clone();
         let left_out = asked.without.contains(&"app-2/api".to_owned());
         let finding = |host: &str, problem: Option<Problem>| v1::ImportFinding {
@@ -200,6 +199,7 @@ impl v1::fleet_server::Fleet for Service {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        self.0.state().refuse()?;
         let name = request.get_ref().name.clone();
         Ok(self.answer(&request, |_| v1::CreateTokenResponse {
             token: format!("rbt1.{name}.00ff.11ee"),

@@ -32,7 +32,12 @@ impl Control {
         for agent in self.agents.values_mut() {
             agent.let_go();
         }
-        self.coordinator.let_go();
+        for coordinator in self.coordinators_mut() {
+            coordinator.let_go();
+        }
+        if let Some(store) = &self.store_server {
+            store.let_go();
+        }
         self.dir.disable_cleanup(true);
         Ok(text)
     }
@@ -81,9 +86,11 @@ gone rollback-agent rollback-coordinator
     kill "$pid" 2>/dev/null
 done
 # PostgreSQL is asked through its postmaster, which ends the others in order.
-postmaster=$(head -n 1 "$dir/hosts/db-1/postgres/data/postmaster.pid" 2>/dev/null)
-for pid in $(ours postgres); do
-    [ "$pid" != "$postmaster" ] || kill -INT "$pid" 2>/dev/null
+for data in "$dir/hosts/db-1/postgres/data" "$dir/store/postgres/data"; do
+    postmaster=$(head -n 1 "$data/postmaster.pid" 2>/dev/null)
+    for pid in $(ours postgres); do
+        [ "$pid" != "$postmaster" ] || kill -INT "$pid" 2>/dev/null
+    done
 done
 gone nginx zekka-app postgres
 rm -rf "$dir"

@@ -65,7 +65,7 @@ impl UnitApp {
         let spec = AgentSpec {
             name: name.clone(),
             host_dir: control.host_dir(name),
-            coordinator: control.coordinator.endpoint().to_owned(),
+            coordinators: control.endpoints(),
             otlp: None,
             components: self.component(),
             tier: "app",

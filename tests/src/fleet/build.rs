@@ -7,9 +7,10 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::{Fleet, HOSTS, Mount};
-use crate::control::{Control, ControlOptions};
+use crate::control::{Control, ControlOptions, StoreKind};
+use crate::effects;
 use crate::nginx::Nginx;
-use crate::postgres::Postgres;
+use crate::postgres::{ClusterOptions, Postgres};
 use crate::process::run;
 use crate::zekka::{AppHost, Version, Zekka};
 
@@ -27,6 +28,10 @@ pub struct FleetBuilder {
     down_extra: BTreeMap<Version, String>,
     pg_bin_dir: Option<PathBuf>,
     small_disk: Option<(&'static str, u32)>,
+    store: StoreKind,
+    replicas: usize,
+    leadership: BTreeMap<&'static str, String>,
+    effects: bool,
 }
 
 impl Default for FleetBuilder {
@@ -40,6 +45,10 @@ impl Default for FleetBuilder {
             down_extra: BTreeMap::new(),
             pg_bin_dir: None,
             small_disk: None,
+            store: StoreKind::default(),
+            replicas: 1,
+            leadership: BTreeMap::new(),
+            effects: false,
         }
     }
 }
@@ -101,11 +110,44 @@ impl FleetBuilder {
         self
     }
 
+    /// Where the coordinator keeps its journal.
+    #[must_use]
+    pub fn store(mut self, store: StoreKind) -> Self {
+        self.store = store;
+        self
+    }
+
+    /// So many coordinators, with their journal in one PostgreSQL.
+    #[must_use]
+    pub fn replicas(mut self, replicas: usize) -> Self {
+        self.replicas = replicas;
+        self.store = StoreKind::Postgres;
+        self
+    }
+
+    /// A key of `[leadership]` that is not as shipped: `ttl`, `renew`, `step_down`.
+    #[must_use]
+    pub fn leadership(mut self, key: &'static str, value: &str) -> Self {
+        self.leadership.insert(key, value.to_owned());
+        self
+    }
+
+    /// PostgreSQL keeps what a record of [`effects`] asks it for.
+    #[must_use]
+    pub fn effects(mut self) -> Self {
+        self.effects = true;
+        self
+    }
+
     /// Starts everything but the application, enrolls the agents and waits until the coordinator is in touch with all.
     pub async fn start(self) -> Result<Fleet> {
         let options = ControlOptions {
             keep: self.keep,
             otlp: self.otlp.clone(),
+            store: self.store,
+            further_replicas: self.replicas.saturating_sub(1),
+            leadership: self.leadership.clone(),
+            durable: self.durable,
         };
         let control = Control::start(options).await?;
         let host = |name: &str| control.host_dir(name);
@@ -113,13 +155,18 @@ impl FleetBuilder {
             std::fs::create_dir_all(host(name)).with_context(|| format!("make {name}"))?;
         }
 
-        let postgres = Postgres::start(
-            &host("db-1").join("postgres"),
-            &control.log("postgres"),
-            self.durable,
-            self.keep,
-        )
-        .await?;
+        let cluster = ClusterOptions {
+            durable: self.durable,
+            keep: self.keep,
+            settings: if self.effects {
+                effects::SETTINGS.to_vec()
+            } else {
+                Vec::new()
+            },
+            ..ClusterOptions::default()
+        };
+        let data = host("db-1").join("postgres");
+        let postgres = Postgres::start(&data, &control.log("postgres"), &cluster).await?;
         let nginx = Nginx::lay_out(&host("proxy-1").join("nginx"), &control.log("nginx"), self.keep)?;
         let mut mounts = Vec::new();
         let mut hosts = Vec::new();

@@ -100,6 +100,7 @@ async fn on_traced_control(
     let mut control = Control::start(ControlOptions {
         keep: options.keep,
         otlp: otlp.map(str::to_owned),
+        ..ControlOptions::default()
     })
     .await?;
     let told = story(&mut control).await;

@@ -176,7 +176,7 @@ async fn first_refusal(stderr: tokio::process::ChildStderr) -> Result<String> {
 fn stranger(fleet: &Fleet, host_dir: PathBuf) -> Result<AgentSpec> {
     let spec = AgentSpec {
         name: "stranger".to_owned(),
-        coordinator: fleet.coordinator.endpoint().to_owned(),
+        coordinators: fleet.endpoints(),
         otlp: None,
         components: format!(
             "[[component]]\nname = \"env\"\nkind = \"env-file\"\npath = \"{}\"\n",

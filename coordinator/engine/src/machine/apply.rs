@@ -30,6 +30,7 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
                 trace_id,
                 parent_span_id,
                 consent,
+                ledgers,
             },
         ) => {
             let creation = Creation {
@@ -40,6 +41,7 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
                 trace_id: trace_id.clone(),
                 parent_span_id: parent_span_id.clone(),
                 consent: *consent,
+                ledgers: ledgers.clone(),
             };
             let run = Box::new(Run::new(creation, plan)?);
             *state = State::Forward {

@@ -22,6 +22,7 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
                 trace_id,
                 parent_span_id,
                 consent,
+                ledgers,
             },
         ) => {
             let errors = lint(plan);
@@ -43,6 +44,7 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
                 trace_id: trace_id.clone(),
                 parent_span_id: parent_span_id.clone(),
                 consent,
+                ledgers: ledgers.clone(),
             }])
         }
         (State::New, Command::StepEnded { .. } | Command::Resume { .. }) => Err(Rejected::NotCreated),

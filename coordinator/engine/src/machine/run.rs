@@ -1,6 +1,6 @@
 //! What is known of a rollback whatever it is doing: its plan, how far every step is, timings, who failed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -26,6 +26,7 @@ pub struct Creation {
     pub trace_id: String,
     pub parent_span_id: String,
     pub consent: Option<Consent>,
+    pub ledgers: BTreeMap<HostName, String>,
 }
 
 /// When and why the way back began.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rollback_proto::problem::Code;
 use rollback_proto::v1::{
     ListRollbacksRequest, RollbackState, RollbackSummary, StartRollbackRequest, StartRollbackResponse,
 };
@@ -19,38 +20,42 @@ use crate::output::{self, json as documents, problem, status, words};
 const ASK_FOR: Duration = Duration::from_secs(60);
 
 /// Asks until there is an answer. Every attempt carries the same `request_id`, so that an attempt whose answer was lost
-/// and the next one are the same rollback.
+/// and the next one are the same rollback, whichever replica they reach.
 pub async fn start(client: &mut Client, request: StartRollbackRequest) -> Result<StartRollbackResponse, CallError> {
     let give_up = Instant::now() + ASK_FOR;
     let mut backoff = Backoff::new();
-    let mut told = false;
+    // An answer was lost: it may have been started.
+    let mut unknown = false;
     loop {
         let answer = client
             .call(ALL_HOSTS, request.clone(), |mut fleet, request| async move {
                 fleet.start_rollback(request).await
             })
             .await;
-        match answer {
-            Err(error) if error.lost && Instant::now() < give_up => {
-                if !std::mem::replace(&mut told, true) {
-                    let why = clean(&error.problem.message);
-                    output::note(&format!("no answer from the coordinator, asking again … ({why})"));
-                }
-                backoff.pause().await;
-            }
-            Err(mut error) if error.lost => {
-                error.problem.message = format!(
-                    "nobody can tell whether the rollback was started: {}",
-                    error.problem.message
-                );
-                error.problem.remedy =
-                    "when the coordinator answers again, look before you try again: rollbackctl rollback list"
-                        .to_owned();
-                return Err(error);
-            }
+        let error = match answer {
+            // That nobody leads is certain: nothing was started by asking. What was asked before stays unknown.
+            Err(error) if error.lost || unknown && error.problem.code == Code::NotLeader => error,
             other => return other,
+        };
+        if Instant::now() >= give_up {
+            return Err(nobody_can_tell(error));
         }
+        if !std::mem::replace(&mut unknown, true) {
+            let why = clean(&error.problem.message);
+            output::note(&format!("no answer from the coordinator, asking again … ({why})"));
+        }
+        backoff.pause().await;
     }
+}
+
+fn nobody_can_tell(mut error: CallError) -> CallError {
+    error.problem.message = format!(
+        "nobody can tell whether the rollback was started: {}",
+        error.problem.message
+    );
+    error.problem.remedy =
+        "when the coordinator answers again, look before you try again: rollbackctl rollback list".to_owned();
+    error
 }
 
 /// Somebody else is rolling back: who, where to, since when.

@@ -7,13 +7,12 @@
 //! over the whole; without it all are taken.
 
 mod ground;
-mod points;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use self::ground::{Course, Ground, Means, NEW, OLD};
-use self::points::{Point, sample, undoing};
+use crate::scenario::points::{Point, sample, undoing};
 use crate::control::Control;
 use crate::scenario::deployments::on_control;
 use crate::scenario::{Found, Options, found};

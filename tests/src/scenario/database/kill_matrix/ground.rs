@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::points::{KILL_AT, KILL_LOG, Point, passed};
+use crate::scenario::points::{KILL_AT, KILL_LOG, Point, passed};
 use crate::control::Control;
 use crate::ctl::{Answer, rollback_to};
 use crate::deployed::database::{Database, HOST};

@@ -234,7 +234,7 @@ impl Fleet {
         let init = systemd.exec(&["systemctl", "show", "--property=UserspaceTimestampMonotonic", "--value"])?;
         Ok([
             cache.id + &cache.started_at,
-            self.database.postgres.pid().to_string(),
+            format!("{:?}", self.database.postgres.pid()),
             systemd.id().to_owned() + &init,
         ])
     }

@@ -1,0 +1,253 @@
+//! The store for replicas: a PostgreSQL database that all of them reach, directly or through a pooler in transaction mode.
+//!
+//! By subject: who leads ([`lease`]), rollbacks ([`journal`]), the rest ([`records`]); below them connections and
+//! transactions ([`session`]) and the schema ([`schema`]).
+//!
+//! Invariants, beside those of every store:
+//! - Only the database's clock counts.
+//! - An answer, good or bad, is there after [`session::ANSWER`]. Bad is `Unavailable` for everything that may pass: a
+//!   connection that broke, a lock or a statement that took too long, a server that stops or starts.
+//! - Renewing the lease waits neither for a free connection behind ten thousand agents that register, nor for the row
+//!   behind a journal that is written all the time.
+
+mod journal;
+mod lease;
+mod records;
+mod schema;
+mod session;
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use rollback_engine::event::Event;
+use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
+use rollback_engine::release::Release;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
+
+use self::session::{ANSWER, Lane};
+use super::open::OpenError;
+use super::{
+    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError,
+};
+
+pub struct PostgresStore {
+    /// For people; without a password.
+    place: String,
+    leadership: Lane,
+    journal: Lane,
+    others: Lane,
+    /// Appends and the beginnings of rollbacks go in together, a renewal alone. PostgreSQL lets another reader of the
+    /// lease's row pass a writer that waits for it, so an unbroken row of appends could starve the renewal.
+    gate: tokio::sync::RwLock<()>,
+}
+
+impl std::fmt::Debug for PostgresStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PostgresStore").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+/// How long a renewal lets appends go first. One that hangs must not cost the leader its lease.
+const COURTESY: Duration = Duration::from_millis(300);
+
+/// PostgreSQL's integers are signed. Sequence numbers and epochs grow by one from zero and never come near the end.
+fn to_sql(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn from_sql(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
+impl PostgresStore {
+    /// Reaches the database, once, and brings its schema up to date. `password` goes before one in the URL.
+    pub async fn open(url: &str, password: Option<&str>) -> Result<Self, OpenError> {
+        let mut options = options(url)?;
+        if let Some(password) = password {
+            options = options.password(password);
+        }
+        let server = Server::of(&options);
+        let mut connection = server.connect(&options).await?;
+        schema::bring_up_to_date(&mut connection).await?;
+        // The schema is there; a connection that does not close in order does no harm.
+        drop(connection.close().await);
+        Ok(Self {
+            place: format!("{} at {}", server.database, server.server),
+            leadership: Lane::new(&options, 2),
+            journal: Lane::new(&options, 4),
+            others: Lane::new(&options, 4),
+            gate: tokio::sync::RwLock::default(),
+        })
+    }
+
+    /// Ends all connections in order.
+    pub async fn close(&self) {
+        for lane in [&self.leadership, &self.journal, &self.others] {
+            lane.close().await;
+        }
+    }
+}
+
+fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
+    let bad = |why: String| OpenError::BadUrl { why };
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(bad("it begins otherwise".to_owned()));
+    }
+    let options = PgConnectOptions::from_str(url).map_err(|e| bad(e.to_string()))?;
+    Ok(options
+        .application_name("rollback-coordinator")
+        // Poolers in transaction mode know neither statements of a session nor this parameter.
+        .statement_cache_capacity(0)
+        .extra_float_digits(None))
+}
+
+/// Where the database is, for messages.
+struct Server {
+    server: String,
+    database: String,
+    user: String,
+}
+
+impl Server {
+    fn of(options: &PgConnectOptions) -> Self {
+        let host = options
+            .get_socket()
+            .map_or_else(|| options.get_host().to_owned(), |path| path.display().to_string());
+        let user = options.get_username().to_owned();
+        Self {
+            server: format!("{host}:{}", options.get_port()),
+            database: options.get_database().unwrap_or(&user).to_owned(),
+            user,
+        }
+    }
+
+    async fn connect(&self, options: &PgConnectOptions) -> Result<PgConnection, OpenError> {
+        let unreachable = |source| OpenError::Unreachable {
+            server: self.server.clone(),
+            source,
+        };
+        let connected = tokio::time::timeout(ANSWER, options.connect()).await;
+        let mut connection = connected
+            .map_err(|_| unreachable(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))?
+            .map_err(|e| self.refused(e))?;
+        let standby: Result<(bool,), sqlx::Error> = sqlx::query_as("SELECT pg_is_in_recovery()")
+            .persistent(false)
+            .fetch_one(&mut connection)
+            .await;
+        if standby.map_err(unreachable)?.0 {
+            return Err(OpenError::Standby {
+                server: self.server.clone(),
+            });
+        }
+        Ok(connection)
+    }
+
+    fn refused(&self, error: sqlx::Error) -> OpenError {
+        let (server, database, user) = (self.server.clone(), self.database.clone(), self.user.clone());
+        let refusal = error.as_database_error().map(|e| (e.code().unwrap_or_default(), e.message()));
+        match refusal {
+            Some((code, _)) if code == "3D000" => OpenError::NoDatabase { server, database, user },
+            // invalid_authorization_specification, invalid_password, insufficient_privilege (no CONNECT).
+            Some((code, why)) if code == "28000" || code == "28P01" || code == "42501" => OpenError::Refused {
+                server,
+                database,
+                user,
+                why: why.to_owned(),
+            },
+            _ => OpenError::Unreachable { server, source: error },
+        }
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn campaign(&self, candidate: &Candidate, ttl: Duration, at_least: Epoch) -> Result<Campaign, StoreError> {
+        lease::campaign(&self.leadership, candidate, ttl, at_least).await
+    }
+
+    async fn renew(&self, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
+        let _alone = tokio::time::timeout(COURTESY, self.gate.write()).await;
+        lease::renew(&self.leadership, epoch, ttl).await
+    }
+
+    async fn give_back(&self, epoch: Epoch) -> Result<(), StoreError> {
+        lease::give_back(&self.leadership, epoch).await
+    }
+
+    async fn lease(&self) -> Result<Lease, StoreError> {
+        lease::lease(&self.leadership).await
+    }
+
+    async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError> {
+        let _with_others = self.gate.read().await;
+        journal::create(&self.journal, fence, rollback).await
+    }
+
+    async fn append(
+        &self,
+        fence: Epoch,
+        id: &RollbackId,
+        after: u64,
+        events: &[Event],
+        summary: &str,
+        closing: Option<&Closing>,
+    ) -> Result<(), StoreError> {
+        let _with_others = self.gate.read().await;
+        journal::append(&self.journal, fence, id, after, events, summary, closing).await
+    }
+
+    async fn requested(&self, request_id: &str) -> Result<Option<RollbackId>, StoreError> {
+        journal::requested(&self.journal, request_id).await
+    }
+
+    async fn holder(&self, targets: &[Target]) -> Result<Option<(Target, RollbackId)>, StoreError> {
+        journal::holder(&self.journal, targets).await
+    }
+
+    async fn events(&self, id: &RollbackId, after: u64) -> Result<Vec<Recorded>, StoreError> {
+        journal::events(&self.journal, id, after).await
+    }
+
+    async fn running(&self) -> Result<Vec<RollbackId>, StoreError> {
+        journal::running(&self.journal).await
+    }
+
+    async fn summaries(&self, limit: u32) -> Result<Vec<String>, StoreError> {
+        journal::summaries(&self.others, limit).await
+    }
+
+    async fn summary(&self, id: &RollbackId) -> Result<Option<String>, StoreError> {
+        journal::summary(&self.others, id).await
+    }
+
+    async fn add_release(&self, release: &Release) -> Result<bool, StoreError> {
+        records::add_release(&self.others, release).await
+    }
+
+    async fn release(&self, name: &ReleaseName) -> Result<Option<Release>, StoreError> {
+        records::release(&self.others, name).await
+    }
+
+    async fn releases(&self) -> Result<Vec<Release>, StoreError> {
+        records::releases(&self.others).await
+    }
+
+    async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError> {
+        records::save_agent(&self.others, agent).await
+    }
+
+    async fn agents(&self) -> Result<Vec<AgentRecord>, StoreError> {
+        records::agents(&self.others).await
+    }
+
+    async fn add_token(&self, token: &NewToken) -> Result<(), StoreError> {
+        records::add_token(&self.others, token).await
+    }
+
+    async fn redeem_token(&self, hash: &str, now: Timestamp) -> Result<Option<String>, StoreError> {
+        records::redeem_token(&self.others, hash, now).await
+    }
+}

@@ -1,0 +1,137 @@
+//! Who leads. One row, the database's clock, and no lock that outlives its transaction.
+//!
+//! Two rules, both learnt from what PostgreSQL did when they were broken:
+//! - Time is judged by a statement of its own *after* the row lock was obtained. A single `UPDATE … WHERE held_until >
+//!   clock_timestamp()` that had to wait for the lock judged with the time before it waited, and renewed a lease that had
+//!   run out.
+//! - Whoever writes to the journal holds the row `FOR SHARE` until the commit ([`fence`]). A guard that only looks lets a
+//!   stale append commit after the next leader has read the journal. `FOR KEY SHARE` would not do: taking the lead does
+//!   not change the key.
+
+use std::time::Duration;
+
+use rollback_engine::ids::Epoch;
+use sqlx::{query, query_as};
+
+use super::session::{Lane, Transaction};
+use super::{from_sql, to_sql};
+use crate::store::{Campaign, Candidate, Lease, StoreError};
+
+const READ: &str = "SELECT epoch, leader, endpoint, \
+     greatest(extract(epoch FROM held_until - clock_timestamp()), 0)::float8 FROM lease WHERE id = 1";
+
+pub async fn campaign(
+    lane: &Lane,
+    candidate: &Candidate,
+    ttl: Duration,
+    at_least: Epoch,
+) -> Result<Campaign, StoreError> {
+    let mut tx = lane.write("take the lead").await?;
+    // Followers ask often. They must not stand in the leader's way while its lease holds.
+    let lease = read(&mut tx).await?;
+    if !lease.left.is_zero() && lease.leader != candidate.id {
+        tx.roll_back().await?;
+        return Ok(Campaign::Held(lease));
+    }
+    lock(&mut tx).await?;
+    let won: Option<(i64,)> = tx
+        .optional(
+            query_as(
+                "UPDATE lease SET epoch = greatest(epoch + 1, $1), leader = $2, endpoint = $3, since = clock_timestamp(), \
+                     held_until = clock_timestamp() + make_interval(secs => $4) \
+                 WHERE id = 1 AND (held_until <= clock_timestamp() OR leader = $2) RETURNING epoch",
+            )
+            .bind(to_sql(at_least.0))
+            .bind(&candidate.id)
+            .bind(&candidate.endpoint)
+            .bind(ttl.as_secs_f64()),
+        )
+        .await?;
+    match won {
+        Some((epoch,)) => {
+            tx.commit().await?;
+            Ok(Campaign::Won(Epoch(from_sql(epoch))))
+        }
+        // Somebody was faster while we waited.
+        None => {
+            let lease = read(&mut tx).await?;
+            tx.roll_back().await?;
+            Ok(Campaign::Held(lease))
+        }
+    }
+}
+
+pub async fn renew(lane: &Lane, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
+    let mut tx = lane.write("renew the lease").await?;
+    let found = lock(&mut tx).await?;
+    let renewed = tx
+        .execute(
+            query(
+                "UPDATE lease SET held_until = clock_timestamp() + make_interval(secs => $2) \
+                 WHERE id = 1 AND epoch = $1 AND held_until > clock_timestamp()",
+            )
+            .bind(to_sql(epoch.0))
+            .bind(ttl.as_secs_f64()),
+        )
+        .await?;
+    if renewed == 1 {
+        tx.commit().await
+    } else {
+        tx.roll_back().await?;
+        Err(StoreError::Fenced(found))
+    }
+}
+
+pub async fn give_back(lane: &Lane, epoch: Epoch) -> Result<(), StoreError> {
+    let mut tx = lane.write("give the lease back").await?;
+    tx.execute(query("UPDATE lease SET held_until = to_timestamp(0) WHERE id = 1 AND epoch = $1").bind(to_sql(epoch.0)))
+        .await?;
+    tx.commit().await
+}
+
+pub async fn lease(lane: &Lane) -> Result<Lease, StoreError> {
+    let mut tx = lane.read("read the lease").await?;
+    let lease = read(&mut tx).await?;
+    tx.commit().await?;
+    Ok(lease)
+}
+
+/// Begins a transaction in which nobody else can take the lead, or says who has.
+pub async fn fence(lane: &Lane, what: &'static str, epoch: Epoch) -> Result<Transaction, StoreError> {
+    let mut tx = lane.write(what).await?;
+    let ours: Option<(i64,)> = tx
+        .optional(query_as("SELECT epoch FROM lease WHERE id = 1 AND epoch = $1 FOR SHARE").bind(to_sql(epoch.0)))
+        .await?;
+    if ours.is_some() {
+        return Ok(tx);
+    }
+    let found = read(&mut tx).await?.epoch;
+    tx.roll_back().await?;
+    Err(StoreError::Fenced(found))
+}
+
+/// Waits for the row. Says nothing of time: that is judged afterwards.
+async fn lock(tx: &mut Transaction) -> Result<Epoch, StoreError> {
+    let row: Option<(i64,)> = tx
+        .optional(query_as("SELECT epoch FROM lease WHERE id = 1 FOR UPDATE"))
+        .await?;
+    row.map(|(epoch,)| Epoch(from_sql(epoch))).ok_or_else(no_lease)
+}
+
+async fn read(tx: &mut Transaction) -> Result<Lease, StoreError> {
+    let row: Option<(i64, String, String, f64)> = tx.optional(query_as(READ)).await?;
+    let (epoch, leader, endpoint, left) = row.ok_or_else(no_lease)?;
+    Ok(Lease {
+        epoch: Epoch(from_sql(epoch)),
+        leader,
+        endpoint,
+        left: Duration::try_from_secs_f64(left).unwrap_or(Duration::ZERO),
+    })
+}
+
+fn no_lease() -> StoreError {
+    StoreError::Damaged {
+        what: "the lease",
+        why: "its row is gone".to_owned(),
+    }
+}

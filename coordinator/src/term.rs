@@ -1,0 +1,143 @@
+//! A term: the time from winning the lease to giving it up. Whatever a leader does, it does in a term.
+//!
+//! Invariants:
+//! - A term that has ended stays ended; who led gets another one, with a higher epoch.
+//! - Nothing is sent to an agent in a term's name once its time is over, also when the process was stopped in the
+//!   meantime and no timer could fire: [`Term::holds`] asks the clock.
+//! - The clock is the monotonic one, and time is counted from when a renewal was *sent*: the store's own count began later.
+//!
+//! What protects the journal and the agents is the epoch, which they check themselves. The clock here only keeps a leader
+//! from trying.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rollback_engine::ids::Epoch;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// A cheap handle.
+#[derive(Clone, Debug)]
+pub struct Term(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    epoch: Epoch,
+    /// [`crate::store::Candidate::id`].
+    leader: String,
+    /// `None`: the lease does not run out.
+    until: Mutex<Option<Instant>>,
+    /// The highest epoch that an agent said it obeys instead.
+    outdone: watch::Sender<Option<Epoch>>,
+    /// Why it ended, when somebody ended it for a reason.
+    failed: Mutex<Option<String>>,
+    stop: CancellationToken,
+}
+
+impl Term {
+    /// `stop` is cancelled when the term ends, and ends it.
+    pub fn new(epoch: Epoch, leader: String, until: Option<Instant>, stop: CancellationToken) -> Self {
+        Self(Arc::new(Inner {
+            epoch,
+            leader,
+            until: Mutex::new(until),
+            outdone: watch::Sender::new(None),
+            failed: Mutex::default(),
+            stop,
+        }))
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.0.epoch
+    }
+
+    pub fn leader(&self) -> &str {
+        &self.0.leader
+    }
+
+    /// May anything still be done in its name?
+    pub fn holds(&self) -> bool {
+        !self.0.stop.is_cancelled() && self.until().is_none_or(|until| Instant::now() < until)
+    }
+
+    /// When its time is over, unless it is extended.
+    pub fn until(&self) -> Option<Instant> {
+        *self.0.until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn extend(&self, until: Instant) {
+        *self.0.until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+
+    /// Ends it; the first reason is kept.
+    pub fn fail(&self, why: String) {
+        self.0
+            .failed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(why);
+        self.0.stop.cancel();
+    }
+
+    pub fn failed(&self) -> Option<String> {
+        self.0.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// An agent obeys another leader, with this epoch.
+    pub fn outdone(&self, epoch: Epoch) {
+        self.0.outdone.send_if_modified(|known| {
+            let news = known.is_none_or(|known| known < epoch);
+            if news {
+                *known = Some(epoch);
+            }
+            news
+        });
+    }
+
+    pub fn watch_outdone(&self) -> watch::Receiver<Option<Epoch>> {
+        self.0.outdone.subscribe()
+    }
+
+    pub async fn ended(&self) {
+        self.0.stop.cancelled().await;
+    }
+
+    pub fn end(&self) {
+        self.0.stop.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn time_that_is_over_ends_what_may_be_done_although_no_timer_fired() {
+        let term = Term::new(
+            Epoch(3),
+            "a/1".to_owned(),
+            Some(Instant::now() + Duration::from_secs(4)),
+            CancellationToken::new(),
+        );
+        assert!(term.holds());
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert!(!term.holds());
+        term.extend(Instant::now() + Duration::from_secs(1));
+        assert!(term.holds());
+        term.fail("the first reason".to_owned());
+        term.fail("another one".to_owned());
+        assert!(!term.holds());
+        assert_eq!(term.failed().as_deref(), Some("the first reason"));
+    }
+
+    #[tokio::test]
+    async fn highest_epoch_that_outdoes_us_is_what_counts() {
+        let term = Term::new(Epoch(3), "a/1".to_owned(), None, CancellationToken::new());
+        let watched = term.watch_outdone();
+        term.outdone(Epoch(9));
+        term.outdone(Epoch(5));
+        assert_eq!(*watched.borrow(), Some(Epoch(9)));
+    }
+}

@@ -1,0 +1,222 @@
+//! The demo's fleet with three coordinators. It swings between two releases, and something happens to the leader at a
+//! moment of each rollback that was drawn before.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+use crate::control::Leading;
+use crate::ctl::{Answer, Running, rollback_to};
+use crate::effects::{Effects, Tally, duplicates, missing};
+use crate::fleet::{Fleet, FleetBuilder, HOSTS};
+use crate::scenario::{expect_nothing, expect_running};
+use crate::store_server::Act;
+use crate::wait;
+use crate::zekka::Version;
+
+pub const OLD: Version = Version::V2_9_0;
+pub const NEW: Version = Version::V3_0_0;
+
+/// Deals in the database: few, so that a round takes little time.
+const DEALS: u64 = 500;
+
+/// Until a rollback that was asked for is in the journal.
+const BEGINS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What a rollback is like in which nothing happens.
+#[derive(Clone, Debug)]
+struct Undisturbed {
+    /// From its first event to its last one.
+    takes: Duration,
+    effects: Tally,
+}
+
+#[derive(Debug)]
+pub struct Ground<'a> {
+    pub fleet: &'a mut Fleet,
+    undisturbed: BTreeMap<Version, Undisturbed>,
+}
+
+/// A rollback that is under way.
+#[derive(Debug)]
+pub struct Swing {
+    pub to: Version,
+    pub leader: Leading,
+    pub began: Duration,
+    running: Running,
+    effects: Effects,
+}
+
+/// One that has ended as it must.
+#[derive(Debug)]
+pub struct Swung {
+    pub answer: Answer,
+    /// What was appended to its journal, in order.
+    pub acts: Vec<Act>,
+    /// Effects that were there more often than in an undisturbed one.
+    pub duplicates: Vec<String>,
+}
+
+pub fn builder() -> FleetBuilder {
+    Fleet::builder().replicas(3).rows(DEALS).effects()
+}
+
+/// Now, as the recorder counts time: the store's server has the clock of this host.
+pub fn now() -> Duration {
+    Duration::from_micros(u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default())
+}
+
+impl<'a> Ground<'a> {
+    /// Deploys both releases and rolls back and forth once, undisturbed, to know what that is like.
+    pub async fn prepare(fleet: &'a mut Fleet) -> Result<Self> {
+        fleet.deploy_both().await?;
+        fleet.store_server()?.record()?;
+        let mut ground = Self {
+            fleet,
+            undisturbed: BTreeMap::new(),
+        };
+        for to in [OLD, NEW] {
+            let swing = ground.begin(to).await?;
+            let began = swing.began;
+            let (answer, acts, effects) = ground.watch_to_its_end(swing).await?;
+            expect_verified(&answer)?;
+            let last = acts.last().context("an ended rollback has events")?;
+            let takes = last.at.saturating_sub(began);
+            ground.undisturbed.insert(to, Undisturbed { takes, effects });
+        }
+        Ok(ground)
+    }
+
+    /// How long a rollback takes in which nothing happens.
+    pub fn takes(&self, to: Version) -> Duration {
+        self.undisturbed[&to].takes
+    }
+
+    /// Asks for a rollback and waits until it is in the journal.
+    pub async fn begin(&mut self, to: Version) -> Result<Swing> {
+        // Planned from what all agents say, by the one that leads then.
+        self.fleet.wait_all_ready().await?;
+        self.fleet.wait_connected(&HOSTS).await?;
+        let leader = self.fleet.leader().await.context("somebody leads")?;
+        let effects = Effects::watch(&self.fleet.zekka.hosts, &self.fleet.nginx, Some(&self.fleet.postgres))?;
+        let asked = now();
+        let mut running = self.fleet.ctl.start(&rollback_to(to.name()), false)?;
+        let is_created = |line: &str| line.split_whitespace().any(|word| word == "created");
+        running.until_line("created", BEGINS_WITHIN, is_created).await?;
+        let acts = self.fleet.store_server()?.recorder().acts_since(asked)?;
+        let began = acts.first().context("a rollback that was created has an event")?.at;
+        Ok(Swing {
+            to,
+            leader,
+            began,
+            running,
+            effects,
+        })
+    }
+
+    async fn watch_to_its_end(&self, swing: Swing) -> Result<(Answer, Vec<Act>, Tally)> {
+        let answer = swing.running.answer().await?;
+        let before = swing.began.saturating_sub(Duration::from_micros(1));
+        let acts = self.fleet.store_server()?.recorder().acts_since(before)?;
+        Ok((answer, acts, swing.effects.tally(Some(&self.fleet.postgres))?))
+    }
+
+    /// Waits for the end. It is verified, the release runs everywhere, everything took effect that has to, and nobody
+    /// wrote into the journal who did not lead.
+    pub async fn end(&self, swing: Swing) -> Result<Swung> {
+        let to = swing.to;
+        let (answer, acts, effects) = self.watch_to_its_end(swing).await?;
+        expect_verified(&answer)?;
+        expect_running(self.fleet, to)?;
+        let expected = &self.undisturbed[&to].effects;
+        expect_nothing("these effects were not there", &missing(expected, &effects))?;
+        Ok(Swung {
+            answer,
+            acts,
+            duplicates: duplicates(expected, &effects),
+        })
+    }
+}
+
+fn expect_verified(answer: &Answer) -> Result<()> {
+    let result = answer.clone().expect_code(0)?.json()?;
+    ensure!(result["state"] == "verified", "the rollback ended {}", result["state"]);
+    Ok(())
+}
+
+/// What was appended by others than the leader that something happened to, afterwards.
+pub fn by_successors<'a>(acts: &'a [Act], before: &Leading, since: Duration) -> Vec<&'a Act> {
+    let theirs = |act: &&Act| act.epoch > before.epoch && act.at > since;
+    acts.iter().filter(theirs).collect()
+}
+
+/// The phase in which a rollback was at a moment; `None`: before its first or after its last one.
+pub fn phase_at(acts: &[Act], moment: Duration) -> Option<String> {
+    let seen = acts.iter().take_while(|act| act.at <= moment);
+    seen.fold(None, |phase, act| match act.kind.as_str() {
+        "phase_started" => Some(act.phase.clone()),
+        "phase_ended" | "ended" => None,
+        _ => phase,
+    })
+}
+
+/// Moments of a rollback, as parts of the time that it takes: one in each of so many equal parts, in any order.
+#[derive(Debug)]
+pub struct Dice {
+    pub seed: u64,
+    random: StdRng,
+}
+
+impl Dice {
+    /// With this seed the same moments are drawn again.
+    pub fn new(seed: Option<u64>) -> Self {
+        // As JSON has it: every reader can hold 53 bits.
+        let seed = seed.unwrap_or_else(|| rand::random::<u64>() >> 11);
+        Self {
+            seed,
+            random: StdRng::seed_from_u64(seed),
+        }
+    }
+
+    pub fn moments(&mut self, rounds: usize) -> Vec<f64> {
+        let mut slots: Vec<usize> = (0..rounds).collect();
+        slots.shuffle(&mut self.random);
+        let all = f64::from(u32::try_from(rounds.max(1)).unwrap_or(u32::MAX));
+        let moment = |slot: usize, within: f64| (f64::from(u32::try_from(slot).unwrap_or(u32::MAX)) + within) / all;
+        slots
+            .into_iter()
+            .map(|slot| moment(slot, self.random.random_range(0.0..1.0)))
+            .collect()
+    }
+
+    pub fn flip(&mut self) -> bool {
+        self.random.random_bool(0.5)
+    }
+
+    pub fn part_of(&mut self, length: Duration) -> Duration {
+        length.mul_f64(self.random.random_range(0.0..1.0))
+    }
+}
+
+/// Lets a part of the time pass that a rollback takes, from its beginning on.
+pub async fn wait_for_part(swing: &Swing, takes: Duration, part: f64) {
+    let at = swing.began + takes.mul_f64(part);
+    wait::moment(at.saturating_sub(now())).await;
+}
+
+/// p50 and the largest, in milliseconds.
+pub fn p50_and_max(mut times: Vec<Duration>) -> (u128, u128) {
+    times.sort_unstable();
+    let at = |n: usize| times.get(n).map_or(0, Duration::as_millis);
+    (at(times.len().saturating_sub(1) / 2), at(times.len().saturating_sub(1)))
+}
+
+/// Which way a round goes.
+pub fn to_of_round(round: usize) -> Version {
+    if round.is_multiple_of(2) { OLD } else { NEW }
+}

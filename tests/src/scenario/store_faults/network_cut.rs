@@ -1,0 +1,160 @@
+//! Packets vanish in the middle of rollbacks, as when a switch dies: connections break without a word.
+//!
+//! - Between the leader and half of the agents, for a while: it goes on when the network is healed.
+//! - Between the leader and the store, and half of the agents: it steps down in time, another one, which reaches all, takes
+//!   over and goes on, while the network is still cut.
+//! - Between a host and everybody, for good: the rollback ends when the step's time is over, and says the host's name.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::FutureExt;
+use serde_json::{Value, json};
+
+use super::swing::{Swing, Tally};
+use super::{SLACK, STEP_DOWN, TTL, expect_whole_journal, replicated, well};
+use crate::control::{Leading, Standing};
+use crate::ctl::rollback_to;
+use crate::fleet::{Fleet, HOSTS};
+use crate::network::{self, Cut, MADE_WITH, Party};
+use crate::scenario::{Found, Options, expect_nothing, expect_running, on_fleet};
+use crate::facts::Facts;
+use crate::wait;
+use crate::zekka::Version;
+
+/// How long the network is cut before it is healed.
+const CUT: Duration = Duration::from_secs(10);
+
+/// Half of the hosts: one of the application, and the database's.
+const HALF: [&str; 2] = ["app-1", "db-1"];
+
+/// The host that is cut off for good, and for how long preflight asks it: its timeout and a grace.
+const LOST: &str = "app-2";
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(45);
+
+/// Groups of the processes: coordinators from here on, then agents.
+const FIRST_GROUP: u32 = 7_001;
+
+/// The store opens no connections, so it has no mark.
+const NO_GROUP: u32 = 7_000;
+
+pub async fn tell(options: Options) -> Result<Found> {
+    network::alone(move || {
+        async move { on_fleet(replicated(), options, async |fleet| story(fleet, options).await).await }.boxed_local()
+    })
+    .await
+}
+
+async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
+    tell_apart(fleet).await?;
+    fleet.store_server()?.record()?;
+    fleet.deploy_both().await?;
+    let (mut live, mut tally) = (Version::V3_0_0, Tally::default());
+    let (mut stepped_down, mut taken_over, mut dropped) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..options.rounds.unwrap_or(1) {
+        let swing = Swing::begin(fleet, live)?;
+        swing.middle(fleet).await?;
+        let leader = fleet.wait_leader(TTL).await?;
+        options.say(format!("{} is cut from {} …", leader.name, HALF.join(" and ")));
+        let (begun, cut) = (Instant::now(), Cut::between(&coordinator(fleet, &leader.name)?, &agents(fleet, &HALF)?)?);
+        wait::until_true("a while", CUT, async || begun.elapsed() >= CUT).await?;
+        dropped += Cut::dropped()?;
+        cut.heal()?;
+        options.say("… and healed.");
+        live = swing.verified(fleet, &mut tally).await.context("healed after a while")?;
+        let now = fleet.wait_leader(TTL).await?;
+        ensure!(now == leader, "{leader:?} reached the store all the while, and now {now:?} leads");
+        well(fleet).await?;
+
+        let swing = Swing::begin(fleet, live)?;
+        swing.middle(fleet).await?;
+        options.say(format!("{} is cut from the store and from {}.", leader.name, HALF.join(" and ")));
+        let others = [vec![store(fleet)?], agents(fleet, &HALF)?].concat();
+        let cut = Cut::between(&coordinator(fleet, &leader.name)?, &others)?;
+        let (down, over) = handed_over(fleet, &leader).await?;
+        stepped_down.push(down.as_millis());
+        taken_over.push(over.as_millis());
+        live = swing.verified(fleet, &mut tally).await.context("taken over")?;
+        dropped += Cut::dropped()?;
+        cut.heal()?;
+        well(fleet).await?;
+    }
+    let lost = lost_for_good(fleet, options, live).await?;
+    ensure!(dropped > 0, "no packet was dropped");
+    let events = expect_whole_journal(fleet)?;
+    Ok(tally.with(json!({
+        "cut_with": MADE_WITH, "packets_dropped": dropped, "stepped_down_ms_max": stepped_down.iter().max(),
+        "taken_over_ms_max": taken_over.iter().max(), "lost": lost, "events": events,
+    })))
+}
+
+/// How long it takes until the one that is cut from the store says that it does not lead, and until another one does.
+async fn handed_over(fleet: &Fleet, cut_off: &Leading) -> Result<(Duration, Duration)> {
+    let begun = Instant::now();
+    let leads = |standings: &[(String, Standing)]| {
+        let ours = standings.iter().find(|(name, _)| *name == cut_off.name);
+        ours.is_none_or(|(_, standing)| matches!(standing, Standing::Leading(_) | Standing::Silent))
+    };
+    wait::until_true("who is cut from the store says that it does not lead", STEP_DOWN + SLACK, async || {
+        !leads(&fleet.standings().await)
+    })
+    .await?;
+    let down = begun.elapsed();
+    let next = fleet.wait_leader_after(cut_off.epoch, TTL + SLACK).await?;
+    ensure!(next.name != cut_off.name, "{} leads without the store", next.name);
+    Ok((down, begun.elapsed()))
+}
+
+/// A host vanishes in preflight.
+async fn lost_for_good(fleet: &mut Fleet, options: Options, live: Version) -> Result<Value> {
+    let to = match live {
+        Version::V3_0_0 => Version::V2_9_0,
+        Version::V2_9_0 | Version::V2_9_1 | Version::V3_1_0 => Version::V3_0_0,
+    };
+    let before = expect_running(fleet, live)?;
+    let mut running = fleet.ctl.start(&rollback_to(to.name()), false)?;
+    let begins = |line: &str| line.contains("preflight");
+    running.until_line("preflight begins", TTL, begins).await?;
+    let begun = Instant::now();
+    let mut cuts = Vec::new();
+    let lost = agents(fleet, &[LOST])?;
+    for coordinator in coordinators(fleet) {
+        cuts.push(Cut::between(&coordinator, &lost)?);
+    }
+    options.say(format!("{LOST} is cut off for good."));
+    let answer = running.answer_within(GIVEN_UP_WITHIN).await?;
+    let taken = begun.elapsed();
+    ensure!(answer.code != 0 && answer.text().contains(LOST), "it is to name {LOST}: {answer}");
+    let result = answer.json()?;
+    let after = Facts::gather(fleet)?;
+    expect_nothing("nothing was to be touched", &after.changes_since(&before, true))?;
+    cuts.into_iter().try_for_each(Cut::heal)?;
+    well(fleet).await?;
+    Ok(json!({ "state": result["state"], "exit_code": answer.code, "ms": taken.as_millis() }))
+}
+
+/// Gives every coordinator and every agent a group of its own, and starts them anew, so that all connections are marked.
+async fn tell_apart(fleet: &mut Fleet) -> Result<()> {
+    let mut groups = FIRST_GROUP..;
+    for coordinator in fleet.coordinators_mut() {
+        coordinator.stop().await?;
+        let group = groups.next().context("a group")?;
+        coordinator.set_group(group);
+        Party::mark(group)?;
+    }
+    for agent in fleet.agents.values_mut() {
+        agent.stop().await?;
+        let group = groups.next().context("a group")?;
+        agent.set_group(group);
+        Party::mark(group)?;
+        agent.run().await?;
+    }
+    for coordinator in fleet.coordinators_mut() {
+        coordinator.run().await?;
+    }
+    well(fleet).await
+}
+
+fn coordinators(fleet: &Fleet) -> Vec<Party> {
+    todo()
+}
