@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -12,8 +12,17 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, SanType,
 };
-use rollback_agent::pki::NewKey;
+use rollback_agent::pki::{self, NewKey};
+use rollback_proto::problem::Problem;
+use rollback_proto::tls::{Connect, Credentials, Expect, connect};
+use rollback_proto::v1::accepted::How;
+use rollback_proto::v1::agent_client::AgentClient;
+use rollback_proto::v1::execute_event::Event;
+use rollback_proto::v1::outcome::Status;
+use rollback_proto::v1::recalled_step::State;
+use rollback_proto::v1::{Action, ExecuteRequest, RecallRequest, Revision, StepKey};
 use tempfile::TempDir;
+use tonic::transport::Channel;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -46,18 +55,11 @@ impl Host {
     }
 
     fn enroll(&self) {
-        let key = KeyPair::generate().expect("key");
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca_pem = params.self_signed(&key).expect("sign").pem();
-        let ours = NewKey::generate("app-1").expect("key");
-        let mut request = CertificateSigningRequestParams::from_pem(&ours.csr_pem).expect("request");
-        let uri = "spiffe://rollback.local/agent/app-1";
-        request.params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("uri"))];
-        request.params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = request.signed_by(&Issuer::new(params, key)).expect("sign").pem();
-        ours.install(&self.path("pki"), &certificate, &ca_pem).expect("install");
+        self.enroll_with(&Ca::new());
+    }
+
+    fn enroll_with(&self, ca: &Ca) {
+        ca.install(&self.path("pki"), "agent/app-1");
     }
 
     fn command(&self, verb: &str) -> Command {
@@ -76,8 +78,13 @@ impl Host {
 
     /// Starts the daemon and returns when it says that it runs, which is after the ready file is there.
     fn run(&self) -> Daemon {
+        self.run_with(&[])
+    }
+
+    fn run_with(&self, environment: &[(&str, &str)]) -> Daemon {
         let mut command = self.command("run");
         command
+            .envs(environment.iter().copied())
             .arg("--ready-file")
             .arg(self.path("ready.json"))
             .stdout(Stdio::null())
@@ -98,6 +105,34 @@ impl Host {
 
     fn ready(&self) -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(self.path("ready.json")).expect("ready file")).expect("JSON")
+    }
+}
+
+/// The fleet's.
+struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Ca {
+    fn new() -> Self {
+        let key = KeyPair::generate().expect("key");
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("sign").pem();
+        let issuer = Issuer::new(params, key);
+        Self { issuer, pem }
+    }
+
+    fn install(&self, pki: &Path, who: &str) {
+        let key = NewKey::generate("peer").expect("key");
+        let mut request = CertificateSigningRequestParams::from_pem(&key.csr_pem).expect("request");
+        let uri = format!("spiffe://rollback.local/{who}");
+        request.params.subject_alt_names = vec![SanType::URI(uri.as_str().try_into().expect("uri"))];
+        request.params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = request.signed_by(&self.issuer).expect("sign").pem();
+        key.install(pki, &certificate, &self.pem).expect("install");
     }
 }
 
@@ -277,4 +312,139 @@ fn a_key_that_others_can_read_is_refused() {
     assert_eq!(run.status.code(), Some(1));
     let said = text(&run.stderr);
     assert!(said.contains("RB0103") && said.contains("chmod 600"), "{said}");
+}
+
+/// A coordinator as far as these tests need one.
+struct Leader {
+    runtime: tokio::runtime::Runtime,
+    agent: AgentClient<Channel>,
+}
+
+impl Leader {
+    /// Of an agent that runs.
+    fn of(host: &Host, ca: &Ca) -> Self {
+        let place = host.path("coordinator");
+        ca.install(&place, "coordinator/coord-1");
+        let credentials = Credentials::load_store(&pki::files(&place)).expect("credentials");
+        let expect = Expect::Agent("app-1".into());
+        let address = host.ready()["grpc"].as_str().expect("an address").to_owned();
+        let runtime = tokio::runtime::Runtime::new().expect("runtime");
+        let channel = runtime.block_on(connect(&address, Connect::Mutual { credentials, expect }));
+        let agent = AgentClient::new(channel.expect("connect"));
+        Self { runtime, agent }
+    }
+
+    /// A step that changes something, and finds nothing to change. `None`: the agent is gone.
+    fn execute(&mut self) -> Option<(How, Status)> {
+        let revision = |digest: &str| {
+            Some(Revision {
+                version: "v1".into(),
+                digest: digest.into(),
+            })
+        };
+        let step = ExecuteRequest {
+            key: Some(StepKey {
+                rollback_id: "r1".into(),
+                step_id: "1".into(),
+                attempt: 1,
+            }),
+            epoch: 1,
+            leader_id: "coord-1".into(),
+            component: "env".into(),
+            action: Action::Discard.into(),
+            from: revision("sha256:1"),
+            to: revision("sha256:2"),
+            timeout: prost_types::Duration::try_from(PATIENCE).ok(),
+            ..ExecuteRequest::default()
+        };
+        self.runtime.block_on(async {
+            let mut stream = self.agent.execute(step).await.ok()?.into_inner();
+            let mut how = How::Unspecified;
+            while let Some(event) = stream.message().await.ok()? {
+                match event.event.expect("an event") {
+                    Event::Accepted(accepted) => how = accepted.how(),
+                    Event::Progress(_) => {}
+                    Event::Outcome(outcome) => return Some((how, outcome.status())),
+                }
+            }
+            None
+        })
+    }
+
+    /// The states of the rollback's steps.
+    fn recall(&mut self) -> Vec<State> {
+        let question = RecallRequest {
+            epoch: 1,
+            leader_id: "coord-1".into(),
+            rollback_ids: vec!["r1".into()],
+        };
+        let recalled = self.runtime.block_on(self.agent.recall(question));
+        let recalled = recalled
+            .map_err(|status| Problem::from_status(&status))
+            .expect("recalled");
+        recalled.into_inner().steps.iter().map(|step| step.state()).collect()
+    }
+}
+
+#[test]
+fn what_is_durable_is_passed_in_its_order() {
+    let (host, ca) = (Host::new(), Ca::new());
+    host.enroll_with(&ca);
+    let log = host.path("points.log");
+    let _daemon = host.run_with(&[("ROLLBACK_KILL_LOG", log.to_str().expect("a path"))]);
+    let mut leader = Leader::of(&host, &ca);
+    assert_eq!(leader.execute(), Some((How::Started, Status::Succeeded)));
+    assert_eq!(leader.recall(), [State::Ended]);
+    let passed = std::fs::read_to_string(&log).expect("a log");
+    // The step runs beside the call that is told of its acceptance.
+    let (beside, passed): (Vec<&str>, Vec<&str>) = passed.lines().partition(|&point| point == "rpc.execute.accepted");
+    assert_eq!(beside.len(), 1);
+    assert_eq!(
+        passed,
+        [
+            "rpc.execute.received",
+            "ledger.epoch.before",
+            "ledger.epoch.after",
+            "ledger.begin.before",
+            "ledger.begin.after",
+            "ACTION_DISCARD.remove_staged.before",
+            "ACTION_DISCARD.remove_staged.after",
+            "ledger.finish.before",
+            "ledger.finish.after",
+            "rpc.execute.answering",
+            "rpc.recall.received",
+            "rpc.recall.answering",
+        ]
+    );
+}
+
+#[test]
+fn killed_around_any_write_it_answers_the_same_question_afterwards() {
+    for (point, known) in [
+        ("ledger.epoch.before", Some(vec![])),
+        ("ledger.epoch.after", Some(vec![])),
+        ("ledger.begin.before", Some(vec![])),
+        // Whether it is resolved already depends on how fast that is.
+        ("ledger.begin.after", None),
+        ("ledger.finish.before", None),
+        ("ledger.finish.after", Some(vec![State::Ended])),
+        ("rpc.execute.answering", Some(vec![State::Ended])),
+    ] {
+        let (host, ca) = (Host::new(), Ca::new());
+        host.enroll_with(&ca);
+        let mut killed = host.run_with(&[("ROLLBACK_KILL_AT", point)]);
+        assert_eq!(Leader::of(&host, &ca).execute(), None, "{point}");
+        assert_eq!(killed.status().signal(), Some(9), "{point}");
+        let _daemon = host.run();
+        let mut leader = Leader::of(&host, &ca);
+        let recalled = leader.recall();
+        match known {
+            Some(known) => assert_eq!(recalled, known, "{point}"),
+            None => assert_eq!(recalled.len(), 1, "{point}"),
+        }
+        let (how, status) = leader.execute().expect("an outcome");
+        let ended = recalled == [State::Ended];
+        assert!(!ended || how == How::FromLedger, "{point}: {how:?}");
+        assert_eq!(status, Status::Succeeded, "{point}");
+    }
 }

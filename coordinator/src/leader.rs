@@ -17,7 +17,7 @@ use rollback_engine::machine::{self, Rejected, State};
 use rollback_engine::plan::Plan;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::history;
 use crate::projection::Summary;
@@ -62,7 +62,8 @@ type Running = Arc<Mutex<HashMap<RollbackId, Live>>>;
 pub struct Leader {
     shared: Shared,
     running: Running,
-    troubles: Arc<Mutex<Vec<String>>>,
+    /// Nothing is started before what was running has been taken up.
+    taken_up: Arc<watch::Sender<bool>>,
 }
 
 impl Leader {
@@ -70,7 +71,7 @@ impl Leader {
         Self {
             shared,
             running: Running::default(),
-            troubles: Arc::default(),
+            taken_up: Arc::new(watch::Sender::new(false)),
         }
     }
 
@@ -93,7 +94,8 @@ impl Leader {
                 Err(problem) => {
                     self.unregister(&id);
                     self.shared.metrics.fatal.inc();
-                    self.trouble(format!("rollback {id} cannot be gone on with: {problem}"));
+                    let what = format!("its journal cannot be read: {problem}");
+                    self.shared.troubles.begin(format!("rollback {id}"), what);
                 }
             }
         }
@@ -107,13 +109,27 @@ impl Leader {
             let unknown = recalled.unknown_to(&id, &events);
             if !unknown.is_empty() {
                 let problem = recall::journal_lost(&unknown);
-                self.trouble(format!("rollback {id}: {problem}"));
+                self.shared
+                    .troubles
+                    .begin(format!("rollback {id}"), problem.to_string());
                 runner.doubt(problem);
             }
             self.spawn(id, runner);
         }
+        self.taken_up.send_replace(true);
         self.look_around(recalled, hosts, ids.clone());
         Ok(ids.len())
+    }
+
+    async fn when_taken_up(&self) -> Result<(), Problem> {
+        let mut taken_up = self.taken_up.subscribe();
+        tokio::select! {
+            // The sender lives as long as `self`.
+            _ = taken_up.wait_for(|done| *done) => Ok(()),
+            () = self.shared.term.ended() => {
+                Err(Problem::new(Code::NotLeader, "the term ended before the running rollbacks were taken up"))
+            }
+        }
     }
 
     /// The agents that no running rollback is about are asked, too, and nobody waits for them: they learn who leads, and
@@ -129,9 +145,8 @@ impl Leader {
                 let lost = this.shared.store.summary(&RollbackId(id.clone())).await;
                 if matches!(lost, Ok(None)) {
                     this.shared.metrics.fatal.inc();
-                    this.trouble(format!(
-                        "{host} remembers rollback {id}, which the store does not know: it has lost what it had confirmed"
-                    ));
+                    let what = format!("{host} remembers it, the store does not: it has lost what it had confirmed");
+                    this.shared.troubles.begin(format!("rollback {id}"), what);
                 }
             }
         });
@@ -165,6 +180,7 @@ impl Leader {
     }
 
     async fn start_owned(&self, start: Start) -> Result<RollbackId, Problem> {
+        self.when_taken_up().await?;
         let id = RollbackId(uuid::Uuid::now_v7().to_string());
         let scope: Vec<Target> = start.plan.body.changes.iter().map(|c| c.target.clone()).collect();
         let ledgers = scope.iter().filter_map(|target| {
@@ -214,6 +230,7 @@ impl Leader {
         let Some(id) = self.shared.store.requested(request_id).await? else {
             return Ok(None);
         };
+        self.when_taken_up().await?;
         self.ensure_running(&id).await?;
         Ok(Some(id))
     }
@@ -290,16 +307,6 @@ impl Leader {
                 }
             }
         });
-    }
-
-    /// Something that a person has to know of, for as long as this term lasts.
-    fn trouble(&self, what: String) {
-        tracing::error!("{what}");
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).push(what);
-    }
-
-    pub fn troubles(&self) -> Vec<String> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What happens from here on; `None` when the rollback does not run here.

@@ -26,3 +26,4 @@ pub mod runner;
 pub mod store;
 mod survey;
 pub mod term;
+pub mod troubles;

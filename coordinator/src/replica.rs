@@ -38,6 +38,7 @@ use crate::metrics::Metrics;
 use crate::runner::Shared;
 use crate::store::{Campaign, Candidate, Lease, Store, StoreError};
 use crate::term::Term;
+use crate::troubles::Troubles;
 
 /// How often a follower takes in what the leader wrote of agents.
 const REFRESH: Duration = Duration::from_secs(15);
@@ -47,9 +48,6 @@ const WIND_UP: Duration = Duration::from_millis(300);
 const RETRY: Duration = Duration::from_millis(500);
 /// A term that failed for a reason of its own is not followed by the next one at once.
 const COOL_DOWN: Duration = Duration::from_secs(2);
-/// An agent that claims to obey an epoch further ahead than this is not believed: epochs grow by one for each term, and
-/// they must not be used up by one peer's word.
-const BELIEVED: u64 = 1 << 32;
 
 /// What a replica is made of.
 #[derive(Debug)]
@@ -206,6 +204,7 @@ impl Replica {
             term: term.clone(),
             tracer: tracer.clone(),
             metrics: Arc::clone(metrics),
+            troubles: Troubles::default(),
             tasks: tasks.clone(),
         });
         tracing::info!(leader = candidate.id, epoch = epoch.0, "leading");
@@ -289,14 +288,8 @@ impl Replica {
                 }
             }
             // The lease is ours, and an agent obeys somebody else: a store that gives epochs out again.
-            match claimed {
-                Some(claimed) if claimed >= term.epoch() && claimed.0 - term.epoch().0 < BELIEVED => {
-                    return End::Outdone(claimed);
-                }
-                Some(claimed) if claimed >= term.epoch() => {
-                    tracing::error!(epoch = claimed.0, "an agent claims to obey an epoch that cannot be");
-                }
-                Some(_) | None => {}
+            if let Some(claimed) = claimed {
+                return End::Outdone(claimed);
             }
         }
     }

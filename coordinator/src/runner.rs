@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::projection::{self, Summary};
 use crate::store::{APPEND_PATIENCE, Closing, Store, StoreError};
 use crate::term::Term;
+use crate::troubles::Troubles;
 
 /// Answers of this many steps wait while an append is under way; more make their tasks wait.
 const COMMANDS: usize = 1024;
@@ -42,6 +43,8 @@ pub struct Shared {
     pub term: Term,
     pub tracer: Option<SdkTracer>,
     pub metrics: Arc<Metrics>,
+    /// Of the term, as they are now.
+    pub troubles: Troubles,
     /// Of the term: all end with it.
     pub tasks: TaskTracker,
 }
@@ -172,6 +175,7 @@ impl Runner {
         })?;
         let begun = Instant::now();
         let mut pause = Duration::from_millis(50);
+        let mut stuck = Stuck(None);
         loop {
             match self.try_append(events, &summary).await {
                 Ok(()) => break,
@@ -180,6 +184,7 @@ impl Runner {
                 Err(StoreError::Conflict) if self.has_been_written(events).await => break,
                 Err(error @ StoreError::Unavailable { .. }) if begun.elapsed() < APPEND_PATIENCE => {
                     tracing::warn!(rollback = %self.id, %error, "append to the journal; trying again");
+                    self.say_stuck(&mut stuck, error);
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_secs(2));
                     if self.has_been_written(events).await {
@@ -194,6 +199,25 @@ impl Runner {
             .append_seconds
             .observe(begun.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    /// Nothing moves until the journal can be written. Whoever waits, or wonders, is told.
+    fn say_stuck(&self, stuck: &mut Stuck, error: StoreError) {
+        let what = Problem::from(error).message;
+        let what = format!("waiting for the store, nothing new begins until then: {what}");
+        // Nobody may be watching.
+        let _ = self.live.send(v1::RollbackEvent {
+            at: Some(crate::convert::timestamp(Timestamp::now())),
+            kind: v1::rollback_event::Kind::Progress.into(),
+            message: what.clone(),
+            fraction: -1.0,
+            ..v1::RollbackEvent::default()
+        });
+        if stuck.0.is_none() {
+            let subject = format!("rollback {}", self.id);
+            self.shared.troubles.begin(subject.clone(), what);
+            stuck.0 = Some((self.shared.troubles.clone(), subject));
+        }
     }
 
     async fn try_append(&self, events: &[Event], summary: &str) -> Result<(), StoreError> {
@@ -294,6 +318,17 @@ impl Runner {
                 })
                 .await;
         });
+    }
+}
+
+/// Ends the trouble with the append that it is about, however that ends.
+struct Stuck(Option<(Troubles, String)>);
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        if let Some((troubles, subject)) = &self.0 {
+            troubles.over(subject);
+        }
     }
 }
 

@@ -16,6 +16,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+/// An agent that claims to obey an epoch further ahead than this is not believed: epochs grow by one for each term, and
+/// they must not be used up by one peer's word.
+const BELIEVED: u64 = 1 << 32;
+
 /// A cheap handle.
 #[derive(Clone, Debug)]
 pub struct Term(Arc<Inner>);
@@ -83,8 +87,15 @@ impl Term {
         self.0.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// An agent obeys another leader, with this epoch.
+    /// An agent says that it obeys another leader, with this epoch.
     pub fn outdone(&self, epoch: Epoch) {
+        if epoch < self.0.epoch {
+            return;
+        }
+        if epoch.0 - self.0.epoch.0 >= BELIEVED {
+            tracing::error!(epoch = epoch.0, "an agent claims to obey an epoch that cannot be");
+            return;
+        }
         self.0.outdone.send_if_modified(|known| {
             let news = known.is_none_or(|known| known < epoch);
             if news {
@@ -138,6 +149,7 @@ mod tests {
         let watched = term.watch_outdone();
         term.outdone(Epoch(9));
         term.outdone(Epoch(5));
+        term.outdone(Epoch(u64::MAX));
         assert_eq!(*watched.borrow(), Some(Epoch(9)));
     }
 }

@@ -1,9 +1,10 @@
 //! The connection to the coordinators: whichever answers, then the one that leads; a deadline on every call, the trace in
 //! every call, and errors that say whether the request may have taken effect.
 //!
-//! Reads are answered by any replica. One that does not lead refuses everything else before anything happens, and says
-//! who leads: we go there, also where that endpoint is in no context. In one round every replica is asked once at most, so
-//! replicas that point at each other cost a pause and no circle.
+//! Reads are answered by any replica. One that does not lead refuses everything else, and says who leads: we go there, also
+//! where that endpoint is in no context. In one round every replica is asked once at most, so replicas that point at each
+//! other cost a pause and no circle. Asking again is safe: what must not happen twice carries a name of its own
+//! (`request_id`), and all else may.
 
 mod backoff;
 mod dial;
@@ -75,7 +76,7 @@ pub struct Client {
 enum Miss {
     /// No replica could be connected to. Nobody was asked.
     Unreachable(CallError),
-    /// Every replica that could be asked refused, since it does not lead. Nothing happened.
+    /// Every replica that could be asked refused, since it does not lead (any more).
     Leaderless(Problem),
     Failed(CallError),
 }
@@ -173,7 +174,7 @@ impl Client {
     }
 
     /// One call, with its deadline for every replica that is asked. While nobody leads, it is asked again for some
-    /// seconds: nothing has happened yet, and whoever is in the middle of an incident should not have to type it again.
+    /// seconds: whoever is in the middle of an incident should not have to type it again.
     pub async fn call<Req, Res, F, Fut>(&mut self, deadline: Duration, request: Req, rpc: F) -> Result<Res, CallError>
     where
         Req: Clone,

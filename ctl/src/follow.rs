@@ -3,8 +3,8 @@
 //!
 //! Invariants:
 //! - No journal event is passed on twice, and none is left out: every new stream begins after the last `seq` seen.
-//! - The events come from the leader. A replica that does not lead names the one that does, and the client goes there
-//!   within one attempt; that nobody leads is a lost connection like any other.
+//! - A replica that does not lead tells what it has in its store, and then who leads. Going there is no loss, and nobody is
+//!   told; that nobody leads is one.
 //! - A lost connection is never the end. Only the rollback's own end, a refusal (no such rollback), the operator or
 //!   `--timeout` are.
 
@@ -13,11 +13,14 @@ mod conclude;
 mod interrupt;
 mod screen;
 
+use std::time::Duration;
+
 use futures::Stream;
 use futures::stream::unfold;
-use rollback_proto::problem::{Code, Problem};
+use rollback_proto::problem::{Code, Hint, Problem};
 use rollback_proto::v1::RollbackEvent;
 use rollback_proto::v1::rollback_event::Kind;
+use tokio::time::timeout;
 use tonic::Streaming;
 
 use crate::client::{Backoff, CallError, Client};
@@ -48,7 +51,18 @@ struct Follower<'a> {
     /// `Lost` was told and `Back` was not.
     is_lost: bool,
     is_over: bool,
+    /// The stream ended by naming the leader: there without a pause.
+    is_referred: bool,
+    /// How often that was so since the last event or pause.
+    referrals: u32,
+    /// The end, which is told after `Back`.
+    end: Option<Signal>,
 }
+
+/// Replicas that point at each other, or at one that is gone, are asked again after a pause.
+const REFERRALS: u32 = 2;
+/// A stream that was open for so long is one of a coordinator that leads: one that does not ends it at once.
+const IS_BACK_AFTER: Duration = Duration::from_millis(500);
 
 /// Ends after [`Kind::Ended`] or [`Signal::Refused`]. Cancellation-safe as a stream: what was read is never dropped.
 pub fn follow(client: &mut Client, id: String) -> impl Stream<Item = Signal> + '_ {
@@ -60,6 +74,9 @@ pub fn follow(client: &mut Client, id: String) -> impl Stream<Item = Signal> + '
         backoff: Backoff::new(),
         is_lost: false,
         is_over: false,
+        is_referred: false,
+        referrals: 0,
+        end: None,
     };
     unfold(follower, |mut follower| async move {
         follower.next().await.map(|signal| (signal, follower))
@@ -68,6 +85,9 @@ pub fn follow(client: &mut Client, id: String) -> impl Stream<Item = Signal> + '
 
 impl Follower<'_> {
     async fn next(&mut self) -> Option<Signal> {
+        if let Some(end) = self.end.take() {
+            return Some(end);
+        }
         if self.is_over {
             return None;
         }
@@ -78,12 +98,23 @@ impl Follower<'_> {
                     None => continue,
                 }
             };
-            let error = match stream.message().await {
+            let message = if self.is_lost {
+                match timeout(IS_BACK_AFTER, stream.message()).await {
+                    Ok(message) => message,
+                    Err(_) => {
+                        self.is_lost = false;
+                        return Some(Signal::Back);
+                    }
+                }
+            } else {
+                stream.message().await
+            };
+            let error = match message {
                 Ok(Some(event)) => match self.accept(event) {
                     Some(signal) => return Some(signal),
                     None => continue,
                 },
-                // A coordinator that shuts down, or leads no longer, ends its streams in order. Another one goes on.
+                // A coordinator that shuts down ends its streams in order. Another one goes on.
                 Ok(None) => {
                     self.client.drop_connection();
                     CallError {
@@ -94,21 +125,34 @@ impl Follower<'_> {
                 Err(status) => self.client.failed(&status),
             };
             self.stream = None;
+            if self.refers(&error.problem) {
+                continue;
+            }
             if let Some(signal) = self.lose(error) {
                 return Some(signal);
             }
         }
     }
 
+    /// Does this say where it goes on? The client has noted where.
+    fn refers(&mut self, problem: &Problem) -> bool {
+        let names_leader = matches!(problem.hint, Some(Hint::Leader(_)));
+        self.is_referred = problem.code == Code::NotLeader && names_leader && self.referrals < REFERRALS;
+        self.referrals += u32::from(self.is_referred);
+        self.is_referred
+    }
+
     /// One attempt to open the stream. `None`: nothing to tell.
     async fn open(&mut self) -> Option<Signal> {
-        if self.is_lost {
+        let is_referred = std::mem::take(&mut self.is_referred);
+        if self.is_lost && !is_referred {
             self.backoff.pause().await;
+            self.referrals = 0;
         }
         match self.client.watch(&self.id, self.after_seq).await {
             Ok(stream) => {
                 self.stream = Some(stream);
-                std::mem::take(&mut self.is_lost).then_some(Signal::Back)
+                None
             }
             Err(error) => self.lose(error),
         }
@@ -124,8 +168,14 @@ impl Follower<'_> {
             self.after_seq = event.seq;
         }
         self.backoff.reset();
+        self.referrals = 0;
         self.is_over = event.kind == i32::from(Kind::Ended);
-        Some(Signal::Event(Box::new(event)))
+        let signal = Signal::Event(Box::new(event));
+        if self.is_over && std::mem::take(&mut self.is_lost) {
+            self.end = Some(signal);
+            return Some(Signal::Back);
+        }
+        Some(signal)
     }
 
     /// Tells a loss once, a refusal always.

@@ -61,6 +61,17 @@ fn a_refusal_leads_to_a_leader_that_no_context_lists() {
 }
 
 #[test]
+fn a_watch_that_begins_at_a_follower_goes_on_at_the_leader_and_loses_nothing() {
+    let (leader, follower) = leader_and_follower();
+    follower.state().recorded = 3;
+    let ended = follower.run(&["rollback", "watch", ID]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_eq!(events(&ended.stdout), 8, "every event once: {ended:?}");
+    assert!(!ended.stderr.contains("connection lost"), "{ended:?}");
+    assert_eq!((follower.state().refused, &leader.state().watches[..]), (1, &[3][..]));
+}
+
+#[test]
 fn reads_are_answered_where_they_are_asked() {
     let (leader, follower) = leader_and_follower();
     for args in [&["fleet", "status"][..], &["rollback", "list"], &["rollback", "show"]] {
@@ -163,8 +174,10 @@ fn a_watch_goes_on_at_the_next_leader_when_its_leader_dies() {
     leader.state().watch_replies.push_back(WatchReply::HangsAfter(4));
     let mut child = follower.spawn(&["rollback", "watch", ID]);
     let seen = until_events(&mut child, 4);
-    // The lease goes on for a second: until then the follower names the one that died.
+    // The lease goes on for a second: until then the follower names the one that died, and has one event more than that had
+    // told.
     let until = Instant::now() + Duration::from_secs(1);
+    follower.state().recorded = 5;
     follower.state().follow(Some(leader.endpoint()), Some(until));
     leader.kill();
     let ended = to_the_end(child, seen);
@@ -177,7 +190,31 @@ fn a_watch_goes_on_at_the_next_leader_when_its_leader_dies() {
     let back = ended.stderr.matches("coordinator connection is back").count();
     assert_eq!((lost, back), (1, 1), "{ended:?}");
     assert_eq!(leader.state().watches, [0]);
-    assert_eq!(follower.state().watches, [4]);
+    assert_eq!(follower.state().watches, [5]);
+    // The first one, and then with pauses.
+    assert!(
+        (3..=30).contains(&follower.state().refused),
+        "{}",
+        follower.state().refused
+    );
+}
+
+#[test]
+fn a_watch_at_replicas_that_point_at_each_other_waits_between_its_attempts() {
+    let a = Fake::start(RollbackState::Verified, false);
+    let b = a.another("coord-2");
+    let until = Some(Instant::now() + Duration::from_secs(1));
+    a.state().follow(Some(b.endpoint()), until);
+    b.state().follow(Some(a.endpoint()), None);
+    let ended = a.run(&["rollback", "watch", ID]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert_eq!(events(&ended.stdout), 8, "every event once: {ended:?}");
+    assert_eq!(
+        ended.stderr.matches("coordinator connection lost").count(),
+        1,
+        "{ended:?}"
+    );
+    assert!(a.state().refused <= 24, "{}", a.state().refused);
 }
 
 #[test]

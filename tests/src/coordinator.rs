@@ -153,9 +153,18 @@ impl Coordinator {
         self.launch.env.insert(name.to_owned(), value.to_owned());
     }
 
+    pub fn is_exported(&self, name: &str) -> bool {
+        self.launch.env.contains_key(name)
+    }
+
     /// It has the variable no more, from its next start on.
     pub fn unexport(&mut self, name: &str) {
         self.launch.env.remove(name);
+    }
+
+    /// It runs as a group of its own, by which its packets are known, from its next start on.
+    pub fn set_group(&mut self, group: u32) {
+        self.launch.group = Some(group);
     }
 
     pub fn kill(&mut self) -> Result<()> {

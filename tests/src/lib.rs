@@ -9,6 +9,8 @@
 //! | [`deployed`] | the sample application in every other form: containers, Compose, git and pm2, archives |
 //! | [`docker`], [`pm2`] | the engine and the process manager that these forms need, and what they say |
 //! | [`ballast`], [`writers`] | a database of a size that counts, and those who go on writing to it |
+//! | [`pgbouncer`], [`small_disk`], [`clock`], [`network`] | what goes wrong around the programs: between them and their store, with disks, clocks, packets |
+//! | [`journal`] | the journal and the agents' ledgers as they are stored, and whether anything is missing or there twice |
 //! | [`facts`], [`prober`], [`collector`] | what can be seen without asking the programs under test |
 //! | [`figures`] | durations and overhead of a rollback, from its report |
 //! | [`scenario`] | stories that are told with all of this; `scenario list` names them |
@@ -21,6 +23,7 @@
 pub mod agent;
 pub mod ballast;
 pub mod binaries;
+pub mod clock;
 pub mod collector;
 pub mod control;
 pub mod coordinator;
@@ -31,12 +34,16 @@ pub mod effects;
 pub mod facts;
 pub mod figures;
 pub mod fleet;
+pub mod journal;
+pub mod network;
 pub mod nginx;
+pub mod pgbouncer;
 pub mod pm2;
 pub mod postgres;
 pub mod prober;
 pub mod process;
 pub mod scenario;
+pub mod small_disk;
 pub mod store_server;
 pub mod systemd_host;
 pub mod wait;

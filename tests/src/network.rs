@@ -92,10 +92,11 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// Between one and each of these others.
-    pub fn between<'a>(one: &Party, others: impl IntoIterator<Item = &'a Party>) -> Result<Self> {
+    /// Between each of these and each of those.
+    pub fn between(these: &[Party], those: &[Party]) -> Result<Self> {
         let mut cut = Self { rules: Vec::new() };
-        for other in others {
+        let pairs = these.iter().flat_map(|one| those.iter().map(move |other| (one, other)));
+        for (one, other) in pairs {
             for (opens, listens) in [(one, other), (other, one)] {
                 for port in &listens.ports {
                     let rule = format!(

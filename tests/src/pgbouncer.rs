@@ -60,11 +60,13 @@ impl PgBouncer {
             ..
         } = behind;
         std::fs::write(&users, format!("\"{role}\" \"{password}\"\n")).context("write the pooler's users")?;
+        // What the harness itself puts into a session's options does not get through a pooler, and is not missed.
         let text = format!(
             "[databases]\n{database} = host=127.0.0.1 port={server} dbname={database}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = scram-sha-256\nauth_file = {users}\nadmin_users = {role}\n\
-             pool_mode = transaction\ndefault_pool_size = {POOL}\nserver_login_retry = 1\nserver_round_robin = 1\n",
+             pool_mode = transaction\ndefault_pool_size = {POOL}\nserver_login_retry = 1\nserver_round_robin = 1\n\
+             ignore_startup_parameters = options\n",
             server = behind.port,
             users = users.display(),
         );

@@ -10,8 +10,11 @@ pub mod deployments;
 mod forth_and_back;
 mod held_then_recovered;
 mod kill_sweep;
+mod points;
+pub mod replicas;
 mod restored_from_vault;
 mod rolling;
+pub mod store_faults;
 mod trace;
 mod two_operators;
 mod undo_on_unhealthy;
@@ -148,9 +151,9 @@ pub struct Report {
 }
 
 impl Scenario {
-    /// Those of zekka's fleet, those of other deployments, and those of databases.
+    /// Those of zekka's fleet, those of other deployments, those of databases, and those of several coordinators.
     pub fn all() -> impl Iterator<Item = &'static Self> {
-        ALL.iter().chain(deployments::ALL).chain(database::ALL)
+        ALL.iter().chain(deployments::ALL).chain(database::ALL).chain(replicas::ALL).chain(store_faults::ALL)
     }
 
     pub fn find(name: &str) -> Option<&'static Self> {

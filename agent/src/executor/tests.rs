@@ -2,6 +2,7 @@
 
 mod asking;
 pub(crate) mod fake;
+mod fencing;
 mod killed;
 mod running;
 
@@ -38,8 +39,12 @@ impl Host {
     }
 
     async fn start_with(state: &Path, api: Fake) -> Self {
-        let (api, db) = (Arc::new(api), Arc::new(Fake::default()));
         let ledger = Ledger::open(state, &TaskTracker::new()).await.expect("open ledger");
+        Self::start_over(state, ledger, api, LIMITS)
+    }
+
+    fn start_over(state: &Path, ledger: Ledger, api: Fake, limits: Limits) -> Self {
+        let (api, db) = (Arc::new(api), Arc::new(Fake::default()));
         let executor = Executor::start(Parts {
             host: "app-1".into(),
             components: vec![
@@ -48,7 +53,7 @@ impl Host {
             ],
             vault: Arc::new(Vault::open(state.join("vault")).expect("open vault")),
             ledger,
-            limits: LIMITS,
+            limits,
         });
         Self { executor, api, db }
     }

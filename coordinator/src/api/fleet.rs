@@ -2,8 +2,8 @@
 
 use std::pin::Pin;
 
-use rollback_proto::v1;
 use rollback_proto::v1::fleet_server::Fleet;
+use rollback_proto::{kill_point, v1};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
@@ -15,9 +15,12 @@ macro_rules! traced {
     ($name:literal, $request:ident, $work:expr) => {{
         let span = tracing::info_span!($name);
         rollback_proto::telemetry::continue_trace(&span, $request.metadata());
-        async move { $work.await.map(Response::new).map_err(Status::from) }
+        kill_point::pass(|| concat!("rpc.", $name, ".received").to_owned());
+        let answer = async move { $work.await.map(Response::new).map_err(Status::from) }
             .instrument(span)
-            .await
+            .await;
+        kill_point::pass(|| concat!("rpc.", $name, ".answering").to_owned());
+        answer
     }};
 }
 

@@ -109,7 +109,7 @@ impl Standing {
     /// For people: what is wrong, or was. Empty: nothing.
     pub fn note(&self) -> String {
         match self {
-            Standing::Leading(leader) => leader.troubles().join("; "),
+            Standing::Leading(leader) => leader.shared().troubles.all().join("; "),
             Standing::Following {
                 stepped_down, cut_off, ..
             } => {

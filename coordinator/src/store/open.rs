@@ -30,20 +30,26 @@ pub enum OpenError {
     Exposed { path: PathBuf, mode: u32 },
     #[error("store.url is not one of PostgreSQL ({why}): write postgres://USER@HOST:PORT/DATABASE?sslmode=verify-full")]
     BadUrl { why: String },
-    #[error("there is no database {database} at {server}: make it, owned by {user}: CREATE DATABASE {database} OWNER {user}")]
+    #[error(
+        "there is no database {database} at {server}: make it, owned by {user}: CREATE DATABASE {database} OWNER {user}"
+    )]
     NoDatabase {
         server: String,
         database: String,
         user: String,
     },
-    #[error("{server} does not let {user} into {database} ({why}): look at store.password_file, and at its pg_hba.conf")]
+    #[error(
+        "{server} does not let {user} into {database} ({why}): look at store.password_file, and at its pg_hba.conf"
+    )]
     Refused {
         server: String,
         database: String,
         user: String,
         why: String,
     },
-    #[error("PostgreSQL at {server} cannot be reached: see that it runs, and that its address and sslmode in store.url are right")]
+    #[error(
+        "PostgreSQL at {server} cannot be reached: see that it runs, and that its address and sslmode in store.url are right"
+    )]
     Unreachable {
         server: String,
         #[source]
@@ -56,7 +62,9 @@ pub enum OpenError {
          that version here, too"
     )]
     Newer { found: i64, known: i64 },
-    #[error("schema {version} of the store is not the one that this program has under that number: another build made it")]
+    #[error(
+        "schema {version} of the store is not the one that this program has under that number: another build made it"
+    )]
     Foreign { version: i64 },
     #[error("bring the store to schema {version}: the database's user has to own the database")]
     Migrate {
@@ -80,7 +88,7 @@ pub async fn open(config: &Config) -> Result<Arc<dyn Store>, OpenError> {
 }
 
 /// The first line: editors end files with one.
-fn read_password(path: &Path) -> Result<String, OpenError> {
+pub(super) fn read_password(path: &Path) -> Result<String, OpenError> {
     let failed = |source| OpenError::File {
         what: "read the password's file",
         path: path.to_owned(),

@@ -12,6 +12,7 @@
 
 mod journal;
 mod lease;
+pub mod look;
 mod records;
 mod schema;
 mod session;
@@ -46,7 +47,9 @@ pub struct PostgresStore {
 
 impl std::fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PostgresStore").field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("PostgresStore")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
     }
 }
 
@@ -147,7 +150,9 @@ impl Server {
 
     fn refused(&self, error: sqlx::Error) -> OpenError {
         let (server, database, user) = (self.server.clone(), self.database.clone(), self.user.clone());
-        let refusal = error.as_database_error().map(|e| (e.code().unwrap_or_default(), e.message()));
+        let refusal = error
+            .as_database_error()
+            .map(|e| (e.code().unwrap_or_default(), e.message()));
         match refusal {
             Some((code, _)) if code == "3D000" => OpenError::NoDatabase { server, database, user },
             // invalid_authorization_specification, invalid_password, insufficient_privilege (no CONNECT).

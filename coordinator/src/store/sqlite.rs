@@ -20,7 +20,8 @@ use super::chain::{self, EVENT_FORMAT, Link, damaged};
 use super::lock::Lock;
 use super::open::OpenError;
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError, newest_first,
+    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError,
+    newest_first,
 };
 
 #[derive(Debug)]

@@ -65,6 +65,8 @@ pub struct Refusal {
 pub struct State {
     pub info: v1::GetServerInfoResponse,
     pub refusal: Option<Refusal>,
+    /// How much of the journal one that refuses has in its store.
+    pub recorded: u64,
     pub journal: Vec<v1::RollbackEvent>,
     pub details: v1::GetRollbackResponse,
     pub plan: v1::PlanRollbackResponse,

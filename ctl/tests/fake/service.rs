@@ -103,8 +103,18 @@ impl v1::fleet_server::Fleet for Service {
     type WatchRollbackStream = Events;
 
     async fn watch_rollback(&self, request: Request<v1::WatchRollbackRequest>) -> Result<Response<Events>, Status> {
-        self.0.state().refuse()?;
         let after = request.get_ref().after_seq;
+        // What is in the store, and then who leads.
+        let refused = self.0.state().refuse();
+        if let Err(problem) = refused {
+            let state = self.0.state();
+            let recorded = state
+                .journal
+                .iter()
+                .filter(|e| e.seq > after && e.seq <= state.recorded);
+            let recorded: Vec<_> = recorded.cloned().map(Ok).chain([Err(problem.into())]).collect();
+            return Ok(Response::new(Box::pin(iter(recorded))));
+        }
         let (journal, reply) = self
             .answer(&request, |state| {
                 state.watches.push(after);

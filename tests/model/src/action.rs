@@ -13,6 +13,8 @@ pub enum Action {
     Recall { who: usize, host: usize, heard: Heard },
     /// The new leader goes on with what it read.
     Resume { who: usize },
+    /// The leader sees that the store has a rollback running that does not run here: its end was lost.
+    Compare { who: usize },
     /// An operator's request for this rollback arrives, for the first time or again.
     Request { who: usize, rollback: u8 },
     /// A step is asked for under the agent's present ledger.

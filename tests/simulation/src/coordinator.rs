@@ -8,31 +8,16 @@ use rollback_coordinator::inventory::Inventory;
 use rollback_coordinator::metrics::Metrics;
 use rollback_coordinator::replica::{Parts, Replica};
 use rollback_coordinator::store::{Candidate, Store};
-use rollback_proto::identity::{Identity, Peer, PeerRole};
-use rollback_proto::tls::{CredentialStore, Credentials};
 use rollback_proto::v1::fleet_server::FleetServer;
-use rustls::RootCertStore;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
-use crate::network::{self, Plain, TRUST_DOMAIN};
+use crate::network::{self, Plain};
 use crate::seed::{Coordinator, PORT};
 use crate::world::World;
 
-/// Between the end of a process and the start of the next one, as a service manager does it.
-const RESTART: Duration = Duration::from_millis(500);
-
-/// The host's software: a process after the other.
+/// The host's software: one process. Whoever runs the simulation starts the next one when it has ended.
 pub async fn run(world: Arc<World>, coordinator: Coordinator) -> turmoil::Result {
-    loop {
-        process(&world, &coordinator).await?;
-        tokio::time::sleep(RESTART).await;
-    }
-}
-
-async fn process(world: &Arc<World>, coordinator: &Coordinator) -> turmoil::Result {
     let name = &coordinator.name;
     let stop = world.start(name);
     let tasks = TaskTracker::new();
@@ -60,7 +45,7 @@ async fn process(world: &Arc<World>, coordinator: &Coordinator) -> turmoil::Resu
         metrics: Arc::new(Metrics::default()),
         stop: stop.clone(),
     });
-    let api = Api::new(replica.clone(), credentials(name), None, Duration::ZERO);
+    let api = Api::new(replica.clone(), Arc::clone(&world.credentials), None, Duration::ZERO);
     let serving = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
@@ -68,32 +53,7 @@ async fn process(world: &Arc<World>, coordinator: &Coordinator) -> turmoil::Resu
         .serve_with_incoming_shutdown(network::listen().await?, stop.clone().cancelled_owned());
     let serving = tokio::spawn(serving);
     replica.run().await;
-    // Who stops waits for its connections only so long.
-    if let Ok(ended) = tokio::time::timeout(Duration::from_secs(2), serving).await {
-        ended??;
-    }
-    stop.cancel();
-    tasks.close();
-    tasks.wait().await;
+    // Connections end with the process.
+    serving.abort();
     Ok(())
 }
-
-/// Nobody looks at them, but for the name and the trust domain.
-fn credentials(name: &str) -> CredentialStore {
-    let us = Peer {
-        identity: Identity::new(TRUST_DOMAIN, PeerRole::Coordinator, name),
-        ..network::operator()
-    };
-    CredentialStore::new(
-        Credentials {
-            roots: Arc::new(RootCertStore::empty()),
-            chain: Vec::new(),
-            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(Vec::new())),
-            us,
-        }
-        .into(),
-    )
-}
-
-/// What a process is told to stop by.
-pub type Stop = CancellationToken;

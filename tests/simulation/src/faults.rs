@@ -9,9 +9,11 @@ use std::time::Duration;
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use rollback_coordinator::replica::name_of;
+use serde::{Deserialize, Serialize};
 use turmoil::Sim;
 
 use crate::seed::Fleet;
+use crate::store::Trouble;
 use crate::world::World;
 
 /// A kind of fault.
@@ -168,7 +170,7 @@ fn pair(a: &str, b: &str) -> Pair {
 }
 
 /// How faults add up.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     pub crashes: u64,
     pub partitions: u64,
@@ -200,7 +202,7 @@ struct Active {
 enum Undo {
     Latency(Pair),
     Loss(Pair),
-    Store(Vec<String>, crate::store::Trouble),
+    Store(Vec<String>, Trouble),
 }
 
 impl Havoc {
@@ -251,12 +253,13 @@ impl Havoc {
         }
     }
 
-    /// The agent died in the middle of a write of its ledger.
-    pub fn crashed(&mut self, host: &str, until: Duration, sim: &mut Sim<'_>, world: &World) {
-        self.crash(host, until, sim, world);
+    /// A process ended by itself, and is started again at that time.
+    pub fn ended(&mut self, host: &str, until: Duration) {
+        self.down.entry(host.to_owned()).or_insert(until);
     }
 
-    fn crash(&mut self, host: &str, until: Duration, sim: &mut Sim<'_>, world: &World) {
+    /// The host's process dies, and is started again at that time.
+    pub fn crash(&mut self, host: &str, until: Duration, sim: &mut Sim<'_>, world: &World) {
         if self.down.contains_key(host) {
             return;
         }
@@ -357,10 +360,10 @@ impl Havoc {
                 world.retire(&self.whom(whom, world));
                 return false;
             }
-            Fault::StoreRefuses(whom) => self.store(&mut active, vec![self.whom(whom, world)], crate::store::Trouble::Refuses, world),
-            Fault::StoreMute(whom) => self.store(&mut active, vec![self.whom(whom, world)], crate::store::Trouble::Mute, world),
-            Fault::StoreSlow(whom, by) => self.store(&mut active, vec![self.whom(whom, world)], crate::store::Trouble::Slow(by), world),
-            Fault::StoreDown => self.store(&mut active, self.coordinators.clone(), crate::store::Trouble::Refuses, world),
+            Fault::StoreRefuses(whom) => self.store(&mut active, vec![self.whom(whom, world)], Trouble::Refuses, world),
+            Fault::StoreMute(whom) => self.store(&mut active, vec![self.whom(whom, world)], Trouble::Mute, world),
+            Fault::StoreSlow(whom, by) => self.store(&mut active, vec![self.whom(whom, world)], Trouble::Slow(by), world),
+            Fault::StoreDown => self.store(&mut active, self.coordinators.clone(), Trouble::Refuses, world),
             Fault::AnswersLost(whom, count) => {
                 world.store_link(&self.whom(whom, world)).lose_answers(count);
                 return false;
@@ -369,7 +372,7 @@ impl Havoc {
                 self.counts.freezes += 1;
                 let host = self.whom(whom, world);
                 active.links = self.everybody_else(&host).iter().map(|o| (pair(&host, o), Link::Held)).collect();
-                self.store(&mut active, vec![host], crate::store::Trouble::Frozen, world);
+                self.store(&mut active, vec![host], Trouble::Frozen, world);
             }
         }
         let changed = !active.links.is_empty();
@@ -377,7 +380,7 @@ impl Havoc {
         changed
     }
 
-    fn store(&self, active: &mut Active, names: Vec<String>, trouble: crate::store::Trouble, world: &World) {
+    fn store(&self, active: &mut Active, names: Vec<String>, trouble: Trouble, world: &World) {
         names.iter().for_each(|name| world.store_link(name).begin(trouble));
         active.undo = Some(Undo::Store(names, trouble));
     }

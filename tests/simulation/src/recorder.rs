@@ -65,7 +65,9 @@ pub enum Seen {
         first: u64,
         events: Vec<Event>,
     },
-    /// A rollback ended with the events just written: how the fleet really stood then.
+    /// A rollback began with the events just written: how the fleet really stood then.
+    Opened { rollback: RollbackId, picture: Picture },
+    /// The same for its end.
     Closed { rollback: RollbackId, picture: Picture },
     /// The answer to a change of the store was lost.
     AnswerLost { replica: String },

@@ -276,6 +276,8 @@ impl Store for Link {
                 let created = server.store.create(at, &rollback).await?;
                 if created == Created::New {
                     written(&server, fence, &rollback.id, 1, &rollback.events);
+                    let (rollback, picture) = (rollback.id, server.ground.picture());
+                    server.recorder.note(Seen::Opened { rollback, picture });
                 }
                 Ok(created)
             })

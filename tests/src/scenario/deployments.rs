@@ -96,11 +96,23 @@ async fn on_traced_control(
     otlp: Option<&str>,
     story: impl AsyncFnOnce(&mut Control) -> Result<Found>,
 ) -> Result<Found> {
+    let control = ControlOptions {
+        otlp: otlp.map(str::to_owned),
+        ..ControlOptions::default()
+    };
+    on_control_with(control, options, story).await
+}
+
+/// As [`on_control`], with coordinators of another kind.
+pub(super) async fn on_control_with(
+    control: ControlOptions,
+    options: Options,
+    story: impl AsyncFnOnce(&mut Control) -> Result<Found>,
+) -> Result<Found> {
     options.say("Starting the coordinator …");
     let mut control = Control::start(ControlOptions {
         keep: options.keep,
-        otlp: otlp.map(str::to_owned),
-        ..ControlOptions::default()
+        ..control
     })
     .await?;
     let told = story(&mut control).await;

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use futures::FutureExt;
 
-use super::{Found, Options, Scenario};
+use super::Scenario;
 use crate::control::Standing;
 use crate::fleet::{Fleet, FleetBuilder, HOSTS};
 use crate::journal::Journal;

@@ -51,8 +51,9 @@ async fn hostile_names_reach_nobody() {
                 component: name.clone(),
                 ..switch("api", "1")
             },
+            // A leader's name may be followed by the name of its process.
             ExecuteRequest {
-                leader_id: name.clone(),
+                leader_id: format!("{name}/0a1b"),
                 ..switch("api", "1")
             },
             ExecuteRequest {

@@ -26,7 +26,8 @@ pub enum Script {
 #[derive(Debug)]
 pub struct Fake {
     script: Mutex<Script>,
-    probe: Mutex<Probe>,
+    /// `None`: no answer.
+    probe: Mutex<Option<Probe>>,
     /// Moves entered so far.
     entered: watch::Sender<usize>,
     released: Semaphore,
@@ -36,7 +37,7 @@ impl Default for Fake {
     fn default() -> Self {
         Self {
             script: Mutex::default(),
-            probe: Mutex::new(Probe::Repeatable("nothing was changed".into())),
+            probe: Mutex::new(Some(Probe::Repeatable("nothing was changed".into()))),
             entered: watch::Sender::new(0),
             released: Semaphore::new(0),
         }
@@ -50,12 +51,20 @@ impl Fake {
         fake
     }
 
+    /// Its probe does not answer.
+    pub fn silent() -> Self {
+        Self {
+            probe: Mutex::new(None),
+            ..Self::default()
+        }
+    }
+
     pub fn will(&self, script: Script) {
         *self.script.lock().expect("script") = script;
     }
 
     pub fn will_probe(&self, answer: Probe) {
-        *self.probe.lock().expect("probe") = answer;
+        *self.probe.lock().expect("probe") = Some(answer);
     }
 
     pub fn release(&self, moves: usize) {
@@ -171,6 +180,10 @@ impl Driver for Fake {
     }
 
     async fn probe(&self, _step: &StepContext) -> Probe {
-        self.probe.lock().expect("probe").clone()
+        let answer = self.probe.lock().expect("probe").clone();
+        match answer {
+            Some(answer) => answer,
+            None => std::future::pending().await,
+        }
     }
 }

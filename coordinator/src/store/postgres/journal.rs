@@ -108,7 +108,12 @@ async fn close(tx: &mut Transaction, id: &RollbackId, closing: &Closing) -> Resu
     tx.execute(query("DELETE FROM scope WHERE rollback_id = $1").bind(id.as_str()))
         .await?;
     let works = closing.works.iter().map(|name| name.as_str());
-    let marked: Vec<&str> = closing.abandoned.iter().map(|name| name.as_str()).chain(works).collect();
+    let marked: Vec<&str> = closing
+        .abandoned
+        .iter()
+        .map(|name| name.as_str())
+        .chain(works)
+        .collect();
     if !marked.is_empty() {
         tx.execute(
             query("UPDATE releases SET stable = (name = $1) WHERE name = ANY ($2)")
@@ -120,12 +125,7 @@ async fn close(tx: &mut Transaction, id: &RollbackId, closing: &Closing) -> Resu
     Ok(())
 }
 
-async fn write(
-    tx: &mut Transaction,
-    id: &RollbackId,
-    last: (u64, String),
-    events: &[Event],
-) -> Result<(), StoreError> {
+async fn write(tx: &mut Transaction, id: &RollbackId, last: (u64, String), events: &[Event]) -> Result<(), StoreError> {
     let links = chain::forge(last, events)?;
     let column = |of: fn(&Link) -> &str| links.iter().map(of).collect::<Vec<&str>>();
     tx.execute(

@@ -84,8 +84,10 @@ pub async fn renew(lane: &Lane, epoch: Epoch, ttl: Duration) -> Result<(), Store
 
 pub async fn give_back(lane: &Lane, epoch: Epoch) -> Result<(), StoreError> {
     let mut tx = lane.write("give the lease back").await?;
-    tx.execute(query("UPDATE lease SET held_until = to_timestamp(0) WHERE id = 1 AND epoch = $1").bind(to_sql(epoch.0)))
-        .await?;
+    tx.execute(
+        query("UPDATE lease SET held_until = to_timestamp(0) WHERE id = 1 AND epoch = $1").bind(to_sql(epoch.0)),
+    )
+    .await?;
     tx.commit().await
 }
 

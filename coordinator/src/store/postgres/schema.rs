@@ -38,7 +38,9 @@ pub async fn bring_up_to_date(connection: &mut PgConnection) -> Result<usize, Op
         version: newest(),
         source: std::io::Error::from(std::io::ErrorKind::TimedOut).into(),
     };
-    tokio::time::timeout(PATIENCE, migrate(connection)).await.map_err(late)?
+    tokio::time::timeout(PATIENCE, migrate(connection))
+        .await
+        .map_err(late)?
 }
 
 async fn migrate(connection: &mut PgConnection) -> Result<usize, OpenError> {
@@ -82,7 +84,7 @@ async fn migrate(connection: &mut PgConnection) -> Result<usize, OpenError> {
     Ok(missing.len())
 }
 
-fn missing(applied: &[(i64, Vec<u8>)]) -> Result<Vec<&'static Migration>, OpenError> {
+pub(super) fn missing(applied: &[(i64, Vec<u8>)]) -> Result<Vec<&'static Migration>, OpenError> {
     let known = |version| MIGRATIONS.iter().find(|m| m.version == version);
     for (version, checksum) in applied {
         let Some(ours) = known(*version) else {
@@ -99,6 +101,6 @@ fn missing(applied: &[(i64, Vec<u8>)]) -> Result<Vec<&'static Migration>, OpenEr
     Ok(MIGRATIONS.iter().filter(is_missing).collect())
 }
 
-fn newest() -> i64 {
+pub(super) fn newest() -> i64 {
     MIGRATIONS.iter().map(|m| m.version).max().unwrap_or(0)
 }

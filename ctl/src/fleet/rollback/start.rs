@@ -33,7 +33,7 @@ pub async fn start(client: &mut Client, request: StartRollbackRequest) -> Result
             })
             .await;
         let error = match answer {
-            // That nobody leads is certain: nothing was started by asking. What was asked before stays unknown.
+            // Nobody led for as long as a call waits for that. Once an answer was lost, it is worth more patience.
             Err(error) if error.lost || unknown && error.problem.code == Code::NotLeader => error,
             other => return other,
         };

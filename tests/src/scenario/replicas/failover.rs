@@ -77,7 +77,7 @@ pub async fn tell(options: Options) -> Result<Found> {
 
 struct Killed {
     name: String,
-    phase: Option<String>,
+    phase: String,
     /// `None`: the rollback had ended already.
     resume: Option<Duration>,
     first_act: Option<Duration>,

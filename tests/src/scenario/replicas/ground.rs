@@ -155,14 +155,15 @@ pub fn by_successors<'a>(acts: &'a [Act], before: &Leading, since: Duration) -> 
     acts.iter().filter(theirs).collect()
 }
 
-/// The phase in which a rollback was at a moment; `None`: before its first or after its last one.
-pub fn phase_at(acts: &[Act], moment: Duration) -> Option<String> {
+/// Where a rollback was at a moment: the phase that began last before it, or that it had ended.
+pub fn phase_at(acts: &[Act], moment: Duration) -> String {
     let seen = acts.iter().take_while(|act| act.at <= moment);
-    seen.fold(None, |phase, act| match act.kind.as_str() {
-        "phase_started" => Some(act.phase.clone()),
-        "phase_ended" | "ended" => None,
-        _ => phase,
-    })
+    let last = seen.filter(|act| act.kind == "phase_started" || act.kind == "ended").last();
+    match last {
+        None => "before the first".to_owned(),
+        Some(act) if act.kind == "ended" => "after the end".to_owned(),
+        Some(act) => act.phase.clone(),
+    }
 }
 
 /// Moments of a rollback, as parts of the time that it takes: one in each of so many equal parts, in any order.

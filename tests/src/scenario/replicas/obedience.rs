@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use jiff::Timestamp;
 use prost::Message as _;
 use rollback_proto::v1::ExecuteRequest;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 
 use crate::control::Control;
+
+/// An agent's word for it.
+const RECALLED: &str = "a new leader asked what was done here";
 
 /// How far each agent's log was at a moment.
 #[derive(Debug)]
@@ -36,6 +40,18 @@ impl Obedience {
             Ok((host.clone(), (log, length)))
         };
         control.agents.keys().map(mark).collect::<Result<_>>().map(Self)
+    }
+
+    /// When the first agent was asked, after a moment, what was done there: what a new leader does first.
+    pub fn first_recall(&self, after: Duration) -> Result<Option<Duration>> {
+        let mut first: Option<Duration> = None;
+        for (log, mark) in self.0.values() {
+            let text = std::fs::read(log).context("read an agent's log")?;
+            let text = String::from_utf8_lossy(&text[*mark..]).into_owned();
+            let asked = text.lines().filter(|line| line.contains(RECALLED)).filter_map(time_of);
+            first = asked.filter(|at| *at > after).chain(first).min();
+        }
+        Ok(first)
     }
 
     /// What was obeyed since the mark after another leader, with this epoch or a higher one, had shown itself: after `led`
@@ -66,6 +82,12 @@ fn in_log(host: &str, text: &str, epoch: u64, obeyed: &mut Obeyed) {
             obeyed.stale.push(format!("{host} began a step of epoch {of}: {line}"));
         }
     }
+}
+
+/// The beginning of a line of a log.
+fn time_of(line: &str) -> Option<Duration> {
+    let at: Timestamp = line.split_ascii_whitespace().next()?.parse().ok()?;
+    u64::try_from(at.as_microsecond()).ok().map(Duration::from_micros)
 }
 
 /// `leader.epoch=7` of a span.

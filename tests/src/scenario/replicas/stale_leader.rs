@@ -44,8 +44,8 @@ pub async fn tell(options: Options) -> Result<Found> {
         for (round, moment) in dice.moments(rounds).into_iter().enumerate() {
             let to = to_of_round(round);
             let part = moment * LATEST;
-            // Early, the rollback goes on beside it; else it has ended by the time.
-            let wakes_inside = dice.flip().then(|| dice.part_of(ground.takes(to)));
+            // Beside the rollback, which goes on, or when that has ended.
+            let wakes_inside = dice.flip().then(|| dice.part_of(ground.takes(to).mul_f64(1.0 - part)));
             let what = format!("round {} to {}, at {part:.2} of it (--seed {})", round + 1, to.name(), dice.seed);
             options.say(&what);
             let woken = one(&mut ground, to, part, wakes_inside).await.with_context(|| what.clone())?;
@@ -77,11 +77,11 @@ pub async fn tell(options: Options) -> Result<Found> {
 }
 
 struct Woken {
-    phase: Option<String>,
+    phase: String,
     /// The rollback was still going on.
     inside: bool,
     stale_steps: Vec<String>,
-    /// Attempts of it that agents refused.
+    /// Attempts of such steps that agents refused.
     refused: usize,
     duplicates: Vec<String>,
 }

@@ -67,7 +67,7 @@ async fn freeze(fleet: &mut Fleet, options: Options) -> Result<u128> {
     store.psql("UPDATE harness.slow SET seconds = 0.3")?;
     let name = leader.name.clone();
     wait::until_true("the leader is inserting an event", MET_WITHIN, async || {
-        sessions(store, &name, "state = 'active' AND wait_event = 'PgSleep'").is_ok_and(|n| n > 0)
+        sessions(store, "state = 'active' AND wait_event = 'PgSleep'").is_ok_and(|n| n > 0)
     })
     .await?;
     fleet.replica(&name)?.signal(Signal::STOP)?;
@@ -77,7 +77,7 @@ async fn freeze(fleet: &mut Fleet, options: Options) -> Result<u128> {
     let open = "state = 'idle in transaction' AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted \
                 AND l.relation = 'public.lease'::regclass AND l.mode = 'RowShareLock')";
     wait::until_true("its transaction is open and idle", MET_WITHIN, async || {
-        sessions(store, &name, open).is_ok_and(|n| n > 0)
+        sessions(store, open).is_ok_and(|n| n > 0)
     })
     .await?;
     store.psql("UPDATE harness.slow SET seconds = 0")?;
@@ -96,8 +96,8 @@ async fn freeze(fleet: &mut Fleet, options: Options) -> Result<u128> {
     Ok(taken.as_millis())
 }
 
-/// Sessions of a coordinator that are like this.
-fn sessions(store: &StoreServer, name: &str, such: &str) -> Result<usize> {
-    let sql = format!("SELECT count(*) FROM pg_stat_activity a WHERE application_name = '{name}' AND {such}");
+/// Sessions of coordinators that are like this. Nobody but the leader writes events.
+fn sessions(store: &StoreServer, such: &str) -> Result<usize> {
+    let sql = format!("SELECT count(*) FROM pg_stat_activity a WHERE usename = '{ROLE}' AND {such}");
     store.psql(&sql)?.parse().context("a number of sessions")
 }

@@ -14,11 +14,12 @@ use serde_json::{Value, json};
 use super::swing::{Swing, Tally};
 use super::{SLACK, STEP_DOWN, TTL, expect_whole_journal, replicated, well};
 use crate::control::{Leading, Standing};
+use crate::coordinator::Coordinator;
 use crate::ctl::rollback_to;
-use crate::fleet::{Fleet, HOSTS};
+use crate::facts::Facts;
+use crate::fleet::Fleet;
 use crate::network::{self, Cut, MADE_WITH, Party};
 use crate::scenario::{Found, Options, expect_nothing, expect_running, on_fleet};
-use crate::facts::Facts;
 use crate::wait;
 use crate::zekka::Version;
 
@@ -56,7 +57,8 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
         swing.middle(fleet).await?;
         let leader = fleet.wait_leader(TTL).await?;
         options.say(format!("{} is cut from {} …", leader.name, HALF.join(" and ")));
-        let (begun, cut) = (Instant::now(), Cut::between(&coordinator(fleet, &leader.name)?, &agents(fleet, &HALF)?)?);
+        let cut = Cut::between(&parties(fleet, &[&leader.name])?, &parties(fleet, &HALF)?)?;
+        let begun = Instant::now();
         wait::until_true("a while", CUT, async || begun.elapsed() >= CUT).await?;
         dropped += Cut::dropped()?;
         cut.heal()?;
@@ -69,8 +71,8 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
         let swing = Swing::begin(fleet, live)?;
         swing.middle(fleet).await?;
         options.say(format!("{} is cut from the store and from {}.", leader.name, HALF.join(" and ")));
-        let others = [vec![store(fleet)?], agents(fleet, &HALF)?].concat();
-        let cut = Cut::between(&coordinator(fleet, &leader.name)?, &others)?;
+        let others = [vec![store(fleet)?], parties(fleet, &HALF)?].concat();
+        let cut = Cut::between(&parties(fleet, &[&leader.name])?, &others)?;
         let (down, over) = handed_over(fleet, &leader).await?;
         stepped_down.push(down.as_millis());
         taken_over.push(over.as_millis());
@@ -116,11 +118,8 @@ async fn lost_for_good(fleet: &mut Fleet, options: Options, live: Version) -> Re
     let begins = |line: &str| line.contains("preflight");
     running.until_line("preflight begins", TTL, begins).await?;
     let begun = Instant::now();
-    let mut cuts = Vec::new();
-    let lost = agents(fleet, &[LOST])?;
-    for coordinator in coordinators(fleet) {
-        cuts.push(Cut::between(&coordinator, &lost)?);
-    }
+    let coordinators: Vec<&str> = fleet.coordinators().map(Coordinator::name).collect();
+    let cut = Cut::between(&parties(fleet, &coordinators)?, &parties(fleet, &[LOST])?)?;
     options.say(format!("{LOST} is cut off for good."));
     let answer = running.answer_within(GIVEN_UP_WITHIN).await?;
     let taken = begun.elapsed();
@@ -128,7 +127,7 @@ async fn lost_for_good(fleet: &mut Fleet, options: Options, live: Version) -> Re
     let result = answer.json()?;
     let after = Facts::gather(fleet)?;
     expect_nothing("nothing was to be touched", &after.changes_since(&before, true))?;
-    cuts.into_iter().try_for_each(Cut::heal)?;
+    cut.heal()?;
     well(fleet).await?;
     Ok(json!({ "state": result["state"], "exit_code": answer.code, "ms": taken.as_millis() }))
 }
@@ -155,6 +154,36 @@ async fn tell_apart(fleet: &mut Fleet) -> Result<()> {
     well(fleet).await
 }
 
-fn coordinators(fleet: &Fleet) -> Vec<Party> {
-    todo()
+/// Coordinators and agents, in the order in which they got their groups, with the ports at which they listen now.
+fn everybody(fleet: &Fleet) -> Result<Vec<Party>> {
+    let listens = |address: &str| -> Result<u16> {
+        let (_, port) = address.rsplit_once(':').context("an address has a port")?;
+        port.parse().context("a port is a number")
+    };
+    let coordinators = fleet.coordinators().map(|c| (c.name(), c.endpoint()));
+    let agents = fleet.agents.iter().map(|(name, agent)| (name.as_str(), agent.address()));
+    let named = coordinators.chain(agents).zip(FIRST_GROUP..);
+    let party = |((name, address), group): ((&str, &str), u32)| {
+        Ok(Party {
+            name: name.to_owned(),
+            group,
+            ports: vec![listens(address)?],
+        })
+    };
+    named.map(party).collect()
+}
+
+fn parties(fleet: &Fleet, names: &[&str]) -> Result<Vec<Party>> {
+    let all = everybody(fleet)?;
+    let found: Vec<Party> = all.into_iter().filter(|p| names.contains(&p.name.as_str())).collect();
+    ensure!(found.len() == names.len(), "not all of {names:?} are there");
+    Ok(found)
+}
+
+fn store(fleet: &Fleet) -> Result<Party> {
+    Ok(Party {
+        name: "store".to_owned(),
+        group: NO_GROUP,
+        ports: vec![fleet.store_server()?.port()],
+    })
 }

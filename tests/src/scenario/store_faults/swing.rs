@@ -120,9 +120,4 @@ impl Swing {
         expect_running(fleet, to)?;
         Ok(to)
     }
-
-    /// Hands out what runs, for a story that ends otherwise.
-    pub fn into_running(self) -> Running {
-        self.running
-    }
 }

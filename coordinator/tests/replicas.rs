@@ -1,0 +1,192 @@
+//! Replicas over one store in memory, on a clock that only the tests move: who leads when, and who says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rollback_coordinator::config::LeadershipConfig;
+use rollback_coordinator::inventory::{Dial, Inventory};
+use rollback_coordinator::metrics::Metrics;
+use rollback_coordinator::replica::{Parts, Replica, Standing};
+use rollback_coordinator::store::memory::{MemoryDisk, MemoryStore};
+use rollback_coordinator::store::{Candidate, Store as _};
+use rollback_engine::ids::Epoch;
+use rollback_proto::problem::{Code, Hint, Problem};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+
+/// There are no agents here.
+#[derive(Debug)]
+struct Nobody;
+
+#[async_trait]
+impl Dial for Nobody {
+    async fn dial(&self, name: &str, _address: &str) -> Result<Channel, Problem> {
+        Err(Problem::new(Code::HostUnreachable, name))
+    }
+}
+
+struct Member {
+    store: MemoryStore,
+    replica: Replica,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+async fn member(disk: &Arc<MemoryDisk>, name: &str) -> Member {
+    let store = MemoryStore::open(disk);
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let heartbeat = Duration::from_secs(5);
+    let inventory = Inventory::load(&store, Arc::new(Nobody), heartbeat, tasks.clone(), stop.clone())
+        .await
+        .expect("inventory");
+    let replica = Replica::new(Parts {
+        store: Arc::new(store.clone()),
+        inventory,
+        candidate: Candidate {
+            id: format!("{name}/1"),
+            endpoint: format!("{name}.example:7443"),
+        },
+        timing: LeadershipConfig::default(),
+        tracer: None,
+        metrics: Arc::new(Metrics::default()),
+        stop: stop.clone(),
+    });
+    let running = replica.clone();
+    tasks.spawn(async move { running.run().await });
+    replica.settled().await;
+    Member {
+        store,
+        replica,
+        stop,
+        tasks,
+    }
+}
+
+/// Until the replica leads; how long that took. Never more than a minute of the tests' clock.
+async fn until_leading(member: &Member) -> Duration {
+    let begun = Instant::now();
+    while member.replica.leader().is_err() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "nobody leads: {:?}",
+            member.replica.standing()
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    begun.elapsed()
+}
+
+fn epoch(member: &Member) -> Epoch {
+    member.replica.leader().expect("leads").shared().term.epoch()
+}
+
+#[tokio::test(start_paused = true)]
+async fn follower_points_to_the_leader_and_leads_when_its_lease_has_run_out_not_before() {
+    let disk = MemoryDisk::new();
+    let (first, second) = (member(&disk, "a").await, member(&disk, "b").await);
+    let refused = second.replica.leader().expect_err("follows");
+    assert_eq!(refused.code, Code::NotLeader);
+    assert_eq!(refused.hint, Some(Hint::Leader("a.example:7443".to_owned())));
+
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(epoch(&first), Epoch(1), "a lease that is renewed stays");
+    let before = first.replica.leader().expect("leads");
+    first.store.set_unreachable(true);
+    // Cut off from the store the leader ends its term by itself, while nobody else may win yet.
+    let cut = Instant::now();
+    before.shared().term.ended().await;
+    assert!(
+        cut.elapsed() <= LeadershipConfig::default().step_down,
+        "{:?}",
+        cut.elapsed()
+    );
+    assert!(second.replica.leader().is_err(), "the lease holds still");
+    until_leading(&second).await;
+    let LeadershipConfig { ttl, renew, .. } = LeadershipConfig::default();
+    assert!(cut.elapsed() <= ttl + renew, "{:?}", cut.elapsed());
+    assert_eq!(epoch(&second), Epoch(2));
+    let note = first.replica.standing().note();
+    assert!(note.contains("stepped down at"), "{note}");
+
+    first.store.set_unreachable(false);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let refused = first.replica.leader().expect_err("follows now");
+    assert_eq!(refused.hint, Some(Hint::Leader("b.example:7443".to_owned())));
+    let note = first.replica.standing().note();
+    assert!(note.contains("stepped down at"), "it goes on saying so: {note}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_gives_the_lease_back_and_another_one_leads_within_a_second() {
+    let disk = MemoryDisk::new();
+    let (first, second) = (member(&disk, "a").await, member(&disk, "b").await);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    first.stop.cancel();
+    let took = until_leading(&second).await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    first.tasks.close();
+    first.tasks.wait().await;
+    assert!(matches!(first.replica.standing(), Standing::Stopping));
+}
+
+/// As with a store that was restored from an older copy: it gives out epochs that agents have seen.
+#[tokio::test(start_paused = true)]
+async fn leader_that_agents_outdo_leads_again_above_their_epoch_and_never_at_the_word_of_a_liar() {
+    let disk = MemoryDisk::new();
+    let leader = member(&disk, "a").await;
+    let term = leader.replica.leader().expect("leads").shared().term.clone();
+    term.outdone(Epoch(u64::MAX));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(term.holds(), "an epoch that cannot be is not believed");
+
+    let disk = MemoryDisk::new();
+    let leader = member(&disk, "a").await;
+    let term = leader.replica.leader().expect("leads").shared().term.clone();
+    term.outdone(Epoch(41));
+    term.ended().await;
+    until_leading(&leader).await;
+    assert_eq!(epoch(&leader), Epoch(42));
+}
+
+/// The process was stopped past its lease: what it does first when it goes on is not what a timer says.
+#[tokio::test(start_paused = true)]
+async fn term_is_over_by_the_clock_before_any_task_of_it_runs_again() {
+    let disk = MemoryDisk::new();
+    let (first, second) = (member(&disk, "a").await, member(&disk, "b").await);
+    let term = first.replica.leader().expect("leads").shared().term.clone();
+    first.store.set_unreachable(true);
+    until_leading(&second).await;
+    assert!(!term.holds());
+    let fenced = first.store.renew(term.epoch(), Duration::from_secs(6));
+    first.store.set_unreachable(false);
+    assert!(fenced.await.is_err(), "what was lost is not renewed");
+}
+
+/// Two that begin at once: one leads. Whoever loses its process is followed by the other, again and again, and no epoch is
+/// given out twice.
+#[tokio::test(start_paused = true)]
+async fn of_many_campaigns_each_is_won_by_one() {
+    let disk = MemoryDisk::new();
+    let mut members = Vec::new();
+    for name in ["a", "b", "c"] {
+        members.push(member(&disk, name).await);
+    }
+    let mut last = Epoch(0);
+    for _ in 0..20 {
+        let leading: Vec<usize> = (0..members.len())
+            .filter(|i| members[*i].replica.leader().is_ok())
+            .collect();
+        let [one] = leading[..] else {
+            panic!("{leading:?} lead");
+        };
+        assert!(epoch(&members[one]) > last);
+        last = epoch(&members[one]);
+        members[one].store.set_unreachable(true);
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        members[one].store.set_unreachable(false);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}

@@ -1,0 +1,88 @@
+//! One conformance suite for stores: every implementation of `Store` runs all of [`cases`], and PostgreSQL's what only it
+//! can get wrong ([`postgres`]), with and without a pooler before it.
+//!
+//! A test is a whole run, because a server is started once for each process; the names of the cases that failed are said
+//! at the end.
+
+mod cases;
+mod material;
+mod postgres;
+mod schemas;
+mod server;
+mod sqlite;
+mod world;
+
+use std::time::Duration;
+
+use self::cases::Case;
+use self::server::Server;
+use self::world::World;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn sqlite() {
+    let cases = cases::of_every_store().chain(sqlite::CASES);
+    cases::run(cases, async || World::sqlite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn memory() {
+    cases::run(cases::of_every_store(), async || World::memory()).await;
+}
+
+fn of_postgres() -> impl Iterator<Item = &'static Case> {
+    let special = [
+        postgres::faults::CASES,
+        postgres::races::CASES,
+        postgres::opening::CASES,
+        schemas::CASES,
+    ];
+    special.into_iter().flatten().chain(cases::of_every_store())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres() {
+    let server = Server::start(false).await.expect("a server");
+    cases::run(of_postgres(), async || World::postgres(server.database().await)).await;
+}
+
+/// In transaction mode, with fewer connections to the server than the stores have to it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn pgbouncer() {
+    let Some(server) = Server::start(true).await else {
+        // tests/install-dependencies.sh installs it.
+        return;
+    };
+    cases::run(of_postgres(), async || World::postgres(server.database().await)).await;
+}
+
+/// What a simulation does to the store of its own: time that is paused, a way that is cut, an answer that is lost.
+#[tokio::test(start_paused = true)]
+async fn a_simulations_store_fails_as_it_is_told() {
+    use rollback_coordinator::store::memory::{MemoryDisk, MemoryStore};
+    use rollback_coordinator::store::{Store as _, StoreError};
+
+    let disk = MemoryDisk::new();
+    let store = MemoryStore::open(&disk);
+    let epoch = material::lead_for(&store, "a", Duration::from_secs(6)).await;
+    tokio::time::advance(Duration::from_secs(5)).await;
+    store.renew(epoch, Duration::from_secs(6)).await.expect("renew");
+    tokio::time::advance(Duration::from_secs(6)).await;
+    assert!(matches!(store.renew(epoch, Duration::from_secs(6)).await, Err(StoreError::Fenced(_))));
+
+    store.lose_replies(1);
+    let new = material::rollback("r1", "q1", &["app-1"]);
+    let answer = store.create(epoch, &new).await;
+    assert!(matches!(answer, Err(StoreError::Unavailable { .. })), "{answer:?}");
+    assert_eq!(store.running().await.expect("it is there"), [material::id("r1")]);
+
+    store.set_latency(Duration::from_millis(10));
+    let (cut, append) = (store.clone(), material::events(1));
+    let under_way = store.append(epoch, &new.id, 2, &append, "{}", None);
+    let (answer, ()) = tokio::join!(under_way, async {
+        tokio::time::sleep(Duration::from_millis(16)).await;
+        cut.set_unreachable(true);
+    });
+    assert!(matches!(answer, Err(StoreError::Unavailable { .. })), "{answer:?}");
+    let other = MemoryStore::open(&disk);
+    assert_eq!(other.events(&new.id, 0).await.expect("others reach it").len(), 3);
+}

@@ -1,0 +1,108 @@
+//! Opening: the schema, whoever else makes it at the same time, and what is said when it does not go.
+
+use rollback_coordinator::store::postgres::PostgresStore;
+use rollback_coordinator::store::{OpenError, Store as _};
+use sqlx::Executor as _;
+
+use crate::cases::cases;
+use crate::material::lead;
+use crate::server::{PASSWORD, USER};
+use crate::world::World;
+
+cases![
+    eight_replicas_may_start_on_an_empty_database,
+    a_schema_of_a_newer_program_is_not_touched,
+    what_is_in_the_way_is_said_without_the_password,
+    a_certificate_is_checked_as_the_url_says,
+];
+
+async fn eight_replicas_may_start_on_an_empty_database(world: &World) {
+    let url = &world.database().url;
+    let opened = futures::future::join_all((0..8).map(|_| PostgresStore::open(url, None))).await;
+    for store in &opened {
+        let store = store.as_ref().expect("open");
+        store.lease().await.expect("lease");
+    }
+    let mut hand = world.database().connect().await;
+    let rows: (i64, i64) = sqlx::query_as("SELECT (SELECT count(*) FROM lease), (SELECT count(*) FROM _sqlx_migrations)")
+        .fetch_one(&mut hand)
+        .await
+        .expect("look");
+    assert_eq!(rows, (1, 1));
+}
+
+async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
+    let store = world.replica().await;
+    let epoch = lead(&*store, "a").await;
+    let mut hand = world.database().connect().await;
+    let changes = [
+        "INSERT INTO _sqlx_migrations VALUES (9999, 'later', now(), true, '', 0)",
+        "UPDATE _sqlx_migrations SET version = 1, checksum = 'x' WHERE version = 9999",
+    ];
+    hand.execute(changes[0]).await.expect("change");
+    let refused = PostgresStore::open(&world.database().url, None).await;
+    assert!(matches!(refused, Err(OpenError::Newer { found: 9999, known: 1 })), "{refused:?}");
+    hand.execute("DELETE FROM _sqlx_migrations WHERE version = 1").await.expect("change");
+    hand.execute(changes[1]).await.expect("change");
+    let refused = PostgresStore::open(&world.database().url, None).await;
+    assert!(matches!(refused, Err(OpenError::Foreign { version: 1 })), "{refused:?}");
+    // The older program, which runs still, goes on.
+    store.give_back(epoch).await.expect("give back");
+}
+
+async fn what_is_in_the_way_is_said_without_the_password(world: &World) {
+    let database = world.database();
+    let (name, port) = (&database.name, database.port);
+    let wrong = "geheim-und-falsch";
+    let at = |port: u16, name: &str| format!("postgres://{USER}@localhost:{port}/{name}");
+    let cases = [
+        (at(port, name), Some(wrong), "password authentication failed"),
+        (format!("postgres://{USER}:{wrong}@localhost:{port}/{name}"), None, "password authentication failed"),
+        (at(port, "nowhere"), Some(PASSWORD), "there is no database nowhere at localhost"),
+        (at(1, name), Some(PASSWORD), "localhost:1 cannot be reached"),
+        (format!("mysql://{USER}:{wrong}@localhost/{name}"), None, "not one of PostgreSQL"),
+        (format!("postgres://{USER}:{wrong}@localhost:{port}/{name}?sslmode=maybe"), None, "not one of PostgreSQL"),
+        (at(port, name).replace(USER, "nobody"), Some(wrong), "pg_hba.conf"),
+    ];
+    for (url, password, expected) in cases {
+        let refused = PostgresStore::open(&url, password).await.expect_err("it is in the way");
+        let shown = format!("{refused:?}");
+        let said = format!("{:#} {shown}", anyhow::Error::from(refused));
+        assert!(said.contains(expected), "{url}: {said}");
+        for secret in [wrong, PASSWORD] {
+            assert!(!said.contains(secret), "{url}: {said}");
+        }
+    }
+    let open = PostgresStore::open(&at(port, name), Some(PASSWORD)).await.expect("open");
+    let shown = format!("{open:?}");
+    assert!(shown.contains(name) && !shown.contains(PASSWORD), "{shown}");
+}
+
+async fn a_certificate_is_checked_as_the_url_says(world: &World) {
+    let database = world.database();
+    let url = |host: &str, ca: &std::path::Path| {
+        format!(
+            "postgres://{USER}@{host}:{}/{}?sslmode=verify-full&sslrootcert={}",
+            database.port,
+            database.name,
+            ca.display()
+        )
+    };
+    let store = PostgresStore::open(&url("localhost", &database.ca), Some(PASSWORD))
+        .await
+        .expect("open");
+    lead(&store, "a").await;
+    let mut hand = database.connect().await;
+    let (encrypted,): (i64,) = sqlx::query_as(
+        "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE ssl AND datname = current_database()",
+    )
+    .fetch_one(&mut hand)
+    .await
+    .expect("look");
+    assert!(encrypted > 0);
+    let other = database.ca.with_file_name("server.crt");
+    for wrong in [url("127.0.0.1", &database.ca), url("localhost", &other)] {
+        let refused = PostgresStore::open(&wrong, Some(PASSWORD)).await;
+        assert!(matches!(refused, Err(OpenError::Unreachable { .. })), "{wrong}: {refused:?}");
+    }
+}
