@@ -130,7 +130,12 @@ pub async fn stay_registered(member: &Membership, stop: CancellationToken) {
                     Step::Stay => open = Some(client),
                     Step::AfterPause => {}
                 }
-                tracing::debug!(coordinator, %problem, "no leader yet");
+                if failures == 0 {
+                    tracing::info!(coordinator, %problem, "no leader yet; asking on");
+                } else {
+                    tracing::debug!(coordinator, %problem, "no leader yet");
+                }
+                failures += 1;
                 backoff.pause_within(ELECTION_PAUSE)
             }
             End::Lost(problem) => {

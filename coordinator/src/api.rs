@@ -62,6 +62,15 @@ impl Api {
         &self.replica.parts().inventory
     }
 
+    /// What the store has of agents by now: those that registered with the leader a moment ago are not known to a follower.
+    async fn inventory_of_now(&self) -> Result<&Arc<Inventory>, Problem> {
+        let inventory = self.inventory();
+        if self.leader().is_err() {
+            inventory.refresh(self.store()).await?;
+        }
+        Ok(inventory)
+    }
+
     /// What writes, and what sends steps to agents, is the leader's: others refuse it and say where the leader is.
     fn leader(&self) -> Result<Leader, Problem> {
         self.replica.leader()

@@ -3,6 +3,8 @@
 //! `/healthz`: the process answers. `/readyz`: its store takes reads, and it leads or knows who does; it says which.
 //! `/metrics`: Prometheus.
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -13,6 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::leader::Leader;
 use crate::replica::{Replica, Standing, name_of};
+
+/// Whoever asks whether we are ready has little patience, often a second.
+const STORE_ANSWERS: Duration = Duration::from_millis(300);
 
 #[derive(Clone)]
 struct Served {
@@ -54,10 +59,14 @@ async fn ready(State(served): State<Served>) -> Response {
     if !note.is_empty() {
         text.push_str(&format!("{note}\n"));
     }
-    let answers = match store.running().await {
-        Ok(_) => true,
-        Err(error) => {
+    let answers = match tokio::time::timeout(STORE_ANSWERS, store.running()).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => {
             text.push_str(&format!("store: {error}\n"));
+            false
+        }
+        Err(_) => {
+            text.push_str(&format!("store: no answer within {STORE_ANSWERS:?}\n"));
             false
         }
     };

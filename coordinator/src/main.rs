@@ -135,7 +135,8 @@ struct ReplicaArgs {
     /// host:port under which this one replica is reached by operators and agents [default: the listen address].
     #[arg(long)]
     endpoint: Option<String>,
-    /// Leave the CA's key out. Agents can then neither enroll at this replica nor renew their certificates there.
+    /// Leave the CA's key out: no host enrolls and no agent renews its certificate at this replica, and while it leads, no
+    /// join tokens can be made.
     #[arg(long)]
     without_issuer: bool,
 }
@@ -223,10 +224,10 @@ fn make_replica(args: ReplicaArgs) -> anyhow::Result<String> {
     let config = made.config.display();
     let home = made.config.parent().unwrap_or(Path::new("/")).display();
     let ca_key = if made.with_issuer {
-        "copied, so that agents enroll and renew their certificates there, too. Whoever has this directory can make any \
+        "copied: hosts enroll here, too, and agents renew their certificates. Whoever has this directory can make any \
          certificate of the fleet; --without-issuer leaves it out"
     } else {
-        "left out: agents enroll and renew their certificates at a coordinator that has it"
+        "left out: hosts enroll and agents renew at a coordinator that has it, and rollbackctl agent token needs such a one to lead"
     };
     let mut text = format!(
         "directory        {}\nidentity         {}\nCA key           {ca_key}\n\nnext:\n",

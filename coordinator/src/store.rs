@@ -150,7 +150,7 @@ pub enum StoreError {
     #[error("the journal has gone on without us")]
     Conflict,
     /// Nothing was written, or it is unknown whether it was. May pass.
-    #[error("{what}")]
+    #[error("{what}: {source}")]
     Unavailable {
         what: &'static str,
         #[source]

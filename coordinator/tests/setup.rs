@@ -1,11 +1,19 @@
 //! `init`, `replica`, `operator` and `check-config`, as somebody who sets a fleet up meets them.
 
+#[path = "store/material.rs"]
+#[allow(dead_code, reason = "shared with the tests of the stores")]
+mod material;
+#[path = "store/server.rs"]
+#[allow(dead_code, reason = "shared with the tests of the stores")]
+mod server;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use rollback_coordinator::config::Config;
+use rollback_coordinator::store::postgres::PostgresStore;
 use rollback_proto::tls::{Credentials, install_crypto};
 use tempfile::TempDir;
 
@@ -326,4 +334,59 @@ fn check_config_says_what_the_store_is() {
         "{refused}"
     );
     assert!(!refused.contains("hunter2"), "{refused}");
+}
+
+/// Over TCP, with TLS and a password, as a real one is reached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn check_config_asks_postgresql_and_changes_nothing() {
+    let postgres = server::Server::start(false).await.expect("needs no pooler");
+    let database = postgres.database().await;
+    let url = format!(
+        "postgres://{}@localhost:{}/{}?sslmode=verify-full&sslrootcert={}",
+        server::USER,
+        database.port,
+        database.name,
+        database.ca.display()
+    );
+    let setup = Setup::empty();
+    std::fs::write(setup.path("password"), server::PASSWORD).expect("write");
+    setup.init(&["--store-url", &url, "--store-password-file", "password"]);
+    let check = |of: &str| setup.run(&["check-config", "--config", &format!("{of}/coordinator.toml")]);
+    let told = |of: &str| {
+        let output = check(of);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let place = format!(
+        "PostgreSQL database {} at localhost:{} answers",
+        database.name, database.port
+    );
+    let empty = format!("{place}, and is empty");
+    assert!(told("coord-1").contains(&empty), "{}", told("coord-1"));
+    assert!(told("coord-1").contains(&empty), "to look is to change nothing");
+
+    let store = PostgresStore::open(&url, Some(server::PASSWORD)).await.expect("open");
+    store.close().await;
+    setup.good(&REPLICA);
+    assert!(
+        told("coord-2").contains(&format!("{place}, with schema ")),
+        "{}",
+        told("coord-2")
+    );
+
+    let mut hand = database.connect().await;
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+                 VALUES (9000, 'of tomorrow', true, '', 0)";
+    sqlx::raw_sql(newer).execute(&mut hand).await.expect("insert");
+    std::fs::write(setup.path("coord-1/store.password"), "wrong").expect("write");
+    for (of, wanted) in [
+        ("coord-2", "a newer coordinator has upgraded it"),
+        ("coord-1", "does not let rollback into"),
+    ] {
+        let output = check(of);
+        assert!(!output.status.success(), "{output:?}");
+        let refused = String::from_utf8_lossy(&output.stderr);
+        assert!(refused.contains(wanted), "{refused}");
+        assert!(!refused.contains(server::PASSWORD), "{refused}");
+    }
 }

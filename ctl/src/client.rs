@@ -314,6 +314,7 @@ fn leaderless(why: &Problem) -> Problem {
         why.message
     );
     Problem::new(Code::NotLeader, message).remedy(
-        "nothing was done. Find out why: rollbackctl doctor asks every replica; then give the same command again",
+        "find out why: rollbackctl doctor asks every replica. Then look whether something was started all the same, before \
+         you give the command again: rollbackctl rollback list",
     )
 }

@@ -160,8 +160,10 @@ impl Follower<'_> {
 
     /// Passes on what is new.
     fn accept(&mut self, event: RollbackEvent) -> Option<Signal> {
-        // Progress lines have no place in the journal: seq 0.
-        if event.seq != 0 {
+        let ends = event.kind == i32::from(Kind::Ended);
+        // Progress lines have no place in the journal: seq 0. The end is the end also when a store that lost events gives it
+        // a number that was seen before.
+        if event.seq != 0 && !ends {
             if event.seq <= self.after_seq {
                 return None;
             }
@@ -169,7 +171,7 @@ impl Follower<'_> {
         }
         self.backoff.reset();
         self.referrals = 0;
-        self.is_over = event.kind == i32::from(Kind::Ended);
+        self.is_over = ends;
         let signal = Signal::Event(Box::new(event));
         if self.is_over && std::mem::take(&mut self.is_lost) {
             self.end = Some(signal);

@@ -145,7 +145,7 @@ fn nobody_leads_and_it_stays_so() {
     assert_eq!(ended.json()["error"]["code"], "RB0901");
     let wanted = "error RB0901: no coordinator leads, for 15 s now: coord-2 does not lead";
     assert!(ended.stderr.contains(wanted), "{ended:?}");
-    assert!(ended.stderr.contains("what to do: nothing was done."), "{ended:?}");
+    assert!(ended.stderr.contains("what to do: find out why: rollbackctl doctor"), "{ended:?}");
     assert_eq!(ended.stderr.matches(WAITS).count(), 1, "{ended:?}");
     let (a, b) = (a.state(), b.state());
     assert!(a.starts.is_empty() && b.starts.is_empty());
@@ -224,14 +224,14 @@ fn a_watch_follows_a_hand_over_from_leader_to_leader() {
     idle.state().follow(Some(first.endpoint()), None);
     let steps_down =
         |to: &Fake| Problem::new(Code::NotLeader, "has given the lead back").hint(Hint::Leader(to.endpoint()));
-    first
-        .state()
-        .watch_replies
-        .push_back(WatchReply::FailsAfter(3, steps_down(&second)));
-    second
-        .state()
-        .watch_replies
-        .push_back(WatchReply::FailsAfter(6, steps_down(&first)));
+    first.state().watch_replies.push_back(WatchReply::Fails {
+        after: 3,
+        problem: steps_down(&second),
+    });
+    second.state().watch_replies.push_back(WatchReply::Fails {
+        after: 6,
+        problem: steps_down(&first),
+    });
     first.write_context_to(&[&first.endpoint(), &idle.endpoint()], "");
     let ended = first.run(&["rollback", "watch", ID]);
     assert_eq!(ended.code, 0, "{ended:?}");

@@ -25,6 +25,10 @@ use tracing_subscriber::{EnvFilter, Layer};
 /// The engine's client logs whole answers when it debugs, and the environments of containers are in them.
 const NEVER_DEBUG: &str = "bollard=info";
 
+/// Every pooled connection that a restarted database has closed is worth a line to it; what comes of it is said by whoever
+/// asked.
+const NEVER_WARN: &str = "sqlx_core::pool=error";
+
 /// What to log and where spans go.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -64,6 +68,7 @@ pub fn init(settings: &Settings) -> Result<Telemetry, TelemetryError> {
     let directives = std::env::var("ROLLBACK_LOG").unwrap_or_else(|_| settings.log.clone());
     let filter = EnvFilter::try_new(&directives).map_err(|_| TelemetryError::Directives(directives))?;
     let filter = filter.add_directive(NEVER_DEBUG.parse().expect("a directive"));
+    let filter = filter.add_directive(NEVER_WARN.parse().expect("a directive"));
     let provider = match &settings.otlp_endpoint {
         Some(endpoint) => Some(provider(settings, endpoint)?),
         None => None,

@@ -179,12 +179,15 @@ impl Control {
         Ok(())
     }
 
-    /// Waits until the coordinator says of every one of these hosts that it is connected, at the address that its agent has
-    /// since it was started last.
+    /// Waits until the coordinator (of several: the one that leads) says of every one of these hosts that it is connected,
+    /// at the address that its agent has since it was started last.
     pub async fn wait_connected(&self, hosts: &[&str]) -> Result<()> {
         let what = format!("the coordinator is in touch with {}", hosts.join(", "));
         wait::until_true(&what, CONNECTED_WITHIN, async || {
-            let Ok(answer) = self.ctl.run(&["agent", "list", "-o", "json"]).await else {
+            let Some(ctl) = self.ctl_of_leader().await else {
+                return false;
+            };
+            let Ok(answer) = ctl.run(&["agent", "list", "-o", "json"]).await else {
                 return false;
             };
             let Ok(json) = answer.json() else { return false };

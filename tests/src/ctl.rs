@@ -80,12 +80,14 @@ impl Running {
         let said = &mut self.said;
         let read = async {
             loop {
-                let begin = said.len();
-                if stderr.read_line(said).await.context("read stderr")? == 0 {
+                // Into a text of its own: that of a call which is given up is lost.
+                let mut line = String::new();
+                if stderr.read_line(&mut line).await.context("read stderr")? == 0 {
                     bail!("the command ended without: {what}");
                 }
-                if wanted(&said[begin..]) {
-                    return Ok(said[begin..].trim_end().to_owned());
+                said.push_str(&line);
+                if wanted(&line) {
+                    return Ok(line.trim_end().to_owned());
                 }
             }
         };

@@ -16,6 +16,11 @@ use crate::wait;
 /// Time for a daemon to end before it is killed.
 const END_WITHIN: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
+/// Well-known servers are below.
+const FIRST_PORT: u16 = 12_000;
+/// Of ports at random.
+const TRIES: usize = 100;
+
 /// How a daemon is ended when nobody asks it to: the quickest way in which it leaves no children behind.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum End {
@@ -284,8 +289,21 @@ pub fn tail(path: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// A port that was free a moment ago, for servers that cannot be told to choose one.
+/// A port that was free a moment ago, for servers that cannot be told to choose one. It is none of those that the kernel
+/// gives to whoever connects: a server that is started again later would find it taken by some client's end.
 pub fn free_port() -> Result<u16> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-    Ok(listener.local_addr().context("address of a listener")?.port())
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").context("read the range of ports")?;
+    let first: u16 = range
+        .split_ascii_whitespace()
+        .next()
+        .and_then(|first| first.parse().ok())
+        .context("the range of ports begins with a number")?;
+    let candidates = FIRST_PORT..first.max(FIRST_PORT + 1);
+    for _ in 0..TRIES {
+        let port = rand::random_range(candidates.clone());
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no free port in {candidates:?}")
 }

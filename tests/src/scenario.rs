@@ -16,6 +16,7 @@ mod restored_from_vault;
 mod rolling;
 pub mod store_faults;
 mod trace;
+mod store_taken_back;
 mod two_operators;
 mod undo_on_unhealthy;
 mod zekka;
@@ -132,6 +133,11 @@ pub const ALL: &[Scenario] = &[
         name: "two-operators",
         about: "two operators roll back at once: one does, the other is told who holds the fleet",
         tell: |o| two_operators::tell(o).boxed_local(),
+    },
+    Scenario {
+        name: "store-taken-back",
+        about: "the store is replaced by an older backup in the middle of a rollback: agents remember, it is held and says so",
+        tell: |o| store_taken_back::tell(o).boxed_local(),
     },
     Scenario {
         name: "trace",

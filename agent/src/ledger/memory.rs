@@ -194,7 +194,7 @@ impl Life {
                 self.transact(reply, begin).await;
             }
             Ask::Finish { key, outcome, reply } => {
-                self.transact(reply, |records| records.finish(&key, *outcome)).await;
+                self.transact(reply, |records| records.finish(&key, outcome)).await;
             }
             Ask::Interrupt { key, reply } => self.transact(reply, |records| records.interrupt(&key)).await,
             Ask::Unfinished { reply } => self.transact(reply, |records| Ok((records.unfinished(), vec![]))).await,

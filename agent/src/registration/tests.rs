@@ -421,6 +421,7 @@ async fn renews_after_half_of_the_life_and_puts_the_new_pair_in_force() {
 async fn a_token_becomes_credentials_once_and_only_for_this_host() {
     let coordinator = Coordinator::start().await;
     let settings = coordinator.settings();
+    let here = [coordinator.address.clone()];
     let asked = [nowhere().await, coordinator.address.clone()];
     let peer = enroll(&settings, &asked, &coordinator.token("00ff"))
         .await
@@ -431,18 +432,18 @@ async fn a_token_becomes_credentials_once_and_only_for_this_host() {
         peer.serial
     );
 
-    let used = enroll(&settings, &[coordinator.address.clone()], &coordinator.token("11ff")).await;
+    let used = enroll(&settings, &here, &coordinator.token("11ff")).await;
     assert_eq!(used.expect_err("refused").code, Code::BadToken);
 
     let other = Settings {
         name: "app-2".into(),
         ..settings.clone()
     };
-    let elsewhere = enroll(&other, &[coordinator.address.clone()], &coordinator.token("00ff")).await;
+    let elsewhere = enroll(&other, &here, &coordinator.token("00ff")).await;
     assert_eq!(elsewhere.expect_err("refused").code, Code::BadToken);
 
     *coordinator.desk.issue_for.lock().expect("uri") = "spiffe://rollback.local/agent/app-9";
-    let wrong = enroll(&settings, &[coordinator.address.clone()], &coordinator.token("00ff")).await;
+    let wrong = enroll(&settings, &here, &coordinator.token("00ff")).await;
     assert_eq!(wrong.expect_err("refused").code, Code::BadCredentials);
     assert_eq!(
         pki::load(&settings.pki, "app-1").expect("credentials").us.serial,
@@ -454,6 +455,7 @@ async fn a_token_becomes_credentials_once_and_only_for_this_host() {
 #[tokio::test]
 async fn a_coordinator_of_another_ca_gets_no_token() {
     let (ours, theirs) = (Coordinator::start().await, Coordinator::start().await);
-    let result = enroll(&ours.settings(), &[theirs.address.clone()], &ours.token("00ff")).await;
+    let there = [theirs.address.clone()];
+    let result = enroll(&ours.settings(), &there, &ours.token("00ff")).await;
     assert_eq!(result.expect_err("refused").code, Code::WrongPeer);
 }

@@ -31,9 +31,13 @@ pub fn token_hash(secret: &str) -> String {
 }
 
 impl Api {
-    pub fn server_info<T>(&self, request: &Request<T>) -> Result<v1::GetServerInfoResponse, Problem> {
+    pub async fn server_info<T>(&self, request: &Request<T>) -> Result<v1::GetServerInfoResponse, Problem> {
         let peer = caller(request)?;
-        let agents = self.inventory().list();
+        // A replica that has lost its store says so by its standing, not by failing to say anything.
+        let agents = match self.inventory_of_now().await {
+            Ok(inventory) => inventory.list(),
+            Err(_) => self.inventory().list(),
+        };
         let standing = self.replica.standing();
         let (leader_id, epoch, place, leader_endpoint) = match (&standing, standing.lease()) {
             (Standing::Leading(leader), _) => {
@@ -70,18 +74,18 @@ impl Api {
         })
     }
 
-    pub fn all_agents(&self) -> v1::ListAgentsResponse {
-        let agents = self.inventory().list();
-        v1::ListAgentsResponse {
+    pub async fn all_agents(&self) -> Result<v1::ListAgentsResponse, Problem> {
+        let agents = self.inventory_of_now().await?.list();
+        Ok(v1::ListAgentsResponse {
             agents: agents
                 .iter()
                 .map(|a| convert::agent_to_wire(&a.record, a.connected, a.last_seen))
                 .collect(),
-        }
+        })
     }
 
     pub async fn fleet_state(&self) -> Result<v1::GetFleetResponse, Problem> {
-        let survey = survey::observe(self.inventory()).await;
+        let survey = survey::observe(self.inventory_of_now().await?).await;
         let releases = self.store().releases().await?;
         let matching = releases.iter().find(|release| matches(release, &survey));
         let newest = history::newest(self.store(), 20).await?;

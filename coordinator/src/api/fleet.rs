@@ -30,7 +30,7 @@ impl Fleet for Api {
         &self,
         request: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
-        Ok(Response::new(self.server_info(&request)?))
+        Ok(Response::new(self.server_info(&request).await?))
     }
 
     async fn get_fleet(&self, request: Request<v1::GetFleetRequest>) -> Result<Response<v1::GetFleetResponse>, Status> {
@@ -109,7 +109,7 @@ impl Fleet for Api {
         &self,
         _request: Request<v1::ListAgentsRequest>,
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
-        Ok(Response::new(self.all_agents()))
+        Ok(Response::new(self.all_agents().await?))
     }
 
     async fn create_token(

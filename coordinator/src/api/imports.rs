@@ -48,9 +48,10 @@ impl Api {
         let recorded_by = caller(&request)?.identity.name;
         let request = request.into_inner();
         check_new(&request.name, &request.commit, &request.notes)?;
+        let leader = self.leader()?;
         let wanted = wanted(&self.inventory().list(), &request)?;
         let targets: Vec<Target> = wanted.iter().map(|w| w.target.clone()).collect();
-        self.leader()?.check_free(&targets).await?;
+        leader.check_free(&targets).await?;
 
         let name = request.name.as_str();
         let looked = futures::stream::iter(wanted).map(|w| async move {
@@ -95,7 +96,7 @@ impl Api {
             stable: false,
             ranks_at: rank_before(running.or(known.first())),
         };
-        self.leader()?.check_free(&targets).await?;
+        leader.check_free(&targets).await?;
         let release = if store.add_release(&release).await? {
             tracing::info!(release = %release.name, "release imported");
             release

@@ -72,6 +72,7 @@ impl Api {
         let recorded_by = caller(&request)?.identity.name;
         let v1::RecordReleaseRequest { name, commit, notes } = request.into_inner();
         check_new(&name, &commit, &notes)?;
+        let leader = self.leader()?;
         let agents = self.inventory().list();
         if agents.iter().all(|a| a.record.components.is_empty()) {
             return Err(
@@ -89,7 +90,7 @@ impl Api {
             })
             .collect();
         // A fleet in the middle of a rollback is nothing that anybody would want back.
-        self.leader()?.check_free(&targets).await?;
+        leader.check_free(&targets).await?;
         let entries = self.retain_everything(&agents, &name).await?;
         // Health as users would find it: what is recorded while it is broken is not a release that works.
         let survey = survey::observe(self.inventory()).await;
@@ -117,7 +118,7 @@ impl Api {
                 Problem::new(Code::RecordIncomplete, message).remedy("record again when nothing is being deployed")
             );
         }
-        self.leader()?.check_free(&targets).await?;
+        leader.check_free(&targets).await?;
         let store = self.store();
         let release = if store.add_release(&release).await? {
             tracing::info!(release = name, stable, "release recorded");

@@ -367,7 +367,8 @@ impl Watcher {
     async fn live(&mut self, event: v1::RollbackEvent) -> Watch {
         let ended = event.kind() == v1::rollback_event::Kind::Ended;
         let is_progress = event.seq == 0;
-        if is_progress || event.seq > self.seen {
+        // A store that lost events may have an end with a number that the watcher has seen already.
+        if is_progress || ended || event.seq > self.seen {
             self.seen = self.seen.max(event.seq);
             if self.tx.send(Ok(event)).await.is_err() {
                 return Watch::Over;

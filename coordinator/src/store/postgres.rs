@@ -26,7 +26,8 @@ use rollback_engine::event::Event;
 use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
 use rollback_engine::release::Release;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{ConnectOptions as _, Connection as _, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _};
+use tokio::sync::RwLock;
 
 use self::session::{ANSWER, Lane};
 use super::open::OpenError;
@@ -40,9 +41,9 @@ pub struct PostgresStore {
     leadership: Lane,
     journal: Lane,
     others: Lane,
-    /// Appends and the beginnings of rollbacks go in together, a renewal alone. PostgreSQL lets another reader of the
-    /// lease's row pass a writer that waits for it, so an unbroken row of appends could starve the renewal.
-    gate: tokio::sync::RwLock<()>,
+    /// What begins with a look at the lease goes in together, a renewal alone. PostgreSQL lets one who shares the lease's
+    /// row pass one who waits to change it: behind four rollbacks that append without a pause, renewals took a second.
+    gate: RwLock<()>,
 }
 
 impl std::fmt::Debug for PostgresStore {
@@ -52,9 +53,6 @@ impl std::fmt::Debug for PostgresStore {
             .finish_non_exhaustive()
     }
 }
-
-/// How long a renewal lets appends go first. One that hangs must not cost the leader its lease.
-const COURTESY: Duration = Duration::from_millis(300);
 
 /// PostgreSQL's integers are signed. Sequence numbers and epochs grow by one from zero and never come near the end.
 fn to_sql(n: u64) -> i64 {
@@ -82,7 +80,7 @@ impl PostgresStore {
             leadership: Lane::new(&options, 2),
             journal: Lane::new(&options, 4),
             others: Lane::new(&options, 4),
-            gate: tokio::sync::RwLock::default(),
+            gate: RwLock::default(),
         })
     }
 
@@ -136,11 +134,9 @@ impl Server {
         let mut connection = connected
             .map_err(|_| unreachable(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))?
             .map_err(|e| self.refused(e))?;
-        let standby: Result<(bool,), sqlx::Error> = sqlx::query_as("SELECT pg_is_in_recovery()")
-            .persistent(false)
-            .fetch_one(&mut connection)
-            .await;
-        if standby.map_err(unreachable)?.0 {
+        // No transaction here, so no statement that would have to be prepared on the connection that executes it.
+        let asked = sqlx::raw_sql("SELECT pg_is_in_recovery()").fetch_one(&mut connection).await;
+        if asked.and_then(|row| row.try_get(0)).map_err(unreachable)? {
             return Err(OpenError::Standby {
                 server: self.server.clone(),
             });
@@ -174,8 +170,7 @@ impl Store for PostgresStore {
     }
 
     async fn renew(&self, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
-        let _alone = tokio::time::timeout(COURTESY, self.gate.write()).await;
-        lease::renew(&self.leadership, epoch, ttl).await
+        lease::renew(&self.leadership, &self.gate, epoch, ttl).await
     }
 
     async fn give_back(&self, epoch: Epoch) -> Result<(), StoreError> {

@@ -80,11 +80,16 @@ impl Server {
             run(Command::new("chown").args(["-R", "postgres:"]).arg(&dir));
         }
         let data = dir.join("data");
-        run(as_postgres()
-            .arg(bin.join("initdb"))
-            .arg("-D")
-            .arg(&data)
-            .args(["-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8"]));
+        run(as_postgres().arg(bin.join("initdb")).arg("-D").arg(&data).args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+        ]));
         let rules = "local all all trust\nhostssl all rollback 127.0.0.1/32 scram-sha-256\n";
         std::fs::write(data.join("pg_hba.conf"), rules).expect("write pg_hba.conf");
         let mut postgres = as_postgres();
@@ -97,10 +102,20 @@ impl Server {
         ] {
             postgres.args(["-c", &setting]);
         }
-        for setting in ["listen_addresses=127.0.0.1", "ssl=on", "max_connections=300", "shared_buffers=64MB"] {
+        for setting in [
+            "listen_addresses=127.0.0.1",
+            "ssl=on",
+            "max_connections=300",
+            "shared_buffers=64MB",
+        ] {
             postgres.args(["-c", setting]);
         }
-        for setting in ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "autovacuum=off"] {
+        for setting in [
+            "fsync=off",
+            "full_page_writes=off",
+            "synchronous_commit=off",
+            "autovacuum=off",
+        ] {
             postgres.args(["-c", setting]);
         }
         let mut keepers = vec![keep(&postgres, "QUIT", &dir, "postgres.log")];
@@ -116,7 +131,10 @@ impl Server {
             databases: AtomicU32::new(0),
             _keepers: keepers,
         };
-        until("PostgreSQL answers", async || server.options("postgres").connect().await.is_ok()).await;
+        until("PostgreSQL answers", async || {
+            server.options("postgres").connect().await.is_ok()
+        })
+        .await;
         let role = format!("CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'");
         server.sql(&role).await;
         Some(server)

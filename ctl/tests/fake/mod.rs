@@ -49,7 +49,7 @@ pub enum WatchReply {
     /// Events up to this seq, then silence. Tells the test.
     HangsAfter(u64),
     /// Events up to this seq, then the stream fails with this.
-    FailsAfter(u64, Problem),
+    Fails { after: u64, problem: Problem },
 }
 
 /// What a replica says to all that is not a read.

@@ -122,7 +122,9 @@ impl v1::fleet_server::Fleet for Service {
             })
             .into_inner();
         let until = match &reply {
-            Some(WatchReply::EndsAfter(seq) | WatchReply::HangsAfter(seq) | WatchReply::FailsAfter(seq, _)) => *seq,
+            Some(WatchReply::EndsAfter(seq) | WatchReply::HangsAfter(seq) | WatchReply::Fails { after: seq, .. }) => {
+                *seq
+            }
             None => u64::MAX,
         };
         let wanted = journal
@@ -135,7 +137,7 @@ impl v1::fleet_server::Fleet for Service {
                 shared.tell_hang();
                 std::future::pending().await
             }))),
-            Some(WatchReply::FailsAfter(_, problem)) => Box::pin(events.chain(once(async { Err(problem.into()) }))),
+            Some(WatchReply::Fails { problem, .. }) => Box::pin(events.chain(once(async { Err(problem.into()) }))),
             Some(WatchReply::EndsAfter(_)) | None => Box::pin(events),
         };
         Ok(Response::new(events))

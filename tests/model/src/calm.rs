@@ -9,6 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Mutex, PoisonError};
 
 use crate::action::{Action, Heard, How};
+use crate::configuration::Safeguard;
 use crate::coverage::Notes;
 use crate::model::Fleetwide;
 use crate::world::{Message, Stage, Standing, World};
@@ -102,7 +103,9 @@ impl Fleetwide {
             }
         }
         let lease = world.store.now.lease;
-        let holder = world.coordinators.iter().position(|c| c.standing.term() == Some(lease));
+        let holds = |standing: &Standing| standing.term() == Some(lease) && self.holds_lease(world, lease);
+        // One whose lease has run out is told so when it renews it.
+        let holder = world.coordinators.iter().position(|c| holds(&c.standing));
         match holder.map(|who| (who, &world.coordinators[who].standing)) {
             None | Some((_, Standing::Following)) => actions.push(Action::Campaign {
                 who: 0,
@@ -116,7 +119,9 @@ impl Fleetwide {
                 actions.push(Action::Resume { who });
             }
             Some((who, Standing::Leading { running, .. })) => {
-                actions.push(Action::Compare { who });
+                if !self.lacks(Safeguard::Compare) {
+                    actions.push(Action::Compare { who });
+                }
                 for message in &world.wire {
                     let its_own = match message {
                         Message::Answer { serial, .. } => *serial == lease.serial,

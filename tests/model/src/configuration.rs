@@ -11,6 +11,7 @@ pub struct Configuration {
     pub about: &'static str,
     /// The rollbacks, all of the same hosts. One runs from the beginning; several are started by operators.
     pub rollbacks: Vec<Fleet>,
+    pub coordinators: usize,
     pub budget: Budget,
     /// So many of the last commits can be lost at once.
     pub lag: usize,
@@ -32,7 +33,7 @@ pub enum Ending {
 }
 
 /// What the model can leave out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Safeguard {
     /// The store takes appends whoever leads.
     FencedAppends,
@@ -44,6 +45,16 @@ pub enum Safeguard {
     IntentFirst,
     /// A new leader asks the ledgers.
     Recall,
+    /// A rollback whose journal has lost events is held at once, whatever is in flight.
+    HoldInDoubt,
+    /// The store asks for the leader of a lease, not for its epoch alone.
+    FencedByHolder,
+    /// The store takes nothing under a lease that has run out.
+    FencedInTime,
+    /// A process never leads twice with the same epoch.
+    FreshEpochs,
+    /// A leader looks whether everything that the store has running runs here.
+    Compare,
     /// A rollback whose components another one holds is refused.
     Scope,
     /// Agents stage what they say they have staged.
@@ -65,12 +76,40 @@ const APP: Fleet = Fleet {
     finish: false,
 };
 
+const PAIR: Fleet = Fleet {
+    hosts: &[Kind::App, Kind::App],
+    ..APP
+};
+
+const ORDINARY: [Ending; 3] = [Ending::Verified, Ending::Undone, Ending::Held];
+const ORDINARY_BUT_HELD: [Ending; 2] = [Ending::Verified, Ending::Undone];
+
+const TAKEOVERS: [Met; 8] = [
+    Met::TakeoverInTheMiddle,
+    Met::Fenced,
+    Met::StaleAtAgent,
+    Met::StaleAtItsTurn,
+    Met::Late,
+    Met::Duplicate,
+    Met::Joined,
+    Met::FromLedger,
+];
+const KILLS: [Met; 3] = [Met::FoundApplied, Met::FoundRepeatable, Met::RanAgain];
+const LOSSES: [Met; 5] = [
+    Met::CommitsLost,
+    Met::Doubt,
+    Met::Outdone,
+    Met::EpochRepeated,
+    Met::Conflict,
+];
+
 impl Configuration {
     fn new(name: &'static str, about: &'static str, fleet: Fleet, budget: Budget) -> Self {
         Self {
             name,
             about,
             rollbacks: vec![fleet],
+            coordinators: 2,
             budget,
             lag: 0,
             expects: Vec::new(),
@@ -91,11 +130,6 @@ impl Configuration {
         self
     }
 
-    fn large(mut self) -> Self {
-        self.small = false;
-        self
-    }
-
     fn losing(mut self, commits: usize) -> Self {
         self.lag = commits;
         self
@@ -106,18 +140,12 @@ impl Configuration {
     }
 
     pub fn all() -> Vec<Self> {
+        [Self::small(), Self::large()].concat()
+    }
+
+    /// Of a store that keeps what it confirmed, and of one that does not, with bounds that end within seconds.
+    fn small() -> Vec<Self> {
         let none = Budget::default();
-        let takeovers = [
-            Met::TakeoverInTheMiddle,
-            Met::Fenced,
-            Met::StaleAtAgent,
-            Met::StaleAtItsTurn,
-            Met::Late,
-            Met::Duplicate,
-            Met::Joined,
-            Met::FromLedger,
-        ];
-        let kills = [Met::FoundApplied, Met::FoundRepeatable, Met::RanAgain];
         vec![
             Self::new(
                 "one-host",
@@ -126,29 +154,27 @@ impl Configuration {
                 Budget {
                     takeovers: 2,
                     kills: 1,
-                    failures: 1,
+                    failures: 2,
+                    silences: 1,
                     ..none
                 },
             )
-            .expecting(
-                &[&takeovers[..], &kills[..]].concat(),
-                &[Ending::Verified, Ending::Undone, Ending::Held],
-            ),
+            .expecting(&[&TAKEOVERS[..], &KILLS[..], &[Met::Silent]].concat(), &ORDINARY),
             Self::new(
                 "unknown",
                 "one host: outcomes that nobody knows, steps that are given up and take effect later",
                 APP,
                 Budget {
-                    takeovers: 1,
+                    takeovers: 2,
                     kills: 1,
-                    unknowns: 1,
+                    unknowns: 2,
                     give_ups: 1,
                     ..none
                 },
             )
             .expecting(
                 &[Met::FoundUnclear, Met::GaveUp, Met::LateEffect, Met::Fenced],
-                &[Ending::Verified, Ending::Undone, Ending::Held],
+                &ORDINARY,
             ),
             Self::new(
                 "database",
@@ -161,25 +187,22 @@ impl Configuration {
                 Budget {
                     takeovers: 1,
                     kills: 1,
-                    failures: 1,
+                    failures: 2,
                     ..none
                 },
             )
-            .expecting(&kills, &[Ending::Verified, Ending::Undone, Ending::Held]),
+            .expecting(&KILLS, &ORDINARY),
             Self::new(
                 "two-hosts",
-                "two hosts, one after the other: a takeover and a failing step",
-                Fleet {
-                    hosts: &[Kind::App, Kind::App],
-                    ..APP
-                },
+                "two hosts, one after the other: a takeover and failing steps",
+                PAIR,
                 Budget {
                     takeovers: 1,
-                    failures: 1,
+                    failures: 2,
                     ..none
                 },
             )
-            .expecting(&takeovers, &[Ending::Verified, Ending::Undone, Ending::Held]),
+            .expecting(&TAKEOVERS, &ORDINARY),
             Self::new(
                 "lost-ledger",
                 "one host whose ledger is lost",
@@ -191,7 +214,30 @@ impl Configuration {
                     ..none
                 },
             )
-            .expecting(&[Met::LedgerLost], &[Ending::Verified, Ending::Undone, Ending::Held]),
+            .expecting(&[Met::LedgerLost], &ORDINARY),
+            Self {
+                rollbacks: vec![
+                    Fleet {
+                        hosts: &[Kind::AtTarget],
+                        ..APP
+                    };
+                    2
+                ],
+                ..Self::new(
+                    "two-operators",
+                    "two requests for the same components, repeated, across takeovers",
+                    APP,
+                    Budget {
+                        takeovers: 3,
+                        failures: 1,
+                        ..none
+                    },
+                )
+            }
+            .expecting(
+                &[Met::ScopeHeld, Met::RequestRepeated, Met::Fenced],
+                &[Ending::Verified, Ending::Undone],
+            ),
             Self::new(
                 "lost-commits",
                 "one host, and a store that loses its last commits and gives epochs out again",
@@ -204,53 +250,34 @@ impl Configuration {
                 },
             )
             .losing(2)
-            .expecting(
-                &[Met::CommitsLost, Met::Doubt, Met::Outdone, Met::EpochRepeated, Met::Conflict],
-                &[Ending::Verified, Ending::Undone, Ending::Held],
-            ),
+            .expecting(&LOSSES, &ORDINARY),
+        ]
+    }
+
+    /// With bounds that take minutes.
+    fn large() -> Vec<Self> {
+        let none = Budget::default();
+        let large = vec![
             Self {
-                rollbacks: vec![
-                    Fleet {
-                        hosts: &[Kind::AtTarget],
-                        ..APP
-                    };
-                    2
-                ],
+                coordinators: 3,
                 ..Self::new(
-                    "two-operators",
-                    "two requests for the same components, repeated, across a takeover",
+                    "one-host-deep",
+                    "one host, three coordinators, of which two may be stopped leaders at the same time",
                     APP,
                     Budget {
-                        takeovers: 2,
-                        failures: 1,
+                        takeovers: 3,
+                        kills: 2,
+                        failures: 2,
+                        unknowns: 1,
+                        silences: 1,
                         ..none
                     },
                 )
             }
-            .expecting(
-                &[Met::ScopeHeld, Met::RequestRepeated, Met::Fenced],
-                &[Ending::Verified, Ending::Undone],
-            ),
-            Self::new(
-                "one-host-deep",
-                "one host: three takeovers, two kills, two failures, an unknown",
-                APP,
-                Budget {
-                    takeovers: 3,
-                    kills: 2,
-                    failures: 2,
-                    unknowns: 1,
-                    ..none
-                },
-            )
-            .expecting(
-                &[&takeovers[..], &kills[..]].concat(),
-                &[Ending::Verified, Ending::Undone, Ending::Held],
-            )
-            .large(),
+            .expecting(&[&TAKEOVERS[..], &KILLS[..]].concat(), &ORDINARY),
             Self::new(
                 "restarted",
-                "an application that is stopped and started, and a failing step",
+                "an application that is stopped and started",
                 Fleet {
                     hosts: &[Kind::Restarted],
                     finish: true,
@@ -259,24 +286,17 @@ impl Configuration {
                 Budget {
                     takeovers: 2,
                     kills: 1,
-                    failures: 1,
+                    failures: 2,
                     unknowns: 1,
+                    give_ups: 1,
                     ..none
                 },
             )
-            .expecting(
-                &[&takeovers[..], &kills[..]].concat(),
-                &[Ending::Verified, Ending::Undone, Ending::Held],
-            )
-            .large(),
+            .expecting(&[&TAKEOVERS[..], &KILLS[..]].concat(), &ORDINARY),
             Self::new(
                 "two-at-once",
-                "two hosts side by side: takeovers, a killed agent, a failing step",
-                Fleet {
-                    hosts: &[Kind::App, Kind::App],
-                    at_once: true,
-                    ..APP
-                },
+                "two hosts side by side: a takeover, killed agents, failing steps",
+                Fleet { at_once: true, ..PAIR },
                 Budget {
                     takeovers: 1,
                     kills: 1,
@@ -284,11 +304,7 @@ impl Configuration {
                     ..none
                 },
             )
-            .expecting(
-                &[&takeovers[..], &kills[..]].concat(),
-                &[Ending::Verified, Ending::Undone, Ending::Held],
-            )
-            .large(),
+            .expecting(&[&TAKEOVERS[..], &KILLS[..]].concat(), &ORDINARY_BUT_HELD),
             Self::new(
                 "three-hosts",
                 "three hosts, where the runbook goes on without those that fail",
@@ -306,8 +322,7 @@ impl Configuration {
             .expecting(
                 &[Met::TakeoverInTheMiddle, Met::Fenced, Met::StaleAtAgent],
                 &[Ending::Verified, Ending::Undone, Ending::Partial],
-            )
-            .large(),
+            ),
             Self::new(
                 "database-and-app",
                 "a database and an application that is stopped for it",
@@ -317,20 +332,26 @@ impl Configuration {
                 },
                 Budget {
                     takeovers: 1,
-                    failures: 1,
+                    failures: 2,
                     ..none
                 },
             )
-            .expecting(&takeovers, &[Ending::Verified, Ending::Undone, Ending::Held])
-            .large(),
+            .expecting(&TAKEOVERS, &ORDINARY),
+            Self::new(
+                "lost-ledger-deep",
+                "two hosts, one of which loses its ledger",
+                PAIR,
+                Budget {
+                    takeovers: 1,
+                    wipes: 1,
+                    ..none
+                },
+            )
+            .expecting(&[Met::LedgerLost], &[Ending::Verified, Ending::Held]),
             Self::new(
                 "lost-commits-deep",
                 "two hosts, and a store that loses up to three commits while steps fail",
-                Fleet {
-                    hosts: &[Kind::App, Kind::App],
-                    at_once: true,
-                    ..APP
-                },
+                Fleet { at_once: true, ..PAIR },
                 Budget {
                     takeovers: 1,
                     failovers: 1,
@@ -339,11 +360,8 @@ impl Configuration {
                 },
             )
             .losing(3)
-            .expecting(
-                &[Met::CommitsLost, Met::Doubt, Met::Outdone],
-                &[Ending::Verified, Ending::Undone, Ending::Held],
-            )
-            .large(),
-        ]
+            .expecting(&[Met::CommitsLost, Met::Doubt, Met::Conflict], &ORDINARY),
+        ];
+        large.into_iter().map(|c| Self { small: false, ..c }).collect()
     }
 }

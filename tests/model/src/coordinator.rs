@@ -37,8 +37,9 @@ impl Fleetwide {
             notes.note(Met::TakeoverInTheMiddle);
         }
         w.store.serial += 1;
+        let never_before = w.coordinators[who].had + 1;
         let fence = Fence {
-            epoch: (w.store.now.lease.fence.epoch + 1).max(at_least),
+            epoch: (w.store.now.lease.fence.epoch + 1).max(at_least).max(never_before),
             leader: w.coordinators[who].identity,
         };
         let known = w.agents.iter().filter_map(|a| a.seen);
@@ -51,6 +52,9 @@ impl Fleetwide {
             serial: w.store.serial,
         };
         self.commit(w, |now| now.lease = term);
+        if self.may_lose_commits() && !self.lacks(Safeguard::FreshEpochs) {
+            w.coordinators[who].had = fence.epoch;
+        }
         let asked = if self.lacks(Safeguard::Recall) { u8::MAX } else { 0 };
         w.coordinators[who].standing = Standing::TakingOver {
             term,
@@ -133,8 +137,12 @@ impl Fleetwide {
             let mut stimuli = vec![Stimulus::Resume];
             if doubts & (1 << rollback) != 0 {
                 notes.note(Met::Doubt);
-                let unknown = |step: &Move| Stimulus::Ended(*step, Said::Unknown(Cause::Journal));
-                stimuli.extend(node.outstanding.iter().map(unknown));
+                if self.lacks(Safeguard::HoldInDoubt) {
+                    let unknown = |step: &Move| Stimulus::Ended(*step, Said::Unknown(Cause::Journal));
+                    stimuli.extend(node.outstanding.iter().map(unknown));
+                } else {
+                    stimuli.push(Stimulus::Hold);
+                }
             } else {
                 for step in &node.outstanding {
                     self.dispatch(w, term, Key { rollback, step: *step }, Origin::Journal);
@@ -181,11 +189,15 @@ impl Fleetwide {
         }
     }
 
-    /// The append asks for the epoch alone; see `Store::append`.
-    fn holds_lease(&self, w: &World, term: Term) -> bool {
-        let lease = w.store.now.lease.fence;
-        let by_term = std::env::var_os("BY_TERM").is_some();
-        self.lacks(Safeguard::FencedAppends) || (lease.epoch == term.fence.epoch && (!by_term || lease == term.fence))
+    /// What the store asks before it writes in the name of a term. It knows no serials: that the lease is not the last one
+    /// that was ever given out means that it has run out, or the next one could not have been won, whatever became of that.
+    pub(crate) fn holds_lease(&self, w: &World, term: Term) -> bool {
+        let lease = w.store.now.lease;
+        self.lacks(Safeguard::FencedAppends)
+            || lease.fence.epoch == term.fence.epoch
+                && (self.lacks(Safeguard::FencedByHolder)
+                    || lease.fence == term.fence
+                        && (self.lacks(Safeguard::FencedInTime) || lease.serial == w.store.serial))
     }
 
     /// Takes in what arrived, writes down what follows from it, does what that asks for.
@@ -338,9 +350,9 @@ impl Fleetwide {
             return;
         };
         coordinator.standing = Standing::Following;
-        let lease = w.store.now.lease.fence;
+        let identity = coordinator.identity;
         // A campaign is lost where the lease is somebody else's.
-        if lease.epoch == term.fence.epoch && lease.leader == coordinator.identity && known >= term.fence.epoch {
+        if self.holds_lease(w, term) && w.store.now.lease.fence.leader == identity && known >= term.fence.epoch {
             notes.note(Met::Outdone);
             self.campaign(w, who, known + 1, notes);
         }
@@ -349,7 +361,7 @@ impl Fleetwide {
     /// Does the store have a rollback running that does not run at this leader, whose lease holds?
     pub(crate) fn runs_elsewhere(&self, w: &World, who: usize) -> bool {
         match &w.coordinators[who].standing {
-            Standing::Leading { term, running } if w.store.now.lease.fence == term.fence => {
+            Standing::Leading { term, running } if self.holds_lease(w, *term) => {
                 let mut journals = w.store.now.journals.iter().zip(running);
                 journals.any(|(journal, local)| local.is_none() && self.machine.node(*journal).is_running())
             }

@@ -23,6 +23,7 @@ pub const JOURNAL_LOST: &str = "RB0903";
 const FAILED: &str = "RB0504";
 const UNKNOWN: &str = "RB0505";
 const FIRST_ATTEMPT: u32 = 1;
+const AT: Timestamp = Timestamp::UNIX_EPOCH;
 
 /// A state of one rollback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +39,8 @@ pub enum Stimulus {
     Create(u8),
     Resume,
     Ended(Move, Said),
+    /// The journal has lost events.
+    Hold,
 }
 
 /// How a rollback ended.
@@ -148,8 +151,18 @@ impl Machine {
 
     fn compute(&self, node: &Node, stimulus: Stimulus) -> Option<Transition> {
         let mut state = node.state.clone()?;
-        let command = self.command(&state, stimulus);
-        let events = machine::transition(&mut state, command).ok()?;
+        let events = match stimulus {
+            Stimulus::Create(rollback) => {
+                let create = self.subjects[usize::from(rollback)].create();
+                machine::transition(&mut state, create).ok()?
+            }
+            Stimulus::Resume => machine::transition(&mut state, Command::Resume { at: AT }).ok()?,
+            Stimulus::Ended(step, said) => {
+                let ended = ended(&state, step, said);
+                machine::transition(&mut state, ended).ok()?
+            }
+            Stimulus::Hold => hold(&mut state, &node.outstanding)?,
+        };
         let dispatch = dispatches(machine::effects_of(&state, &events));
         let length = u32::try_from(events.len()).expect("a command leads to few events");
         let written = (!events.is_empty()).then(|| {
@@ -241,21 +254,6 @@ impl Machine {
         }
     }
 
-    fn command(&self, state: &State, stimulus: Stimulus) -> Command {
-        let at = Timestamp::UNIX_EPOCH;
-        match stimulus {
-            Stimulus::Create(rollback) => self.subjects[usize::from(rollback)].create(),
-            Stimulus::Resume => Command::Resume { at },
-            Stimulus::Ended(step, said) => Command::StepEnded {
-                at,
-                step: Subject::step_id(step),
-                direction: if step.back { Direction::Undo } else { Direction::Forward },
-                attempt: FIRST_ATTEMPT,
-                outcome: outcome(state, step, said),
-            },
-        }
-    }
-
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Known> {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -280,12 +278,50 @@ fn dispatches(effects: Vec<Effect>) -> Vec<Move> {
     dispatches.collect()
 }
 
-fn outcome(state: &State, step: Move, said: Said) -> Outcome {
-    let problem = |code: &str| Problem {
+fn problem(code: &str) -> Problem {
+    Problem {
         code: code.to_owned(),
         message: "it did not work".to_owned(),
         remedy: "look at it".to_owned(),
+    }
+}
+
+fn ended(state: &State, step: Move, said: Said) -> Command {
+    Command::StepEnded {
+        at: AT,
+        step: Subject::step_id(step),
+        direction: direction(step),
+        attempt: FIRST_ATTEMPT,
+        outcome: outcome(state, step, said),
+    }
+}
+
+fn direction(step: Move) -> Direction {
+    if step.back { Direction::Undo } else { Direction::Forward }
+}
+
+/// Nobody can tell of anything that is in flight, and that is the end: nothing that a step's outcome would lead to follows.
+fn hold(state: &mut State, outstanding: &[Move]) -> Option<Vec<Event>> {
+    let unknown = |step: &Move| Event::StepEnded {
+        at: AT,
+        step: Subject::step_id(*step),
+        direction: direction(*step),
+        attempt: FIRST_ATTEMPT,
+        outcome: outcome(state, *step, Said::Unknown(Cause::Journal)),
     };
+    let mut events: Vec<Event> = outstanding.iter().map(unknown).collect();
+    let cause = problem(JOURNAL_LOST);
+    events.push(Event::Ended {
+        at: AT,
+        ending: Ending::Held { cause },
+    });
+    for event in &events {
+        machine::apply(state, event).ok()?;
+    }
+    Some(events)
+}
+
+fn outcome(state: &State, step: Move, said: Said) -> Outcome {
     let (result, observed) = match said {
         Said::Done(observed) => (StepResult::Succeeded, observed),
         Said::Failed => (StepResult::Failed(problem(FAILED)), None),

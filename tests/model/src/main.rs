@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use fleet_model::{Configuration, Report, explore};
+use fleet_model::{Configuration, Report, Safeguard, explore};
 use serde_json::json;
 
 #[derive(Parser)]
@@ -29,6 +29,9 @@ enum Verb {
     Run {
         #[arg(required = true)]
         names: Vec<String>,
+        /// Leave a safeguard out, and see what happens.
+        #[arg(long)]
+        without: Option<Safeguard>,
     },
     /// Explores all of them.
     All,
@@ -45,11 +48,15 @@ fn main() -> Result<ExitCode> {
             }
             return Ok(ExitCode::SUCCESS);
         }
-        Verb::Run { names } => names
+        Verb::Run { names, without } => names
             .iter()
             .map(|name| {
                 let unknown = || format!("there is no configuration {name}; `fleet-model list` names all of them");
-                Configuration::find(name).with_context(unknown)
+                let configuration = Configuration::find(name).with_context(unknown)?;
+                Ok(match without {
+                    Some(safeguard) => configuration.without(safeguard),
+                    None => configuration,
+                })
             })
             .collect::<Result<Vec<_>>>()?,
         Verb::All => Configuration::all(),

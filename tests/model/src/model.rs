@@ -16,8 +16,6 @@ use crate::world::{
     Store, Term, World,
 };
 
-const COORDINATORS: usize = 2;
-
 /// A configuration, with the real engine in it.
 #[derive(Debug)]
 pub struct Fleetwide {
@@ -101,9 +99,10 @@ impl Fleetwide {
                 past: Vec::new(),
                 serial: 1,
             },
-            coordinators: (0..COORDINATORS)
+            coordinators: (0..self.configuration.coordinators)
                 .map(|who| Coordinator {
                     identity: u8::try_from(who).expect("a few"),
+                    had: 0,
                     standing: Standing::Following,
                 })
                 .collect(),
@@ -133,6 +132,7 @@ impl Fleetwide {
                 w.left.takeovers = w.left.takeovers.saturating_sub(1);
                 if restarted {
                     w.coordinators[who].identity = w.store.serial + 10;
+                    w.coordinators[who].had = 0;
                 }
                 self.campaign(w, who, 0, notes);
             }
@@ -195,7 +195,7 @@ impl Fleetwide {
                 }
             }
             Standing::Leading { running, .. } => {
-                if self.may_lose_commits() && self.runs_elsewhere(world, who) {
+                if self.may_lose_commits() && !self.lacks(Safeguard::Compare) && self.runs_elsewhere(world, who) {
                     actions.push(Action::Compare { who });
                 }
                 if self.is_started_by_request() {

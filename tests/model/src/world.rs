@@ -124,6 +124,8 @@ impl Standing {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Coordinator {
     pub identity: u8,
+    /// The highest epoch that this process had; followed only where epochs can repeat.
+    pub had: u8,
     pub standing: Standing,
 }
 

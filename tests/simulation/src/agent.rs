@@ -18,7 +18,7 @@ use v1::agent_server::{Agent, AgentServer};
 
 use crate::driver::Simulated;
 use crate::network;
-use crate::recorder::{Deed, Key, Recorder, Seen};
+use crate::recorder::{Deed, Key, Seen};
 use crate::seed::Broken;
 use crate::world::World;
 
@@ -46,8 +46,7 @@ pub async fn run(world: Arc<World>, host: String) -> turmoil::Result {
         agent: AgentClient::new(service(identity, executor)),
         ledger: world.ledger(&host),
         host,
-        recorder: world.recorder.clone(),
-        broken: world.broken,
+        world,
     };
     Server::builder()
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
@@ -63,20 +62,24 @@ struct Watched {
     agent: AgentClient<AgentServer<Service>>,
     ledger: Memory,
     host: String,
-    recorder: Recorder,
-    broken: Option<Broken>,
+    world: Arc<World>,
 }
 
 impl Watched {
-    /// The agent has answered this leader as its own.
-    fn obeyed(&self, epoch: u64) {
+    /// The agent has answered this leader as its own. `knew`: the newest epoch that it had answered so when the question
+    /// arrived.
+    fn obeyed(&self, epoch: u64, knew: u64) {
         let host = self.host.clone();
-        self.recorder.note(Seen::Obeyed { host, epoch });
+        if epoch < knew {
+            let what = format!("{host} obeyed a leader of epoch {epoch}, and had obeyed epoch {knew} before");
+            self.world.recorder.note(Seen::Wrong { what });
+        }
+        self.world.recorder.note(Seen::Obeyed { host, epoch });
     }
 
     fn asked(&self, request: &v1::ExecuteRequest) {
         let key = request.key.clone().unwrap_or_default();
-        self.recorder.note(Seen::Asked {
+        self.world.recorder.note(Seen::Asked {
             host: self.host.clone(),
             epoch: request.epoch,
             leader: request.leader_id.clone(),
@@ -97,7 +100,7 @@ impl Watched {
 
     /// With a safeguard taken away, every leader is made out to be the one that the agent obeys.
     fn rewrite(&self, request: &mut v1::ExecuteRequest) {
-        if self.broken == Some(Broken::Obedient)
+        if self.world.broken == Some(Broken::Obedient)
             && let Some(fence) = self.ledger.fence()
             && fence.epoch >= request.epoch
         {
@@ -127,9 +130,10 @@ impl Agent for Watched {
     }
 
     async fn recall(&self, request: Request<v1::RecallRequest>) -> Result<Response<v1::RecallResponse>, Status> {
-        let epoch = request.get_ref().epoch;
+        self.world.arrives(&request.get_ref().leader_id).await;
+        let (epoch, knew) = (request.get_ref().epoch, self.world.recorder.obeyed(&self.host));
         let answer = self.agent.clone().recall(request).await?;
-        self.obeyed(epoch);
+        self.obeyed(epoch, knew);
         Ok(answer)
     }
 
@@ -137,14 +141,15 @@ impl Agent for Watched {
 
     async fn execute(&self, request: Request<v1::ExecuteRequest>) -> Result<Response<Events>, Status> {
         let mut request = request.into_inner();
+        self.world.arrives(&request.leader_id).await;
         self.asked(&request);
-        let epoch = request.epoch;
-        if self.broken == Some(Broken::Hasty) && request.action() == v1::Action::Switch && !request.undo {
+        let (epoch, knew) = (request.epoch, self.world.recorder.obeyed(&self.host));
+        if self.world.broken == Some(Broken::Hasty) && request.action() == v1::Action::Switch && !request.undo {
             return Ok(Response::new(Box::pin(futures::stream::iter([Ok(done(&request))]))));
         }
         self.rewrite(&mut request);
         let events = self.agent.clone().execute(request).await?.into_inner();
-        self.obeyed(epoch);
+        self.obeyed(epoch, knew);
         Ok(Response::new(events.boxed()))
     }
 }

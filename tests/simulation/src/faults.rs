@@ -2,7 +2,7 @@
 //!
 //! Faults overlap. What a link is then like is the worst of what is done to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -35,10 +35,11 @@ pub enum Kind {
     StoreDown,
     AnswersLost,
     Freeze,
+    Strand,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 17] = [
         Kind::CutPair,
         Kind::CutHalf,
         Kind::CutOneWay,
@@ -55,6 +56,7 @@ impl Kind {
         Kind::StoreDown,
         Kind::AnswersLost,
         Kind::Freeze,
+        Kind::Strand,
     ];
 
     /// Milliseconds.
@@ -66,6 +68,7 @@ impl Kind {
             Kind::StoreRefuses | Kind::StoreMute | Kind::StoreSlow | Kind::StoreDown => 300..12_000,
             Kind::AnswersLost => 1..2,
             Kind::Freeze => 2_000..15_000,
+            Kind::Strand => 6_000..20_000,
         }
     }
 }
@@ -101,8 +104,15 @@ pub enum Fault {
     StoreSlow(Whom, Duration),
     StoreDown,
     AnswersLost(Whom, u32),
-    /// Everything that it sends and everything that is sent to it waits.
-    Freeze(Whom),
+    /// Everything that it sends and everything that is sent to it waits. Its way to the store is open for the first time
+    /// yet, so that it goes on for a while; and closed for the second time when agents hear it again, so that it does not
+    /// find out at once who leads.
+    Freeze(Whom, Duration, Duration),
+    /// What it asks of agents is on its way until this is over, and arrives then; it hears them, and it goes on for the
+    /// first time yet, until its way to the store closes. That opens again the second time later.
+    Strand(Whom, Duration, Duration),
+    /// What it asks of the store waits, and so do the answers.
+    StoreFrozen(Whom),
 }
 
 /// A fault with its time.
@@ -146,9 +156,15 @@ impl Fault {
             Kind::StoreSlow => Fault::StoreSlow(whom, Duration::from_millis(dice.random_range(50..4000))),
             Kind::StoreDown => Fault::StoreDown,
             Kind::AnswersLost => Fault::AnswersLost(whom, dice.random_range(1..4)),
-            Kind::Freeze => Fault::Freeze(whom),
+            Kind::Freeze => Fault::Freeze(whom, some(dice, 0.7), some(dice, 0.5)),
+            Kind::Strand => Fault::Strand(whom, some(dice, 1.0), some(dice, 0.5)),
         }
     }
+}
+
+/// A while, or none at all.
+fn some(dice: &mut StdRng, share: f64) -> Duration {
+    Duration::from_millis(if dice.random_bool(share) { dice.random_range(50..3000) } else { 0 })
 }
 
 /// What a link is like. The worst of several wins.
@@ -180,7 +196,8 @@ pub struct Counts {
 /// What is being done now, and what comes.
 #[derive(Debug)]
 pub struct Havoc {
-    coming: std::vec::IntoIter<Harm>,
+    /// In order of time.
+    coming: VecDeque<Harm>,
     now: Vec<Active>,
     links: BTreeMap<Pair, Link>,
     /// Hosts that are down, until then.
@@ -203,12 +220,13 @@ enum Undo {
     Latency(Pair),
     Loss(Pair),
     Store(Vec<String>, Trouble),
+    Requests(String),
 }
 
 impl Havoc {
     pub fn new(fleet: &Fleet, harm: Vec<Harm>) -> Self {
         Self {
-            coming: harm.into_iter(),
+            coming: harm.into(),
             now: Vec::new(),
             links: BTreeMap::new(),
             down: BTreeMap::new(),
@@ -220,7 +238,12 @@ impl Havoc {
 
     /// Nothing is being done any more, and nothing comes.
     pub fn is_over(&self) -> bool {
-        self.coming.len() == 0 && self.now.is_empty() && self.down.is_empty()
+        self.coming.is_empty() && self.now.is_empty() && self.down.is_empty()
+    }
+
+    /// Nothing new is begun any more.
+    pub fn relent(&mut self) {
+        self.coming.clear();
     }
 
     /// Everything that is due at this time.
@@ -240,13 +263,12 @@ impl Havoc {
                 Some(Undo::Latency((a, b))) => sim.set_link_max_message_latency(a.as_str(), b.as_str(), world.latency()),
                 Some(Undo::Loss((a, b))) => sim.set_link_fail_rate(a.as_str(), b.as_str(), 0.0),
                 Some(Undo::Store(names, trouble)) => names.iter().for_each(|name| world.store_link(name).end(trouble)),
+                Some(Undo::Requests(host)) => world.hold_requests(&host, -1),
                 None => {}
             }
         }
-        while self.coming.as_slice().first().is_some_and(|harm| harm.at <= now) {
-            if let Some(harm) = self.coming.next() {
-                changed |= self.begin(harm, sim, world);
-            }
+        while let Some(harm) = self.coming.pop_front_if(|harm| harm.at <= now) {
+            changed |= self.begin(harm, sim, world);
         }
         if changed {
             self.relink(sim, world);
@@ -292,9 +314,21 @@ impl Havoc {
         host != OPERATORS[1]
     }
 
+    fn freeze_store(&mut self, host: &str, at: Duration, until: Duration) {
+        // The same one, whoever leads by then.
+        let nth = self.coordinators.iter().position(|name| name == host).unwrap_or_default();
+        let fault = Fault::StoreFrozen(Whom::Nth(nth));
+        self.later(Harm { at, until, fault });
+    }
+
+    fn later(&mut self, harm: Harm) {
+        let place = self.coming.partition_point(|other| other.at <= harm.at);
+        self.coming.insert(place, harm);
+    }
+
     /// Does it change what links are like?
     fn begin(&mut self, harm: Harm, sim: &mut Sim<'_>, world: &World) -> bool {
-        let Harm { until, fault, .. } = harm;
+        let Harm { at, until, fault } = harm;
         let mut active = Active {
             until,
             links: Vec::new(),
@@ -368,12 +402,20 @@ impl Havoc {
                 world.store_link(&self.whom(whom, world)).lose_answers(count);
                 return false;
             }
-            Fault::Freeze(whom) => {
+            Fault::Freeze(whom, open, blind) => {
                 self.counts.freezes += 1;
                 let host = self.whom(whom, world);
                 active.links = self.everybody_else(&host).iter().map(|o| (pair(&host, o), Link::Held)).collect();
-                self.store(&mut active, vec![host], Trouble::Frozen, world);
+                self.freeze_store(&host, at + open, until + blind);
             }
+            Fault::Strand(whom, open, blind) => {
+                self.counts.freezes += 1;
+                let host = self.whom(whom, world);
+                world.hold_requests(&host, 1);
+                self.freeze_store(&host, at + open, until + blind);
+                active.undo = Some(Undo::Requests(host));
+            }
+            Fault::StoreFrozen(whom) => self.store(&mut active, vec![self.whom(whom, world)], Trouble::Frozen, world),
         }
         let changed = !active.links.is_empty();
         self.now.push(active);

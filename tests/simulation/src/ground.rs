@@ -106,7 +106,7 @@ impl Ground {
         let mut dice = self.0.dice.lock().unwrap_or_else(PoisonError::into_inner);
         let temper = &self.0.temper;
         let slow = dice.random_bool(temper.slow_moves);
-        let longest = if slow { 6000 } else { 500 };
+        let longest = if slow { 6000 } else { temper.pace };
         let mut pause = || Duration::from_millis(dice.random_range(2..longest));
         let (before, after) = (pause(), pause() / 3);
         let tears = (deed.action == Action::Switch && dice.random_bool(temper.tears))

@@ -114,6 +114,8 @@ struct Inner {
     /// For what is seen outside of any host.
     now: Duration,
     leader: Option<String>,
+    /// The newest epoch that each agent has answered as its leader's.
+    obeyed: BTreeMap<String, u64>,
 }
 
 impl Recorder {
@@ -121,10 +123,20 @@ impl Recorder {
         tracing::debug!(?seen, "recorded");
         let mut inner = self.lock();
         let at = turmoil::sim_elapsed().unwrap_or(inner.now);
-        if let Seen::Won { leader, .. } = &seen {
-            inner.leader = Some(leader.clone());
+        match &seen {
+            Seen::Won { leader, .. } => inner.leader = Some(leader.clone()),
+            Seen::Obeyed { host, epoch } => {
+                let newest = inner.obeyed.entry(host.clone()).or_insert(0);
+                *newest = (*newest).max(*epoch);
+            }
+            _ => {}
         }
         inner.lines.push(Line { at, seen });
+    }
+
+    /// The newest epoch that this agent has answered as its leader's.
+    pub fn obeyed(&self, host: &str) -> u64 {
+        self.lock().obeyed.get(host).copied().unwrap_or(0)
     }
 
     /// The simulation has come this far.

@@ -79,6 +79,8 @@ pub struct Fleet {
 /// How the parts behave by themselves.
 #[derive(Clone, Debug, Default)]
 pub struct Temper {
+    /// Longest ordinary move, in milliseconds.
+    pub pace: u64,
     /// Shares of all moves.
     pub slow_moves: f64,
     pub tears: f64,
@@ -240,7 +242,7 @@ impl Seed {
         let dice = &mut dice;
         let mut fleet = Fleet::draw(dice);
         // A replica whose clock stands still does not notice that its time is over; only the fences are left.
-        if dice.random_bool(0.35) {
+        if dice.random_bool(0.5) {
             let stuck = dice.random_range(0..fleet.coordinators.len());
             fleet.coordinators[stuck].timing.step_down = Duration::from_secs(3600);
         }
@@ -272,8 +274,10 @@ impl Temper {
                 }
             }
         }
+        let pace = dice.random_range(100..2500);
         let mut rarely = |share: f64, much: Range<f64>| if dice.random_bool(share) { dice.random_range(much) } else { 0.0 };
         Self {
+            pace,
             slow_moves: rarely(0.7, 0.02..0.3),
             tears: rarely(0.15, 0.1..0.6),
             ledger_crashes: rarely(0.35, 0.01..0.15),

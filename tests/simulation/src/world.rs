@@ -13,6 +13,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rollback_agent::ledger::memory::{Fault as LedgerFault, Memory, Write};
 use rollback_agent::vault::Vault;
 use rollback_coordinator::issuer::CertificateAuthority;
+use rollback_coordinator::replica::name_of;
 use rollback_coordinator::store::memory::{MemoryDisk, MemoryStore};
 use rollback_coordinator::store::{Recorded, Store as _};
 use rollback_engine::ids::RollbackId;
@@ -21,7 +22,7 @@ use rollback_proto::jitter;
 use rollback_proto::tls::{CredentialFiles, CredentialStore, Credentials, write_private};
 use rollback_proto::v1::RollbackState;
 use tempfile::TempDir;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use turmoil::Sim;
 
@@ -56,6 +57,8 @@ pub struct World {
     stops: Mutex<BTreeMap<String, CancellationToken>>,
     told: Mutex<BTreeMap<String, RollbackState>>,
     incarnations: AtomicU64,
+    /// By coordinator: more than zero while what it asks of agents is on its way and does not arrive.
+    held_up: BTreeMap<String, watch::Sender<i32>>,
 }
 
 /// What is left of a run, for the judge.
@@ -111,6 +114,8 @@ impl Scenery {
 
 impl World {
     fn new(seed: Seed, broken: Option<Broken>, scenery: &Scenery, links: Links, recorder: Recorder, ground: Ground) -> Self {
+        let coordinators = seed.fleet.coordinators.iter();
+        let held_up = coordinators.map(|c| (c.name.clone(), watch::Sender::new(0))).collect();
         let world = Self {
             seed,
             broken,
@@ -123,6 +128,7 @@ impl World {
             stops: Mutex::default(),
             told: Mutex::default(),
             incarnations: AtomicU64::new(0),
+            held_up,
         };
         for (n, host) in world.seed.fleet.hosts.keys().enumerate() {
             let ledger = world.new_ledger(host, n as u64);
@@ -194,6 +200,20 @@ impl World {
 
     pub fn incarnation(&self) -> u64 {
         self.incarnations.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn hold_requests(&self, coordinator: &str, change: i32) {
+        if let Some(held_up) = self.held_up.get(coordinator) {
+            held_up.send_modify(|faults| *faults += change);
+        }
+    }
+
+    /// Resolves when what this leader asks arrives at agents.
+    pub async fn arrives(&self, leader: &str) {
+        if let Some(held_up) = self.held_up.get(name_of(leader)) {
+            // The sender lives as long as `self`.
+            let _ = held_up.subscribe().wait_for(|faults| *faults == 0).await;
+        }
     }
 
     /// The host of an agent or a coordinator has died.
@@ -323,7 +343,11 @@ fn go(sim: &mut Sim<'_>, world: &Arc<World>, havoc: &mut Havoc) -> anyhow::Resul
             }
         }
         let told = world.told.lock().unwrap_or_else(PoisonError::into_inner).len();
-        let over = havoc.is_over() && told == world.seed.fleet.operators && world.recorder.running() == 0;
+        let ended = told == world.seed.fleet.operators && world.recorder.running() == 0;
+        if ended {
+            havoc.relent();
+        }
+        let over = ended && havoc.is_over();
         match done_at {
             None if over => done_at = Some(now),
             Some(at) if now >= at + AFTERMATH => return Ok(true),

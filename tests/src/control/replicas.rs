@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Control, ControlOptions, StoreKind, log_in};
 use crate::binaries::Binaries;
 use crate::coordinator::{Coordinator, CoordinatorOptions, FIRST, edit_toml};
+use crate::ctl::Ctl;
 use crate::store_server::StoreServer;
 use crate::wait;
 
@@ -103,12 +104,28 @@ impl Control {
         self.store_server.as_ref().context("the journal is in PostgreSQL")
     }
 
+    /// rollbackctl as one that knows only this coordinator.
+    pub fn ctl_of(&self, name: &str) -> Ctl {
+        Ctl::new(&self.binaries, &self.ctl.context().with_file_name(format!("{name}.toml")))
+    }
+
+    /// As [`Control::ctl_of`], of the one that leads. A follower's knowledge of agents is some seconds old.
+    pub(super) async fn ctl_of_leader(&self) -> Option<Ctl> {
+        Some(match self.further.is_empty() {
+            true => self.ctl.clone(),
+            false => self.ctl_of(&self.leader().await?.name),
+        })
+    }
+
     /// Starts all of them, tells the operator of all, and waits until one leads.
     pub(super) async fn run_coordinators(&mut self) -> Result<()> {
-        let endpoints: Vec<toml::Value> = self.endpoints().into_iter().map(toml::Value::from).collect();
-        edit_toml(self.ctl.context(), |context| {
-            context.insert("endpoints".to_owned(), endpoints.into());
-        })?;
+        let of_all = self.ctl.context();
+        for coordinator in self.coordinators() {
+            let of_one = self.ctl_of(coordinator.name());
+            std::fs::copy(of_all, of_one.context()).context("copy the context")?;
+            set_endpoints(of_one.context(), vec![coordinator.endpoint().to_owned()])?;
+        }
+        set_endpoints(of_all, self.endpoints())?;
         for coordinator in self.coordinators_mut() {
             coordinator.spawn()?;
         }
@@ -171,6 +188,12 @@ impl Control {
             Err(error) => bail!("{error:#}; they say: {:?}", self.standings().await),
         }
     }
+}
+
+fn set_endpoints(context: &Path, endpoints: Vec<String>) -> Result<()> {
+    edit_toml(context, |context| {
+        context.insert("endpoints".to_owned(), endpoints.into());
+    })
 }
 
 async fn standing(url: &str) -> Standing {

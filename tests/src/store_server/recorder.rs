@@ -47,6 +47,7 @@ CREATE TRIGGER harness_led AFTER UPDATE ON public.lease FOR EACH ROW WHEN (OLD.e
 /// An event that was committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Act {
+    pub rollback_id: String,
     pub seq: u64,
     /// `step_intended` and so on.
     pub kind: String,
@@ -81,14 +82,15 @@ impl Recorder<'_> {
     /// Events of all rollbacks that were appended after a moment of the store's clock, in their order.
     pub fn acts_since(&self, since: Duration) -> Result<Vec<Act>> {
         let rows = self.0.psql(&format!(
-            "SELECT seq, kind, phase, session, epoch, (extract(epoch FROM at) * 1e6)::bigint FROM harness.appends \
+            "SELECT rollback_id, seq, kind, phase, session, epoch, (extract(epoch FROM at) * 1e6)::bigint FROM harness.appends \
              WHERE at > to_timestamp({}) ORDER BY at, seq",
             since.as_secs_f64()
         ))?;
         let act = |row: &str| -> Option<Act> {
             let columns: Vec<&str> = row.split('|').collect();
-            let [seq, kind, phase, by, epoch, at] = columns.try_into().ok()?;
+            let [rollback_id, seq, kind, phase, by, epoch, at] = columns.try_into().ok()?;
             Some(Act {
+                rollback_id: rollback_id.to_owned(),
                 seq: seq.parse().ok()?,
                 kind: kind.to_owned(),
                 phase: phase.to_owned(),

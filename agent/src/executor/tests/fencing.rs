@@ -71,6 +71,41 @@ async fn no_step_of_the_old_leader_begins_behind_the_answer_to_the_new_one() {
     );
 }
 
+/// What only reads leaves nothing in the ledger: it is refused, or was begun when the answer was given.
+#[tokio::test]
+async fn nothing_is_looked_at_for_the_old_leader_behind_the_answer_to_the_new_one() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let (mut begun, mut refused) = (0, 0);
+    for turns in 0..30 {
+        let ledger = Memory::new("app-1").open();
+        let host = Host::start_over(place.path(), ledger, Fake::default(), LIMITS);
+        host.executor.recovered().await;
+        let takeover = async {
+            for _ in 0..turns {
+                tokio::task::yield_now().await;
+            }
+            host.executor.recall(question(2)).await.expect("recalled");
+            host.api.entered()
+        };
+        let (step, entered) = tokio::join!(host.execute(request("api", "1", Action::Verify)), takeover);
+        match step {
+            Ok(events) => {
+                told(events).await;
+                begun += 1;
+            }
+            Err(problem) => {
+                stale(&problem);
+                refused += 1;
+            }
+        }
+        assert_eq!(host.api.entered(), entered, "after {turns} turns");
+    }
+    assert!(
+        begun > 1 && refused > 1,
+        "{begun} begun, {refused} refused: the two did not meet"
+    );
+}
+
 #[tokio::test]
 async fn a_step_that_waits_for_its_turn_is_refused_when_the_lead_has_moved_on() {
     let place = tempfile::tempdir().expect("temporary directory");

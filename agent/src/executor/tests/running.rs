@@ -5,6 +5,7 @@ use sqlx::{ConnectOptions, Connection, Executor as _};
 use super::fake::Script;
 use super::*;
 use crate::driver::{Done, Probe, Revision};
+use crate::ledger::memory::Memory;
 
 #[tokio::test]
 async fn everybody_who_asks_for_a_running_step_gets_its_one_outcome() {
@@ -161,7 +162,9 @@ async fn a_successor_gets_the_step_that_its_predecessor_may_not_begin_any_more()
 #[tokio::test]
 async fn a_step_that_overruns_is_cut_off_and_the_driver_says_what_became_of_it() {
     let place = tempfile::tempdir().expect("temporary directory");
-    let host = Host::start(place.path()).await;
+    // The steps' time is short: a disk that is busy would use it up.
+    let ledger = Memory::new("app-1").open();
+    let host = Host::start_over(place.path(), ledger, Fake::default(), LIMITS);
     host.api.will(Script::Hang);
     let revision = Revision {
         version: "v2.9.0".into(),

@@ -32,7 +32,7 @@ struct Step {
 enum State {
     Running,
     Interrupted { at: Duration },
-    Ended { at: Duration, outcome: Outcome },
+    Ended { at: Duration, outcome: Box<Outcome> },
 }
 
 /// What a request writes.
@@ -40,7 +40,7 @@ enum State {
 pub(super) enum Change {
     Epoch(Fence),
     Begin(StepKey, ArgsDigest, Box<ExecuteRequest>),
-    Finish(StepKey, Outcome),
+    Finish(StepKey, Box<Outcome>),
     Interrupt(StepKey),
 }
 
@@ -82,7 +82,7 @@ impl Records {
             Some(step) => match &step.state {
                 State::Running => Begin::Unfinished,
                 State::Interrupted { .. } => Begin::New,
-                State::Ended { outcome, .. } => Begin::Known(Box::new(outcome.clone())),
+                State::Ended { outcome, .. } => Begin::Known(outcome.clone()),
             },
         };
         Ok((known, changes))
@@ -96,7 +96,7 @@ impl Records {
         Ok((known, changes))
     }
 
-    pub fn finish(&self, key: &StepKey, outcome: Outcome) -> Planned<()> {
+    pub fn finish(&self, key: &StepKey, outcome: Box<Outcome>) -> Planned<()> {
         let change = Change::Finish(key.clone(), outcome);
         Ok(((), Vec::from_iter(self.runs(key).then_some(change))))
     }
@@ -152,7 +152,7 @@ impl Records {
             interruptions: step.interruptions,
             request: step.request.clone(),
             outcome: match &step.state {
-                State::Ended { outcome, .. } => Some(outcome.clone()),
+                State::Ended { outcome, .. } => Some((**outcome).clone()),
                 State::Running | State::Interrupted { .. } => None,
             },
         };

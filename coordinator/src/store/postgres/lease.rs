@@ -8,14 +8,20 @@
 //!   stale append commit after the next leader has read the journal. `FOR KEY SHARE` would not do: taking the lead does
 //!   not change the key.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use rollback_engine::ids::Epoch;
 use sqlx::{query, query_as};
+use tokio::sync::RwLock;
+use tokio::time::timeout;
 
 use super::session::{Lane, Transaction};
 use super::{from_sql, to_sql};
 use crate::store::{Campaign, Candidate, Lease, StoreError};
+
+/// How long writers to the journal and a renewal wait for each other. Neither may hang because the other one does.
+const COURTESY: Duration = Duration::from_millis(300);
 
 const READ: &str = "SELECT epoch, leader, endpoint, \
      greatest(extract(epoch FROM held_until - clock_timestamp()), 0)::float8 FROM lease WHERE id = 1";
@@ -61,9 +67,20 @@ pub async fn campaign(
     }
 }
 
-pub async fn renew(lane: &Lane, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
+/// `gate`: who writes to the journal in this process holds it shared.
+pub async fn renew(lane: &Lane, gate: &RwLock<()>, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
     let mut tx = lane.write("renew the lease").await?;
-    let found = lock(&mut tx).await?;
+    let found = {
+        let mut locking = pin!(lock(&mut tx));
+        let alone = async {
+            let _alone = gate.write().await;
+            locking.as_mut().await
+        };
+        match timeout(COURTESY, alone).await {
+            Ok(locked) => locked?,
+            Err(_) => locking.await?,
+        }
+    };
     let renewed = tx
         .execute(
             query(

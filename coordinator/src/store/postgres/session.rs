@@ -32,7 +32,6 @@ const TRUSTED: Duration = Duration::from_millis(500);
 const WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
     SET LOCAL statement_timeout = '2500ms'; \
     SET LOCAL lock_timeout = '2000ms'; \
-    SET LOCAL idle_in_transaction_session_timeout = '1000ms'; \
     SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'";
 
 /// As [`WRITE`], and everything that is read in it is of one instant.
@@ -107,7 +106,7 @@ impl Transaction {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        let query = query.persistent(false);
+        let query = query.persistent(true);
         self.within(async |connection| query.fetch_all(connection).await).await
     }
 
@@ -120,7 +119,7 @@ impl Transaction {
 
     /// The number of rows that it wrote.
     pub async fn execute(&mut self, query: Query<'_, Postgres, PgArguments>) -> Result<u64, StoreError> {
-        let query = query.persistent(false);
+        let query = query.persistent(true);
         let done = self.within(async |connection| query.execute(connection).await).await?;
         Ok(done.rows_affected())
     }
@@ -176,7 +175,7 @@ impl Drop for Transaction {
     fn drop(&mut self) {
         // Detached, a connection is closed at once. Given back, it would be asked whether it lives, without a limit of
         // time, and would keep its place in the pool for so long.
-        drop(self.connection.take().map(PoolConnection::detach));
+        drop(self.connection.take());
     }
 }
 

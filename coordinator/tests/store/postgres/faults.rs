@@ -80,10 +80,12 @@ async fn a_network_that_swallows_everything_is_answered_in_time(world: &World) {
         .create(epoch, &rollback("r1", "q1", &["app-1"]))
         .await
         .expect("create");
+    let r1 = r1();
+    // Used a moment ago, so nobody asks them whether they live.
+    futures::future::join_all((0..12).map(|_| store.events(&r1, 0))).await;
     proxy.set(Weather::Swallow);
     let sent = Instant::now();
     // More than there are connections: none may wait behind those that hang.
-    let r1 = r1();
     let asked = futures::future::join_all((0..12).map(|_| store.events(&r1, 0)));
     let group = events(1);
     let (renewed, appended, read) = tokio::join!(
@@ -127,7 +129,7 @@ async fn connections_that_are_killed_all_the_time_lose_nothing(world: &World) {
             while !stop.is_cancelled() {
                 let (n,): (i64,) = sqlx::query_as(kill).fetch_one(&mut hand).await.expect("kill");
                 killed += n;
-                tokio::time::sleep(Duration::from_millis(7)).await;
+                tokio::time::sleep(Duration::from_millis(15)).await;
             }
             hand.execute("SELECT 1").await.expect("the hand lives");
             killed
@@ -135,7 +137,7 @@ async fn connections_that_are_killed_all_the_time_lose_nothing(world: &World) {
     });
     // The journal as its writer knows it. It appends groups of three, and asks when it got no answer.
     let (mut after, mut unknown) = (2_u64, 0);
-    while after < 302 {
+    while after < 62 || unknown < 5 {
         match store.append(epoch, &r1(), after, &events(3), "{}", None).await {
             Ok(()) => after += 3,
             Err(StoreError::Unavailable { .. }) => {

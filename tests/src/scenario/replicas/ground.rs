@@ -27,6 +27,10 @@ const DEALS: u64 = 500;
 
 /// Until a rollback that was asked for is in the journal.
 const BEGINS_WITHIN: Duration = Duration::from_secs(60);
+const ENDS_WITHIN: Duration = Duration::from_secs(120);
+
+/// Each look at the store is a process of its own.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// What a rollback is like in which nothing happens.
 #[derive(Clone, Debug)]
@@ -48,8 +52,19 @@ pub struct Swing {
     pub to: Version,
     pub leader: Leading,
     pub began: Duration,
-    running: Running,
+    id: String,
+    watching: Watching,
     effects: Effects,
+}
+
+/// Who watches a rollback.
+#[derive(Debug)]
+enum Watching {
+    /// rollbackctl, from its beginning on.
+    Ctl(Running),
+    /// Nobody until its end, which is seen in the journal. A coordinator that is stopped answers as little as a network that
+    /// swallows everything, and rollbackctl notices that after some seconds only.
+    Nobody,
 }
 
 /// One that has ended as it must.
@@ -97,33 +112,88 @@ impl<'a> Ground<'a> {
         self.undisturbed[&to].takes
     }
 
-    /// Asks for a rollback and waits until it is in the journal.
+    /// Asks for a rollback and waits until it is in the journal. rollbackctl goes on watching it.
     pub async fn begin(&mut self, to: Version) -> Result<Swing> {
+        let (leader, effects, asked) = self.before_beginning().await?;
+        let mut running = self.fleet.ctl.start(&rollback_to(to.name()), false)?;
+        let is_created = |line: &str| line.split_whitespace().any(|word| word == "created");
+        running.until_line("created", BEGINS_WITHIN, is_created).await?;
+        self.swing(to, leader, effects, asked, Watching::Ctl(running))
+    }
+
+    /// As [`Ground::begin`], and nobody watches it.
+    pub async fn begin_unwatched(&mut self, to: Version) -> Result<Swing> {
+        let (leader, effects, asked) = self.before_beginning().await?;
+        let args = [&rollback_to(to.name())[..], &["--detach"]].concat();
+        self.fleet.ctl.run(&args).await?.expect_code(7)?;
+        self.swing(to, leader, effects, asked, Watching::Nobody)
+    }
+
+    async fn before_beginning(&self) -> Result<(Leading, Effects, Duration)> {
         // Planned from what all agents say, by the one that leads then.
         self.fleet.wait_all_ready().await?;
         self.fleet.wait_connected(&HOSTS).await?;
         let leader = self.fleet.leader().await.context("somebody leads")?;
         let effects = Effects::watch(&self.fleet.zekka.hosts, &self.fleet.nginx, Some(&self.fleet.postgres))?;
-        let asked = now();
-        let mut running = self.fleet.ctl.start(&rollback_to(to.name()), false)?;
-        let is_created = |line: &str| line.split_whitespace().any(|word| word == "created");
-        running.until_line("created", BEGINS_WITHIN, is_created).await?;
+        Ok((leader, effects, now()))
+    }
+
+    fn swing(
+        &self,
+        to: Version,
+        leader: Leading,
+        effects: Effects,
+        asked: Duration,
+        watching: Watching,
+    ) -> Result<Swing> {
         let acts = self.fleet.store_server()?.recorder().acts_since(asked)?;
-        let began = acts.first().context("a rollback that was created has an event")?.at;
+        let first = acts.first().context("a rollback that was created has an event")?;
         Ok(Swing {
             to,
             leader,
-            began,
-            running,
+            began: first.at,
+            id: first.rollback_id.clone(),
+            watching,
             effects,
         })
     }
 
+    /// Waits until the last event of the rollback that began then is in the journal.
+    pub async fn wait_ended(&self, began: Duration) -> Result<()> {
+        wait::until_true("the rollback's end is in the journal", ENDS_WITHIN, async || {
+            wait::moment(BETWEEN_LOOKS).await;
+            self.acts(began).is_ok_and(|acts| acts.iter().any(|act| act.kind == "ended"))
+        })
+        .await
+    }
+
+    /// Waits until somebody else leads, by what the store says. (A coordinator that is stopped keeps those waiting who ask
+    /// all of them.)
+    pub async fn wait_taken_over(&self, from: &Leading, within: Duration) -> Result<Leading> {
+        wait::until("another coordinator takes over", within, async || {
+            wait::moment(BETWEEN_LOOKS).await;
+            let lease = self.fleet.store_server().ok()?.recorder().lease_from(from.epoch + 1).ok()?;
+            lease.map(|(epoch, name, _)| Leading { name, epoch })
+        })
+        .await
+    }
+
+    fn acts(&self, began: Duration) -> Result<Vec<Act>> {
+        let before = began.saturating_sub(Duration::from_micros(1));
+        self.fleet.store_server()?.recorder().acts_since(before)
+    }
+
     async fn watch_to_its_end(&self, swing: Swing) -> Result<(Answer, Vec<Act>, Tally)> {
-        let answer = swing.running.answer().await?;
-        let before = swing.began.saturating_sub(Duration::from_micros(1));
-        let acts = self.fleet.store_server()?.recorder().acts_since(before)?;
-        Ok((answer, acts, swing.effects.tally(Some(&self.fleet.postgres))?))
+        let answer = match swing.watching {
+            Watching::Ctl(running) => running.answer().await?,
+            Watching::Nobody => {
+                self.wait_ended(swing.began).await?;
+                let args = ["rollback", "watch", &swing.id, "-o", "json"];
+                self.fleet.ctl.run(&args).await?
+            }
+        };
+        let effects = swing.effects.tally(Some(&self.fleet.postgres))?;
+        Ok((answer, self.acts(swing.began)?, effects))
     }
 
     /// Waits for the end. It is verified, the release runs everywhere, everything took effect that has to, and nobody

@@ -88,22 +88,21 @@ struct Woken {
 
 async fn one(ground: &mut Ground<'_>, to: Version, part: f64, wakes_inside: Option<Duration>) -> Result<Woken> {
     let obedience = Obedience::mark(ground.fleet)?;
-    let swing = ground.begin(to).await?;
+    let swing = ground.begin_unwatched(to).await?;
     let old = swing.leader.clone();
     wait_for_part(&swing, ground.takes(to), part).await;
     let stopped = now();
     let log_mark = std::fs::read(ground.fleet.replica(&old.name)?.log()).context("read its log")?.len();
     ground.fleet.replica(&old.name)?.signal(Signal::STOP)?;
-    let next = ground.fleet.wait_leader_after(old.epoch, TAKEN_OVER_WITHIN).await;
-    if let (Ok(_), Some(after)) = (&next, wakes_inside) {
-        wait::moment(after).await;
-        ground.fleet.replica(&old.name)?.signal(Signal::CONT)?;
+    let next = ground.wait_taken_over(&old, TAKEN_OVER_WITHIN).await;
+    match (&next, wakes_inside) {
+        (Ok(_), Some(after)) => wait::moment(after).await,
+        (Ok(_), None) => ground.wait_ended(swing.began).await?,
+        (Err(_), _) => {}
     }
     let woken = now();
-    let swung = ground.end(swing).await;
-    // Also after a failure, so that it can end with the fleet.
     ground.fleet.replica(&old.name)?.signal(Signal::CONT)?;
-    let (next, swung) = (next?, swung?);
+    let (next, swung) = (next?, ground.end(swing).await?);
     ensure!(next.name != old.name, "the one that is stopped leads: {next:?}");
     expect_stepped_down(ground, &old, log_mark).await?;
     let store = ground.fleet.store_server()?;

@@ -12,8 +12,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::swing::{Swing, Tally};
-use super::{expect_whole_journal, replicated, unready, well};
+use super::{expect_whole_journal, replicated, well};
 use crate::coordinator::Coordinator;
+use crate::facts::curl;
 use crate::fleet::{Fleet, HOSTS};
 use crate::journal::{Journal, Ledgers};
 use crate::postgres::Shutdown;
@@ -34,8 +35,11 @@ const SAID_WITHIN: Duration = Duration::from_secs(15);
 /// How long nobody may be asked for anything, from then on.
 const STAYS_FULL: Duration = Duration::from_secs(2);
 
-/// In a coordinator's log.
-const LOGGED: &str = "RB0901";
+/// What operators and `/readyz` are told.
+const WAITS: &str = "waiting for the store";
+
+/// In a coordinator's log: no room, in the words of PostgreSQL and of SQLite, and a server that is not there.
+const CAUSES: [&str; 3] = ["No space left on device", "database or disk is full", "refused"];
 
 /// PostgreSQL: a page that is a tenth full takes nothing more, so that every few events need another one.
 const HUNGRY: &str = "ALTER TABLE events SET (fillfactor = 10)";
@@ -122,29 +126,26 @@ fn without_a_log(store: &StoreServer) -> Result<()> {
     Ok(())
 }
 
-/// Waits until log, `/readyz` and rollbackctl have said that the store does not take what is written, and then makes sure
-/// that no agent is asked for anything while that is so. What the operator was told.
+/// Waits until the log, `/readyz` and rollbackctl have said that the store cannot be written, and then makes sure that no
+/// agent is asked for anything while that is so. What the operator was told.
 async fn said_and_waited(fleet: &Fleet, swing: &mut Swing, options: Options) -> Result<String> {
-    wait::until_true("a coordinator logs that the store is not to be written", SAID_WITHIN, async || {
-        let logged = |c: &Coordinator| std::fs::read_to_string(c.log()).is_ok_and(|log| log.contains(LOGGED));
-        fleet.coordinators().any(logged)
-    })
-    .await?;
     let told = swing
-        .until_said("the store is not to be written", |line| line.contains("store"))
+        .until_said("the store cannot be written", |line| line.contains(WAITS))
         .await?;
     options.say(&told);
-    wait::until_true("/readyz says that the store is not to be written", SAID_WITHIN, async || {
-        !unready(fleet).await.is_empty()
-    })
-    .await?;
+    let pages = async || fleet.coordinators().any(|c| curl(&c.page("/readyz")).is_ok_and(|a| a.body.contains(WAITS)));
+    wait::until_true("/readyz says that the store cannot be written", SAID_WITHIN, pages).await?;
+    let logged = |c: &Coordinator| std::fs::read_to_string(c.log()).is_ok_and(|log| CAUSES.iter().any(|c| log.contains(c)));
+    let logs = async || fleet.coordinators().any(logged);
+    wait::until_true("a coordinator logs why the store cannot be written", SAID_WITHIN, logs).await?;
     let (before, begun) = (Ledgers::read(fleet).await?, Instant::now());
     wait::until_true("a while", STAYS_FULL, async || begun.elapsed() >= STAYS_FULL).await?;
     ensure!(
         Ledgers::read(fleet).await? == before,
         "agents were asked for more while nothing could be written"
     );
-    Ok(told)
+    // Without its time and its phase.
+    Ok(told.split_once(WAITS).map(|(_, why)| format!("{WAITS}{why}")).unwrap_or(told))
 }
 
 /// Puts a directory, which nobody uses now, onto a disk of its own, with what is in it.

@@ -131,7 +131,11 @@ impl<'a> Ground<'a> {
             .answer_within(ENDS_WITHIN)
             .await?;
         self.expect_ended(course, answer)?;
-        passed(&log)
+        let mut points = passed(&log)?;
+        // The agent's own books are the business of the crash matrix, and heartbeats come at any time.
+        let books = ["ledger.", "registration.", "rpc."];
+        points.retain(|point| !books.iter().any(|book| point.name.starts_with(book)));
+        Ok(points)
     }
 
     /// A rollback whose agent is killed at a point, and started again. Fails when the agent does not come there.
