@@ -2,6 +2,8 @@
 
 CARGO ?= cargo
 ARGS ?=
+# Of the simulation in `make soak`.
+SEEDS ?= 2000
 # With a Docker engine for all that a command does: the one that answers, or one of our own that ends with it.
 WITH_DOCKER := tests/with-docker.sh
 # Where cargo puts the programs.
@@ -27,9 +29,18 @@ kills: dependencies ## Back and forth, with a kill -9 in another phase every tim
 	$(CARGO) build --workspace --bins
 	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run kill-sweep $(ARGS)
 
-soak: dependencies ## kill -9 between any two sub-steps of a database's rollback, all of them (ARGS="--rounds 10": a sample)
+SCENARIO := ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run
+
+soak: dependencies ## Everything that takes long: explorer, simulation, every kill point, failovers (an hour or two)
 	$(CARGO) build --workspace --bins
-	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run db-kill-matrix $(ARGS)
+	$(BUILT)/fleet-model all
+	$(BUILT)/fleet-simulation run --seeds $(SEEDS)
+	$(SCENARIO) ha-failover --rounds 20
+	$(SCENARIO) handover --rounds 10
+	$(SCENARIO) stale-leader --rounds 100
+	$(SCENARIO) crash-matrix --rounds 0
+	$(SCENARIO) store-restart --rounds 10
+	$(SCENARIO) db-kill-matrix $(ARGS)
 
 scenarios: ## List the scenarios; run one with: cargo run -p fleet-tests --bin scenario -- run NAME
 	$(CARGO) run --quiet -p fleet-tests --bin scenario -- list

@@ -145,7 +145,10 @@ fn nobody_leads_and_it_stays_so() {
     assert_eq!(ended.json()["error"]["code"], "RB0901");
     let wanted = "error RB0901: no coordinator leads, for 15 s now: coord-2 does not lead";
     assert!(ended.stderr.contains(wanted), "{ended:?}");
-    assert!(ended.stderr.contains("what to do: find out why: rollbackctl doctor"), "{ended:?}");
+    assert!(
+        ended.stderr.contains("what to do: find out why: rollbackctl doctor"),
+        "{ended:?}"
+    );
     assert_eq!(ended.stderr.matches(WAITS).count(), 1, "{ended:?}");
     let (a, b) = (a.state(), b.state());
     assert!(a.starts.is_empty() && b.starts.is_empty());

@@ -30,5 +30,6 @@ scenarios! {
     agent_killed = "agent-killed",
     held_then_recovered = "held-then-recovered",
     two_operators = "two-operators",
+    store_taken_back = "store-taken-back",
     trace = "trace",
 }

@@ -83,13 +83,6 @@ impl PostgresStore {
             gate: RwLock::default(),
         })
     }
-
-    /// Ends all connections in order.
-    pub async fn close(&self) {
-        for lane in [&self.leadership, &self.journal, &self.others] {
-            lane.close().await;
-        }
-    }
 }
 
 fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
@@ -135,7 +128,9 @@ impl Server {
             .map_err(|_| unreachable(std::io::Error::from(std::io::ErrorKind::TimedOut).into()))?
             .map_err(|e| self.refused(e))?;
         // No transaction here, so no statement that would have to be prepared on the connection that executes it.
-        let asked = sqlx::raw_sql("SELECT pg_is_in_recovery()").fetch_one(&mut connection).await;
+        let asked = sqlx::raw_sql("SELECT pg_is_in_recovery()")
+            .fetch_one(&mut connection)
+            .await;
         if asked.and_then(|row| row.try_get(0)).map_err(unreachable)? {
             return Err(OpenError::Standby {
                 server: self.server.clone(),

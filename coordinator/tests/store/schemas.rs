@@ -21,7 +21,11 @@ fn earlier(kind: &str) -> Vec<PathBuf> {
         .expect("list the schemas")
         .flatten()
         .map(|e| e.path())
-        .filter(|p| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(kind)))
+        .filter(|p| {
+            p.file_name()
+                .and_then(|n| n.to_str())
+                .is_some_and(|n| n.starts_with(kind))
+        })
         .collect();
     files.sort();
     assert!(!files.is_empty(), "none of {kind} in {}", dir.display());
@@ -34,7 +38,10 @@ pub async fn sqlite_comes_from_every_earlier_schema(_: &World) {
         let url = format!("sqlite://{}?mode=rwc", world.file().display());
         let mut hand = sqlx::SqliteConnection::connect(&url).await.expect("make the file");
         let sql = std::fs::read_to_string(&file).expect("read the schema");
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut hand).await.expect("fill it");
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .execute(&mut hand)
+            .await
+            .expect("fill it");
         hand.close().await.expect("close");
         let store = SqliteStore::open(&world.file(), "c1").await.expect("open");
         goes_on(&store, &file).await;

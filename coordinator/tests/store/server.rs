@@ -42,6 +42,12 @@ pub struct Database {
     bin: PathBuf,
 }
 
+/// A copy of the server that follows it, until this is dropped.
+pub struct Standby {
+    pub url: String,
+    _keeper: std::process::Child,
+}
+
 /// Runs a program until its own standard input is closed (by the kernel at the latest), and ends it with that signal.
 const KEEPER: &str = r#"
 "$@" >"$LOG" 2>&1 </dev/null &
@@ -90,7 +96,7 @@ impl Server {
             "UTF8",
             "--locale=C.UTF-8",
         ]));
-        let rules = "local all all trust\nhostssl all rollback 127.0.0.1/32 scram-sha-256\n";
+        let rules = "local all,replication all trust\nhostssl all rollback 127.0.0.1/32 scram-sha-256\n";
         std::fs::write(data.join("pg_hba.conf"), rules).expect("write pg_hba.conf");
         let mut postgres = as_postgres();
         postgres.arg(bin.join("postgres")).arg("-D").arg(&data);
@@ -191,6 +197,44 @@ impl Database {
             .arg("-f")
             .arg(file);
         run(&mut psql);
+    }
+}
+
+impl Database {
+    pub fn standby(&self) -> Standby {
+        let server = self.direct.get_socket().expect("a socket");
+        let dir = server.with_file_name(format!("standby-{}", self.name));
+        run(as_postgres()
+            .arg(self.bin.join("pg_basebackup"))
+            .args([
+                "-U",
+                "postgres",
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+                "-D",
+            ])
+            .arg(&dir)
+            .args(["-p", &self.port.to_string(), "-h"])
+            .arg(server));
+        let mut postgres = as_postgres();
+        postgres.arg(self.bin.join("postgres")).arg("-D").arg(&dir);
+        for setting in [
+            format!("port={SOCKET}"),
+            format!("unix_socket_directories={}", dir.display()),
+            "listen_addresses=".to_owned(),
+            "max_connections=300".to_owned(),
+        ] {
+            postgres.args(["-c", &setting]);
+        }
+        Standby {
+            url: format!(
+                "postgres://{USER}@localhost:{SOCKET}/{}?host={}",
+                self.name,
+                dir.display()
+            ),
+            _keeper: keep(&postgres, "QUIT", &dir, "standby.log"),
+        }
     }
 }
 

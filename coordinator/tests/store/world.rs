@@ -20,7 +20,7 @@ enum Kind {
         dir: tempfile::TempDir,
         open: Mutex<Weak<SqliteStore>>,
     },
-    Postgres(Database),
+    Postgres(Box<Database>),
     Memory(Arc<MemoryDisk>),
 }
 
@@ -41,7 +41,7 @@ impl World {
 
     pub fn postgres(database: Database) -> Self {
         Self {
-            kind: Kind::Postgres(database),
+            kind: Kind::Postgres(Box::new(database)),
         }
     }
 

@@ -68,7 +68,7 @@ impl Kind {
             Kind::StoreRefuses | Kind::StoreMute | Kind::StoreSlow | Kind::StoreDown => 300..12_000,
             Kind::AnswersLost => 1..2,
             Kind::Freeze => 2_000..15_000,
-            Kind::Strand => 6_000..20_000,
+            Kind::Strand => 9_000..18_000,
         }
     }
 }

@@ -16,7 +16,7 @@ use rollback_engine::release::{Action, Release, ReleaseEntry, Revision, Role};
 use rollback_proto::v1;
 
 use crate::driver::capabilities;
-use crate::faults::{Fault, Harm, Kind};
+use crate::faults::{Fault, Harm, Kind, Whom};
 use crate::recorder::Deed;
 
 /// The release that the fleet goes back to.
@@ -247,8 +247,15 @@ impl Seed {
             fleet.coordinators[stuck].timing.step_down = Duration::from_secs(3600);
         }
         let temper = Temper::draw(dice, &fleet);
-        let calm = Duration::from_millis(dice.random_range(8_000..35_000));
-        let harm = draw_harm(dice, calm);
+        let mut calm = Duration::from_millis(dice.random_range(8_000..35_000));
+        let mut harm = draw_harm(dice, calm);
+        // The hardest of all: a leader whose requests are still on their way when another one has taken over.
+        if dice.random_bool(0.3) {
+            let stranded = strand(dice);
+            calm = calm.max(stranded.until);
+            harm.push(stranded);
+        }
+        harm.sort_by_key(|h| h.at);
         Self {
             number,
             fleet,
@@ -294,7 +301,7 @@ fn draw_harm(dice: &mut StdRng, calm: Duration) -> Vec<Harm> {
     kinds.shuffle(dice);
     kinds.truncate(dice.random_range(1..=5));
     let count = dice.random_range(0..=14);
-    let mut harm: Vec<Harm> = (0..count)
+    (0..count)
         .filter_map(|_| {
             let kind = kinds.choose(dice)?;
             let latest = calm.as_millis() as u64;
@@ -306,7 +313,16 @@ fn draw_harm(dice: &mut StdRng, calm: Duration) -> Vec<Harm> {
                 fault: Fault::draw(*kind, dice),
             })
         })
-        .collect();
-    harm.sort_by_key(|h| h.at);
-    harm
+        .collect()
+}
+
+fn strand(dice: &mut StdRng) -> Harm {
+    let at = dice.random_range(800..6000);
+    let length = dice.random_range(Kind::Strand.lasts());
+    let (open, blind) = (dice.random_range(50..1500), dice.random_range(0..3000));
+    Harm {
+        at: Duration::from_millis(at),
+        until: Duration::from_millis(at + length),
+        fault: Fault::Strand(Whom::Leader, Duration::from_millis(open), Duration::from_millis(blind)),
+    }
 }

@@ -32,6 +32,7 @@ const TRUSTED: Duration = Duration::from_millis(500);
 const WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
     SET LOCAL statement_timeout = '2500ms'; \
     SET LOCAL lock_timeout = '2000ms'; \
+    SET LOCAL idle_in_transaction_session_timeout = '1000ms'; \
     SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'";
 
 /// As [`WRITE`], and everything that is read in it is of one instant.
@@ -74,10 +75,14 @@ impl Lane {
     async fn begin(&self, what: &'static str, begin: &'static str) -> Result<Transaction, StoreError> {
         let deadline = Instant::now() + ANSWER;
         let unavailable = |source| StoreError::Unavailable { what, source };
-        let connection = timeout_at(deadline, self.0.acquire())
-            .await
-            .map_err(|_| unavailable(no_answer()))?
-            .map_err(unavailable)?;
+        let connection = match timeout_at(deadline, self.0.acquire()).await {
+            Ok(Ok(connection)) => connection,
+            // The pool says no more than that: it goes on trying where a connection is refused.
+            Err(_) | Ok(Err(sqlx::Error::PoolTimedOut)) => {
+                return Err(unavailable(late("cannot be reached, or is busy")));
+            }
+            Ok(Err(e)) => return Err(unavailable(e)),
+        };
         let mut transaction = Transaction {
             connection: Some(connection),
             what,
@@ -85,10 +90,6 @@ impl Lane {
         };
         transaction.simple(begin).await?;
         Ok(transaction)
-    }
-
-    pub async fn close(&self) {
-        self.0.close().await;
     }
 }
 
@@ -106,7 +107,7 @@ impl Transaction {
     where
         T: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
-        let query = query.persistent(true);
+        let query = query.persistent(false);
         self.within(async |connection| query.fetch_all(connection).await).await
     }
 
@@ -119,7 +120,7 @@ impl Transaction {
 
     /// The number of rows that it wrote.
     pub async fn execute(&mut self, query: Query<'_, Postgres, PgArguments>) -> Result<u64, StoreError> {
-        let query = query.persistent(true);
+        let query = query.persistent(false);
         let done = self.within(async |connection| query.execute(connection).await).await?;
         Ok(done.rows_affected())
     }
@@ -166,7 +167,7 @@ impl Transaction {
         let connection = self.connection.as_mut().expect("a transaction that was not ended");
         match timeout_at(self.deadline, ask(connection)).await {
             Ok(answer) => answer.map_err(|e| self.unavailable(e)),
-            Err(_) => Err(self.unavailable(no_answer())),
+            Err(_) => Err(self.unavailable(late("gave no answer"))),
         }
     }
 }
@@ -175,14 +176,15 @@ impl Drop for Transaction {
     fn drop(&mut self) {
         // Detached, a connection is closed at once. Given back, it would be asked whether it lives, without a limit of
         // time, and would keep its place in the pool for so long.
-        drop(self.connection.take());
+        drop(self.connection.take().map(PoolConnection::detach));
     }
 }
 
-fn no_answer() -> sqlx::Error {
+fn late(what: &str) -> sqlx::Error {
+    let seconds = ANSWER.as_secs();
     std::io::Error::new(
         std::io::ErrorKind::TimedOut,
-        format!("PostgreSQL gave no answer for {} s", ANSWER.as_secs()),
+        format!("PostgreSQL {what}, for {seconds} s"),
     )
     .into()
 }

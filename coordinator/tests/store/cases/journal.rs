@@ -40,7 +40,11 @@ async fn an_append_after_the_wrong_event_is_a_conflict_and_writes_nothing(world:
         );
     }
     assert_eq!(store.events(&id("r1"), 0).await.expect("events").len(), 2);
-    assert_eq!(store.running().await.expect("running"), [id("r1")], "it did not end either");
+    assert_eq!(
+        store.running().await.expect("running"),
+        [id("r1")],
+        "it did not end either"
+    );
     assert_eq!(store.summary(&id("r1")).await.expect("summary"), Some(new.summary));
 }
 
@@ -222,7 +226,7 @@ async fn scopes_that_cross_do_not_wait_for_each_other(world: &World) {
             (Created::ScopeHeld { holder, .. }, Created::New) => holder.clone(),
             neither => panic!("{neither:?}"),
         };
-        assert_eq!(a.running().await.expect("running"), [begun.clone()]);
+        assert_eq!(a.running().await.expect("running"), std::slice::from_ref(&begun));
         a.append(epoch, &begun, 2, &events(1), "{}", Some(&Closing::default()))
             .await
             .expect("end");
@@ -281,7 +285,10 @@ async fn lists_are_newest_first(world: &World) {
     let epoch = lead(&*store, "a").await;
     // As bytes: a database that sorts as a language does would put "B" behind "a".
     for name in ["a", "B", "c"] {
-        store.create(epoch, &rollback(name, name, &[name])).await.expect("create");
+        store
+            .create(epoch, &rollback(name, name, &[name]))
+            .await
+            .expect("create");
     }
     let summaries = store.summaries(2).await.expect("list");
     assert_eq!(summaries, ["{\"id\":\"c\"}", "{\"id\":\"a\"}"]);

@@ -100,10 +100,7 @@ async fn a_lease_that_runs_out_is_taken_over_and_never_renewed(world: &World) {
     assert!(sent.elapsed() >= ttl, "it ran out early: {:?}", sent.elapsed());
     // Nobody has taken it. It is over all the same: its holder cannot know that nobody has.
     let refused = a.renew(old, ttl).await;
-    assert!(
-        matches!(refused, Err(StoreError::Fenced(e)) if e == old),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(StoreError::Fenced(e)) if e == old), "{refused:?}");
     assert!(lead(&*b, "b").await > old);
 }
 
@@ -111,19 +108,13 @@ async fn the_holder_may_campaign_again_and_ends_its_earlier_epoch(world: &World)
     let store = world.replica().await;
     let first = lead(&*store, "a").await;
     let at_least = Epoch(first.0 + 40);
-    let again = store
-        .campaign(&candidate("a"), LONG, at_least)
-        .await
-        .expect("campaign");
+    let again = store.campaign(&candidate("a"), LONG, at_least).await.expect("campaign");
     assert_eq!(again, Campaign::Won(at_least), "an agent has seen that one");
     let refused = store.renew(first, LONG).await;
     assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
     let refused = store.create(first, &rollback("r1", "q1", &["app-1"])).await;
     assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
-    let lower = store
-        .campaign(&candidate("a"), LONG, first)
-        .await
-        .expect("campaign");
+    let lower = store.campaign(&candidate("a"), LONG, first).await.expect("campaign");
     assert_eq!(lower, Campaign::Won(Epoch(at_least.0 + 1)), "never back");
 }
 

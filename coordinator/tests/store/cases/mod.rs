@@ -29,7 +29,9 @@ pub(crate) use cases;
 
 /// What every store has to do.
 pub fn of_every_store() -> impl Iterator<Item = &'static Case> {
-    [leadership::CASES, journal::CASES, records::CASES].into_iter().flatten()
+    [leadership::CASES, journal::CASES, records::CASES]
+        .into_iter()
+        .flatten()
 }
 
 /// Runs them all, a few at a time, and fails with the names of those that failed.
@@ -42,5 +44,9 @@ pub async fn run(cases: impl Iterator<Item = &'static Case>, world: impl AsyncFn
     });
     let ended: Vec<(&str, bool)> = futures::stream::iter(runs).buffer_unordered(6).collect().await;
     let failed: Vec<&str> = ended.iter().filter(|(_, ok)| !ok).map(|(name, _)| *name).collect();
-    assert!(!ended.is_empty() && failed.is_empty(), "of {} cases failed: {failed:?}", ended.len());
+    assert!(
+        !ended.is_empty() && failed.is_empty(),
+        "of {} cases failed: {failed:?}",
+        ended.len()
+    );
 }

@@ -23,7 +23,9 @@ cases![
 async fn behind_a_proxy(world: &World) -> (Proxy, PostgresStore) {
     let database = world.database();
     let proxy = Proxy::before(&database.socket).await;
-    let store = PostgresStore::open(&proxy.url(&database.name), None).await.expect("open");
+    let store = PostgresStore::open(&proxy.url(&database.name), None)
+        .await
+        .expect("open");
     (proxy, store)
 }
 
@@ -96,15 +98,15 @@ async fn a_network_that_swallows_everything_is_answered_in_time(world: &World) {
     for answer in [renewed, appended] {
         assert!(matches!(answer, Err(StoreError::Unavailable { .. })), "{answer:?}");
     }
-    assert!(read.iter().all(|r| matches!(r, Err(StoreError::Unavailable { .. }))), "{read:?}");
+    assert!(
+        read.iter().all(|r| matches!(r, Err(StoreError::Unavailable { .. }))),
+        "{read:?}"
+    );
     let took = sent.elapsed();
     assert!(took < Duration::from_millis(4500), "{took:?}");
     proxy.set(Weather::Fair);
     store.renew(epoch, LONG).await.expect("at once");
-    store
-        .append(epoch, &r1, 2, &group, "{}", None)
-        .await
-        .expect("at once");
+    store.append(epoch, &r1, 2, &group, "{}", None).await.expect("at once");
 }
 
 fn r1() -> rollback_engine::ids::RollbackId {
@@ -142,13 +144,17 @@ async fn connections_that_are_killed_all_the_time_lose_nothing(world: &World) {
             Ok(()) => after += 3,
             Err(StoreError::Unavailable { .. }) => {
                 unknown += 1;
-                let Ok(news) = store.events(&r1(), after).await else { continue };
+                let Ok(news) = store.events(&r1(), after).await else {
+                    continue;
+                };
                 assert!(news.is_empty() || news.len() == 3, "{news:?}");
                 after += news.len() as u64;
             }
             // The one before was made after all.
             Err(StoreError::Conflict) => {
-                let Ok(news) = store.events(&r1(), after).await else { continue };
+                let Ok(news) = store.events(&r1(), after).await else {
+                    continue;
+                };
                 assert_eq!(news.len(), 3, "{news:?}");
                 after += 3;
             }

@@ -5,7 +5,7 @@ use rollback_coordinator::store::{OpenError, Store as _};
 use sqlx::Executor as _;
 
 use crate::cases::cases;
-use crate::material::lead;
+use crate::material::{lead, until};
 use crate::server::{PASSWORD, USER};
 use crate::world::World;
 
@@ -14,6 +14,7 @@ cases![
     a_schema_of_a_newer_program_is_not_touched,
     what_is_in_the_way_is_said_without_the_password,
     a_certificate_is_checked_as_the_url_says,
+    a_standby_is_not_taken_for_the_primary,
 ];
 
 async fn eight_replicas_may_start_on_an_empty_database(world: &World) {
@@ -24,10 +25,11 @@ async fn eight_replicas_may_start_on_an_empty_database(world: &World) {
         store.lease().await.expect("lease");
     }
     let mut hand = world.database().connect().await;
-    let rows: (i64, i64) = sqlx::query_as("SELECT (SELECT count(*) FROM lease), (SELECT count(*) FROM _sqlx_migrations)")
-        .fetch_one(&mut hand)
-        .await
-        .expect("look");
+    let rows: (i64, i64) =
+        sqlx::query_as("SELECT (SELECT count(*) FROM lease), (SELECT count(*) FROM _sqlx_migrations)")
+            .fetch_one(&mut hand)
+            .await
+            .expect("look");
     assert_eq!(rows, (1, 1));
 }
 
@@ -41,8 +43,13 @@ async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
     ];
     hand.execute(changes[0]).await.expect("change");
     let refused = PostgresStore::open(&world.database().url, None).await;
-    assert!(matches!(refused, Err(OpenError::Newer { found: 9999, known: 1 })), "{refused:?}");
-    hand.execute("DELETE FROM _sqlx_migrations WHERE version = 1").await.expect("change");
+    assert!(
+        matches!(refused, Err(OpenError::Newer { found: 9999, known: 1 })),
+        "{refused:?}"
+    );
+    hand.execute("DELETE FROM _sqlx_migrations WHERE version = 1")
+        .await
+        .expect("change");
     hand.execute(changes[1]).await.expect("change");
     let refused = PostgresStore::open(&world.database().url, None).await;
     assert!(matches!(refused, Err(OpenError::Foreign { version: 1 })), "{refused:?}");
@@ -57,11 +64,27 @@ async fn what_is_in_the_way_is_said_without_the_password(world: &World) {
     let at = |port: u16, name: &str| format!("postgres://{USER}@localhost:{port}/{name}");
     let cases = [
         (at(port, name), Some(wrong), "password authentication failed"),
-        (format!("postgres://{USER}:{wrong}@localhost:{port}/{name}"), None, "password authentication failed"),
-        (at(port, "nowhere"), Some(PASSWORD), "there is no database nowhere at localhost"),
+        (
+            format!("postgres://{USER}:{wrong}@localhost:{port}/{name}"),
+            None,
+            "password authentication failed",
+        ),
+        (
+            at(port, "nowhere"),
+            Some(PASSWORD),
+            "there is no database nowhere at localhost",
+        ),
         (at(1, name), Some(PASSWORD), "localhost:1 cannot be reached"),
-        (format!("mysql://{USER}:{wrong}@localhost/{name}"), None, "not one of PostgreSQL"),
-        (format!("postgres://{USER}:{wrong}@localhost:{port}/{name}?sslmode=maybe"), None, "not one of PostgreSQL"),
+        (
+            format!("mysql://{USER}:{wrong}@localhost/{name}"),
+            None,
+            "not one of PostgreSQL",
+        ),
+        (
+            format!("postgres://{USER}:{wrong}@localhost:{port}/{name}?sslmode=maybe"),
+            None,
+            "not one of PostgreSQL",
+        ),
         (at(port, name).replace(USER, "nobody"), Some(wrong), "pg_hba.conf"),
     ];
     for (url, password, expected) in cases {
@@ -73,9 +96,22 @@ async fn what_is_in_the_way_is_said_without_the_password(world: &World) {
             assert!(!said.contains(secret), "{url}: {said}");
         }
     }
-    let open = PostgresStore::open(&at(port, name), Some(PASSWORD)).await.expect("open");
+    let open = PostgresStore::open(&at(port, name), Some(PASSWORD))
+        .await
+        .expect("open");
     let shown = format!("{open:?}");
     assert!(shown.contains(name) && !shown.contains(PASSWORD), "{shown}");
+}
+
+async fn a_standby_is_not_taken_for_the_primary(world: &World) {
+    let standby = world.database().standby();
+    let mut said = None;
+    until("the standby answers", async || {
+        said = PostgresStore::open(&standby.url, None).await.err();
+        !matches!(said, Some(OpenError::Unreachable { .. }))
+    })
+    .await;
+    assert!(matches!(said, Some(OpenError::Standby { .. })), "{said:?}");
 }
 
 async fn a_certificate_is_checked_as_the_url_says(world: &World) {
@@ -103,6 +139,9 @@ async fn a_certificate_is_checked_as_the_url_says(world: &World) {
     let other = database.ca.with_file_name("server.crt");
     for wrong in [url("127.0.0.1", &database.ca), url("localhost", &other)] {
         let refused = PostgresStore::open(&wrong, Some(PASSWORD)).await;
-        assert!(matches!(refused, Err(OpenError::Unreachable { .. })), "{wrong}: {refused:?}");
+        assert!(
+            matches!(refused, Err(OpenError::Unreachable { .. })),
+            "{wrong}: {refused:?}"
+        );
     }
 }

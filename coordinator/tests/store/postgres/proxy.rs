@@ -60,7 +60,9 @@ impl Proxy {
 
 async fn accept(listener: TcpListener, socket: PathBuf, weather: Arc<watch::Sender<Weather>>) {
     while let Ok((client, _)) = listener.accept().await {
-        let Ok(server) = UnixStream::connect(&socket).await else { continue };
+        let Ok(server) = UnixStream::connect(&socket).await else {
+            continue;
+        };
         let weather = Arc::clone(&weather);
         tokio::spawn(async move {
             // Broken connections are what this is for.

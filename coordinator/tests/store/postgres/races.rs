@@ -26,7 +26,9 @@ cases![
 async fn slow_store(world: &World) -> (Proxy, Arc<PostgresStore>) {
     let database = world.database();
     let proxy = Proxy::before(&database.socket).await;
-    let store = PostgresStore::open(&proxy.url(&database.name), None).await.expect("open");
+    let store = PostgresStore::open(&proxy.url(&database.name), None)
+        .await
+        .expect("open");
     (proxy, Arc::new(store))
 }
 
@@ -140,7 +142,11 @@ async fn a_leader_that_stands_still_in_a_transaction_holds_nobody_up_for_long(wo
         matches!(again, Err(StoreError::Fenced(e)) if Some(e) == won),
         "{again:?}"
     );
-    assert_eq!(new.events(&id("r1"), 0).await.expect("read").len(), 2, "nothing came late");
+    assert_eq!(
+        new.events(&id("r1"), 0).await.expect("read").len(),
+        2,
+        "nothing came late"
+    );
 }
 
 /// The trap: one statement that waits for the row judges with the time before it waited.
@@ -162,7 +168,10 @@ async fn a_renewal_that_had_to_wait_until_the_lease_ran_out_is_refused(world: &W
     run_out(&*store).await;
     holder.execute("COMMIT").await.expect("let go");
     let renewed = renewal.await.expect("task");
-    assert!(matches!(renewed, Err(StoreError::Fenced(e)) if e == epoch), "{renewed:?}");
+    assert!(
+        matches!(renewed, Err(StoreError::Fenced(e)) if e == epoch),
+        "{renewed:?}"
+    );
     assert!(store.lease().await.expect("lease").left.is_zero());
 }
 
@@ -175,7 +184,12 @@ async fn a_campaign_that_had_to_wait_sees_who_was_faster(world: &World) {
         .await
         .expect("hold the row");
     let campaigns = [("a", a), ("b", b)].map(|(name, store)| {
-        tokio::spawn(async move { store.campaign(&candidate(name), LONG, Epoch(0)).await.expect("campaign") })
+        tokio::spawn(async move {
+            store
+                .campaign(&candidate(name), LONG, Epoch(0))
+                .await
+                .expect("campaign")
+        })
     });
     somebody_waits(&mut hand).await;
     holder.execute("COMMIT").await.expect("let go");
@@ -201,7 +215,10 @@ async fn a_leader_that_writes_all_the_time_still_renews(world: &World) {
     for n in 0..4 {
         let (store, stop) = (Arc::clone(&store), stop.clone());
         let name = format!("r{n}");
-        store.create(epoch, &rollback(&name, &name, &[&name])).await.expect("create");
+        store
+            .create(epoch, &rollback(&name, &name, &[&name]))
+            .await
+            .expect("create");
         writers.push(tokio::spawn(async move {
             let mut after = 2;
             while !stop.is_cancelled() {
