@@ -68,8 +68,15 @@ pub struct Board {
     /// By step and direction (true: undo).
     pub running: BTreeMap<(u32, bool), Running>,
     pub undo: Option<Undo>,
+    /// What the coordinator itself waits for; gone with the next event of the journal.
+    pub waits: Option<String>,
     pub ended: Option<(RollbackState, bool)>,
     pub ended_at: Option<Timestamp>,
+}
+
+/// A word of no step: the coordinator's own.
+pub fn is_of_coordinator(progress: &RollbackEvent) -> bool {
+    progress.host.is_empty()
 }
 
 impl Board {
@@ -89,6 +96,9 @@ impl Board {
     pub fn apply(&mut self, event: &RollbackEvent) {
         let at = timestamp(event.at.as_ref());
         let key = (event.step_id, event.undo);
+        if event.seq != 0 {
+            self.waits = None;
+        }
         match Kind::try_from(event.kind).unwrap_or(Kind::Unspecified) {
             Kind::Created => self.started = at,
             Kind::PhaseStarted => {
@@ -119,6 +129,7 @@ impl Board {
                 };
                 self.running.insert(key, running);
             }
+            Kind::Progress if is_of_coordinator(event) => self.waits = Some(event.message.clone()),
             Kind::Progress => {
                 if let Some(running) = self.running.get_mut(&key) {
                     running.says.clone_from(&event.message);

@@ -2,7 +2,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
-//! | [`control`] | the programs under test, on any hosts: a coordinator, an operator, agents |
+//! | [`control`] | the programs under test, on any hosts: a coordinator or several replicas, an operator, agents |
 //! | [`fleet`] | that, and zekka's fixed fleet: PostgreSQL, nginx, the sample application's hosts |
 //! | [`coordinator`], [`agent`], [`ctl`] | the three programs under test, as processes |
 //! | [`postgres`], [`nginx`], [`zekka`] | the servers that they roll back, and a deployment done by hand |
@@ -11,7 +11,8 @@
 //! | [`ballast`], [`writers`] | a database of a size that counts, and those who go on writing to it |
 //! | [`pgbouncer`], [`small_disk`], [`clock`], [`network`] | what goes wrong around the programs: between them and their store, with disks, clocks, packets |
 //! | [`journal`] | the journal and the agents' ledgers as they are stored, and whether anything is missing or there twice |
-//! | [`facts`], [`prober`], [`collector`] | what can be seen without asking the programs under test |
+//! | [`store_server`] | the PostgreSQL in which several coordinators keep their journal, and who wrote into it |
+//! | [`facts`], [`effects`], [`prober`], [`collector`] | what can be seen without asking the programs under test |
 //! | [`figures`] | durations and overhead of a rollback, from its report |
 //! | [`scenario`] | stories that are told with all of this; `scenario list` names them |
 //!

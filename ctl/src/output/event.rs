@@ -10,6 +10,7 @@ use super::paint::{Paint, Tone};
 use super::problem::brief;
 use super::text::{NONE, clean, millis, or_none, revision, stamp_ms, subject, timestamp};
 use super::words;
+use crate::board::is_of_coordinator;
 
 /// Names one run of one step.
 type Run = (u32, bool, u32);
@@ -67,7 +68,11 @@ impl Lines {
                     return None;
                 }
                 self.said.insert(run, event.message.clone());
-                (format!("{} …", action()), Tone::Dim, since(self.begun.get(&run)))
+                if is_of_coordinator(event) {
+                    ("COORDINATOR WAITS".to_owned(), Tone::Warn, None)
+                } else {
+                    (format!("{} …", action()), Tone::Dim, since(self.begun.get(&run)))
+                }
             }
             Kind::Unspecified => ("unknown event".to_owned(), Tone::Dim, None),
         };

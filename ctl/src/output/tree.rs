@@ -44,6 +44,9 @@ pub fn lines(board: &Board, now: Timestamp, limits: Limits, paint: Paint) -> Vec
         let undoing = board.running.iter().filter(|((_, undo), _)| *undo);
         lines.extend(step_lines(undoing.map(|(_, r)| r), now, limits, paint));
     }
+    if let Some(waits) = &board.waits {
+        lines.push(format!("  {} {}", paint.tone(Tone::Warn, "!"), clean(waits)));
+    }
     if board.ended.is_none() {
         lines.push(paint.tone(Tone::Dim, "Ctrl-C leaves, the rollback goes on"));
     }
@@ -133,6 +136,9 @@ fn elapsed(started: Option<Timestamp>, ended: Option<Timestamp>, now: Timestamp)
 
 #[cfg(test)]
 mod tests {
+    use rollback_proto::v1::RollbackEvent;
+    use rollback_proto::v1::rollback_event::Kind;
+
     use super::*;
     use crate::output::samples::{self, golden};
 
@@ -159,6 +165,25 @@ mod tests {
         samples::rolling::events().iter().take(2).for_each(|e| board.apply(e));
         let drawn = lines(&board, samples::at(90), WIDE, Paint::PLAIN);
         assert!(drawn[2].contains("proxy-1/proxy (app-1/api) drain"), "{drawn:?}");
+    }
+
+    #[test]
+    fn what_the_coordinator_waits_for_is_said_until_it_goes_on() {
+        let (mut board, now) = board_after(samples::EVENTS_UNTIL_PROGRESS);
+        let waits = RollbackEvent {
+            kind: Kind::Progress.into(),
+            message: "waiting for the store".to_owned(),
+            ..RollbackEvent::default()
+        };
+        board.apply(&waits);
+        let said = |board: &Board| {
+            let drawn = lines(board, now, WIDE, Paint::PLAIN);
+            drawn.iter().any(|line| line.contains("! waiting for the store"))
+        };
+        assert!(said(&board));
+        let next = samples::undone_events();
+        board.apply(&next[samples::EVENTS_UNTIL_PROGRESS + 1]);
+        assert!(!said(&board));
     }
 
     #[test]

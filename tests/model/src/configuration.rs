@@ -266,15 +266,13 @@ impl Configuration {
                     APP,
                     Budget {
                         takeovers: 3,
-                        kills: 2,
-                        failures: 2,
-                        unknowns: 1,
-                        silences: 1,
+                        kills: 1,
+                        failures: 1,
                         ..none
                     },
                 )
             }
-            .expecting(&[&TAKEOVERS[..], &KILLS[..]].concat(), &ORDINARY),
+            .expecting(&[&TAKEOVERS[..], &KILLS[..]].concat(), &ORDINARY_BUT_HELD),
             Self::new(
                 "restarted",
                 "an application that is stopped and started",
@@ -286,9 +284,8 @@ impl Configuration {
                 Budget {
                     takeovers: 2,
                     kills: 1,
-                    failures: 2,
+                    failures: 1,
                     unknowns: 1,
-                    give_ups: 1,
                     ..none
                 },
             )

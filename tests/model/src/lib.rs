@@ -28,7 +28,7 @@ pub mod engine;
 pub mod explore;
 pub mod fleet;
 mod model;
-mod properties;
+pub mod properties;
 mod story;
 mod tidy;
 pub mod world;

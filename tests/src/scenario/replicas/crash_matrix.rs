@@ -14,7 +14,12 @@ mod case;
 mod ground;
 mod judge;
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result};
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
+use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
 use self::case::{Case, Kind, all_cases};
@@ -135,18 +140,46 @@ async fn matrix(
     Ok(())
 }
 
-/// The wanted ones last, each place once before any place comes twice; behind them (in front, that is) what takes the
-/// place of those that are missed.
+/// Those that are wanted last, where they are taken from, spread evenly over all; before them, in any order, those that
+/// take the place of what is missed.
 fn spread(cases: Vec<Case>, limit: Option<usize>, seed: u64) -> Vec<Case> {
-    let Some(limit) = limit else { return cases.into_iter().rev().collect() };
-    let all = cases.len().max(1);
-    let offset = usize::try_from(seed % u64::try_from(all).unwrap_or(1)).unwrap_or_default();
-    let chosen: Vec<usize> = (0..limit.min(all)).map(|n| (n * all / limit.min(all) + offset) % all).collect();
-    let mut rest: Vec<Case> = Vec::new();
-    let mut wanted: Vec<Case> = Vec::new();
+    let mut dice = StdRng::seed_from_u64(seed);
+    let all = cases.len();
+    let wanted = limit.unwrap_or(all).min(all);
+    let offset = dice.random_range(0..all.max(1));
+    let chosen: BTreeSet<usize> = (0..wanted).map(|n| (n * all / wanted + offset) % all).collect();
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
     for (n, case) in cases.into_iter().enumerate() {
-        if chosen.contains(&n) { wanted.push(case) } else { rest.push(case) }
+        if chosen.contains(&n) { first.push(case) } else { rest.push(case) }
     }
-    rest.extend(wanted);
+    rest.shuffle(&mut dice);
+    first.reverse();
+    rest.extend(first);
     rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::case::{Kind, Victim, all_cases};
+    use super::spread;
+    use crate::scenario::points::Point;
+
+    #[test]
+    fn a_sample_is_taken_from_all_over_and_nothing_is_lost() {
+        let point = |nth| Point { name: "store.append.before".to_owned(), nth };
+        let cases = || all_cases(Kind::Undisturbed, vec![(Victim::Coordinator, (1..=12).map(point).collect())], 12);
+        let taken = |limit, seed| -> Vec<u32> {
+            let mut left = spread(cases(), limit, seed);
+            std::iter::from_fn(|| left.pop()).map(|case| case.point.nth).collect()
+        };
+        assert_eq!(taken(None, 1), (1..=12).collect::<Vec<_>>());
+        for seed in 0..20 {
+            let mut order = taken(Some(4), seed);
+            let mut first: Vec<u32> = order[..4].iter().map(|nth| nth % 3).collect();
+            first.dedup();
+            assert_eq!(first.len(), 1, "every third one comes first: {order:?}");
+            order.sort_unstable();
+            assert_eq!(order, (1..=12).collect::<Vec<_>>());
+        }
+    }
 }

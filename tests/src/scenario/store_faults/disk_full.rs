@@ -35,8 +35,9 @@ const SAID_WITHIN: Duration = Duration::from_secs(15);
 /// How long nobody may be asked for anything, from then on.
 const STAYS_FULL: Duration = Duration::from_secs(2);
 
-/// What operators and `/readyz` are told.
+/// What operators and `/readyz` are told while the server takes nothing, and while it is down.
 const WAITS: &str = "waiting for the store";
+const DOWN: &str = "store: ";
 
 /// In a coordinator's log: no room, in the words of PostgreSQL and of SQLite, and a server that is not there.
 const CAUSES: [&str; 3] = ["No space left on device", "database or disk is full", "refused"];
@@ -77,7 +78,7 @@ async fn postgres(fleet: &mut Fleet, options: Options, rounds: usize, tally: &mu
             without_a_log(fleet.store_server()?)?;
         }
         options.say(format!("The disk of the store's server is full; it is {}.", if down { "down" } else { "up" }));
-        said.push(said_and_waited(fleet, &mut swing, options).await?);
+        said.push(said_and_waited(fleet, &mut swing, if down { DOWN } else { WAITS }).await?);
         disk.free()?;
         options.say("There is room again.");
         if down {
@@ -107,7 +108,7 @@ async fn sqlite(fleet: &mut Fleet, options: Options, rounds: usize, tally: &mut 
         swing.middle(fleet).await?;
         disk.fill()?;
         options.say("The disk of the coordinator is full.");
-        said.push(said_and_waited(fleet, &mut swing, options).await?);
+        said.push(said_and_waited(fleet, &mut swing, WAITS).await?);
         disk.free()?;
         options.say("There is room again.");
         live = swing.verified(fleet, tally).await?;
@@ -128,12 +129,11 @@ fn without_a_log(store: &StoreServer) -> Result<()> {
 
 /// Waits until the log, `/readyz` and rollbackctl have said that the store cannot be written, and then makes sure that no
 /// agent is asked for anything while that is so. What the operator was told.
-async fn said_and_waited(fleet: &Fleet, swing: &mut Swing, options: Options) -> Result<String> {
+async fn said_and_waited(fleet: &Fleet, swing: &mut Swing, words: &str) -> Result<String> {
     let told = swing
-        .until_said("the store cannot be written", |line| line.contains(WAITS))
+        .until_said("the store cannot be written", |line| line.contains(words))
         .await?;
-    options.say(&told);
-    let pages = async || fleet.coordinators().any(|c| curl(&c.page("/readyz")).is_ok_and(|a| a.body.contains(WAITS)));
+    let pages = async || fleet.coordinators().any(|c| curl(&c.page("/readyz")).is_ok_and(|a| a.body.contains(words)));
     wait::until_true("/readyz says that the store cannot be written", SAID_WITHIN, pages).await?;
     let logged = |c: &Coordinator| std::fs::read_to_string(c.log()).is_ok_and(|log| CAUSES.iter().any(|c| log.contains(c)));
     let logs = async || fleet.coordinators().any(logged);
@@ -145,7 +145,7 @@ async fn said_and_waited(fleet: &Fleet, swing: &mut Swing, options: Options) -> 
         "agents were asked for more while nothing could be written"
     );
     // Without its time and its phase.
-    Ok(told.split_once(WAITS).map(|(_, why)| format!("{WAITS}{why}")).unwrap_or(told))
+    Ok(told.split_once(words).map_or_else(String::new, |(_, why)| format!("{words}{why}")))
 }
 
 /// Puts a directory, which nobody uses now, onto a disk of its own, with what is in it.

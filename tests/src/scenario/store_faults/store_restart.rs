@@ -7,12 +7,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use super::swing::{Swing, Tally};
 use super::{SLACK, STEP_DOWN, expect_whole_journal, replicated, unready, well};
-use crate::control::{Standing, StoreKind};
 use crate::fleet::Fleet;
 use crate::postgres::Shutdown;
 use crate::scenario::{Found, Options, on_fleet};
@@ -71,15 +70,15 @@ struct Met {
     sessions_ended: usize,
     replies_lost: usize,
     commits_lost: usize,
-    /// From the crash until the last coordinator said that it cannot reach the store.
-    said_ms: u128,
+    /// From the crash until every coordinator had said that it cannot reach the store and does not lead.
+    stepped_down_ms: u128,
     /// What one of them said.
     said: String,
 }
 
 pub async fn tell(options: Options) -> Result<Found> {
     let swings = options.rounds.unwrap_or(1) * FAULTS.len();
-    on_fleet(replicated().store(StoreKind::Postgres), options, async |fleet| {
+    on_fleet(replicated(), options, async |fleet| {
         let store = fleet.store_server()?;
         store.record()?;
         store.psql(&LINGER.replace("{role}", ROLE)).context("make commits linger")?;
@@ -99,7 +98,7 @@ pub async fn tell(options: Options) -> Result<Found> {
         let events = expect_whole_journal(fleet)?;
         Ok(tally.with(json!({
             "sessions_ended": met.sessions_ended, "replies_to_commit_lost": met.replies_lost,
-            "commits_not_made": met.commits_lost, "all_said_so_after_ms": met.said_ms, "said": met.said,
+            "commits_not_made": met.commits_lost, "stepped_down_ms": met.stepped_down_ms, "said": met.said,
             "events": events,
         })))
     })
@@ -132,23 +131,18 @@ async fn crashed(fleet: &mut Fleet, met: &mut Met) -> Result<()> {
     store.crash().await?;
     let begun = Instant::now();
     let all = fleet.coordinators().count();
+    let nobody_leads = |said: &[(String, String)]| said.iter().all(|(_, why)| !why.starts_with("leading"));
     let said = wait::until(
-        "every coordinator says that it cannot reach the store",
-        STEP_DOWN + SLACK + SLACK,
-        async || Some(unready(fleet).await).filter(|said| said.len() == all),
+        "every coordinator says that it cannot reach the store, and nobody leads",
+        STEP_DOWN + SLACK,
+        async || Some(unready(fleet).await).filter(|said| said.len() == all && nobody_leads(said)),
     );
     let said = match said.await {
         Ok(said) => said,
-        Err(error) => anyhow::bail!("{error:#}; they say {:?}", fleet.standings().await),
+        Err(error) => bail!("{error:#}; they say {:?}", fleet.standings().await),
     };
-    met.said_ms = begun.elapsed().as_millis();
+    met.stepped_down_ms = begun.elapsed().as_millis();
     met.said = said.into_iter().map(|(_, why)| why).next().unwrap_or_default();
-    let nobody_leads = !fleet
-        .standings()
-        .await
-        .iter()
-        .any(|(_, standing)| matches!(standing, Standing::Leading(_)));
-    ensure!(nobody_leads, "somebody leads without a store");
     let store = fleet.store_server.as_mut().context("the store's server")?;
     store.run().await
 }

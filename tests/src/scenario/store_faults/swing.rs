@@ -120,4 +120,9 @@ impl Swing {
         expect_running(fleet, to)?;
         Ok(to)
     }
+
+    /// Hands out what runs, for a story that ends otherwise.
+    pub fn into_running(self) -> Running {
+        self.running
+    }
 }

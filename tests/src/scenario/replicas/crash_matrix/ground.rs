@@ -359,7 +359,8 @@ impl<'a> Ground<'a> {
             (Kind::HandedOver, StoreKind::Postgres) => Ok(is_victim && first.ended().is_some_and(killed)),
             (Kind::HandedOver, StoreKind::Sqlite) => {
                 let met = is_victim && first.ended().is_some_and(killed);
-                first.unexport(KILL_AT);
+                // The one that goes on is another story.
+                disarm(first);
                 first.run().await.map(|()| met)
             }
             (Kind::TakenOver, StoreKind::Sqlite) => {
