@@ -263,7 +263,7 @@ fn given_up(order: &Order, problem: Problem) -> Outcome {
 }
 
 /// An outcome of which only the result is known.
-pub fn ended(result: StepResult) -> Outcome {
+fn ended(result: StepResult) -> Outcome {
     Outcome {
         result,
         findings: Vec::new(),

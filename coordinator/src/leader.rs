@@ -8,6 +8,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rollback_engine::event::{Command, Event};
@@ -64,6 +65,8 @@ pub struct Leader {
     running: Running,
     /// Nothing is started before what was running has been taken up.
     taken_up: Arc<watch::Sender<bool>>,
+    /// Rollbacks whose journal cannot be read.
+    unreadable: Arc<Mutex<BTreeSet<RollbackId>>>,
 }
 
 impl Leader {
@@ -72,6 +75,7 @@ impl Leader {
             shared,
             running: Running::default(),
             taken_up: Arc::new(watch::Sender::new(false)),
+            unreadable: Arc::default(),
         }
     }
 
@@ -93,6 +97,11 @@ impl Leader {
                 // nothing is started over it before a person has looked.
                 Err(problem) => {
                     self.unregister(&id);
+                    let unreadable = &self.unreadable;
+                    unreadable
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(id.clone());
                     self.shared.metrics.fatal.inc();
                     let what = format!("its journal cannot be read: {problem}");
                     self.shared.troubles.begin(format!("rollback {id}"), what);
@@ -119,6 +128,39 @@ impl Leader {
         self.taken_up.send_replace(true);
         self.look_around(recalled, hosts, ids.clone());
         Ok(ids.len())
+    }
+
+    /// Comes back when the store says that a rollback runs which this leader has seen end: it has lost a commit that it had
+    /// confirmed, and nobody would ever go on with that rollback. Twice in a row, because one that is just being started or
+    /// ended is in the store and here at slightly different moments.
+    pub async fn until_store_forgets(&self, look_every: Duration) -> String {
+        let mut suspects = BTreeSet::new();
+        loop {
+            tokio::time::sleep(look_every).await;
+            // A store that does not answer ends the term by other means.
+            let Ok(running) = self.shared.store.running().await else {
+                continue;
+            };
+            let missing: BTreeSet<RollbackId> = running.into_iter().filter(|id| !self.is_known(id)).collect();
+            if let Some(lost) = missing.intersection(&suspects).next() {
+                return format!(
+                    "the store says that rollback {lost} runs, and it has ended here: the store has lost its end"
+                );
+            }
+            suspects = missing;
+        }
+    }
+
+    fn is_known(&self, id: &RollbackId) -> bool {
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(id)
+            || self
+                .unreadable
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains(id)
     }
 
     async fn when_taken_up(&self) -> Result<(), Problem> {
@@ -210,7 +252,7 @@ impl Leader {
             events,
             summary,
         };
-        match self.shared.store.create(self.shared.term.epoch(), &new).await? {
+        match self.shared.store.create(self.shared.term.fence(), &new).await? {
             Created::New => {}
             // The answer to the first request was lost, perhaps with the process that should have run it.
             Created::Existing(existing) => {

@@ -36,7 +36,7 @@ use crate::inventory::Inventory;
 use crate::leader::Leader;
 use crate::metrics::Metrics;
 use crate::runner::Shared;
-use crate::store::{Campaign, Candidate, Lease, Store, StoreError};
+use crate::store::{Campaign, Candidate, Fence, Lease, Store, StoreError};
 use crate::term::Term;
 use crate::troubles::Troubles;
 
@@ -184,7 +184,8 @@ impl Replica {
         self.pause(look_again.min(lease.left + Duration::from_millis(1))).await;
     }
 
-    /// A whole term. Returns what the next one's epoch must be at least.
+    /// A whole term. Returns what the next one's epoch must be at least: this process is known by its id, so that a store
+    /// that lost this term must not give its epoch to the same id again.
     async fn lead(&self, epoch: Epoch, won_at: Instant) -> Epoch {
         let Parts {
             store,
@@ -196,7 +197,11 @@ impl Replica {
             stop,
         } = &self.0.parts;
         let until = store.is_shared().then_some(won_at + timing.step_down);
-        let term = Term::new(epoch, candidate.id.clone(), until, stop.child_token());
+        let fence = Fence {
+            epoch,
+            leader: candidate.id.clone(),
+        };
+        let term = Term::new(fence.clone(), until, stop.child_token());
         let tasks = TaskTracker::new();
         let leader = Leader::new(Shared {
             store: Arc::clone(store),
@@ -211,7 +216,7 @@ impl Replica {
         metrics.terms.inc();
         inventory.hears_agents(true);
         self.set(Standing::Leading(leader.clone()));
-        tasks.spawn(begin(leader, Arc::clone(inventory), term.clone()));
+        tasks.spawn(begin(leader, Arc::clone(inventory), term.clone(), timing.renew));
 
         let end = self.hold(&term).await;
         term.end();
@@ -230,18 +235,18 @@ impl Replica {
             }
         }
         match end {
-            End::Outdone(epoch) => Epoch(epoch.0 + 1),
+            End::Outdone(claimed) => Epoch(claimed.0.max(epoch.0) + 1),
             End::Stopped | End::Failed(_) => {
                 // Nobody needs to wait for a lease that nobody uses. Whether it arrives or not: it runs out.
-                let given_back = tokio::time::timeout(timing.renew, store.give_back(epoch)).await;
+                let given_back = tokio::time::timeout(timing.renew, store.give_back(&fence)).await;
                 if !matches!(given_back, Ok(Ok(()))) {
                     tracing::warn!(epoch = epoch.0, "could not give the lease back; it runs out by itself");
                 }
                 // Another replica, with another disk and another network, is to have the first try.
                 self.pause(COOL_DOWN).await;
-                Epoch(0)
+                Epoch(epoch.0 + 1)
             }
-            End::Fenced(_) | End::Unheard(_) => Epoch(0),
+            End::Fenced(_) | End::Unheard(_) => Epoch(epoch.0 + 1),
         }
     }
 
@@ -269,7 +274,7 @@ impl Replica {
             let renewed = tokio::select! {
                 biased;
                 () = until_instant(until) => return End::Unheard(last_error),
-                renewed = store.renew(term.epoch(), timing.ttl) => renewed,
+                renewed = store.renew(term.fence(), timing.ttl) => renewed,
             };
             match renewed {
                 Ok(()) => {
@@ -313,8 +318,9 @@ async fn until_instant(until: Option<Instant>) {
     }
 }
 
-/// What a term begins with.
-async fn begin(leader: Leader, inventory: Arc<Inventory>, term: Term) {
+/// What a term begins with, and what it then keeps an eye on.
+async fn begin(leader: Leader, inventory: Arc<Inventory>, term: Term, look_every: Duration) {
+    let shared = leader.shared().store.is_shared();
     let work = async {
         // Agents that registered with the leader before, since this replica looked last.
         if let Err(error) = inventory.refresh(leader.shared().store.as_ref()).await {
@@ -329,6 +335,14 @@ async fn begin(leader: Leader, inventory: Arc<Inventory>, term: Term) {
             Ok(taken_up) => tracing::info!(epoch = term.epoch().0, taken_up, "took up what was running"),
             Err(problem) => term.fail(format!("take up what was running: {problem}")),
         }
+    }
+    if !shared {
+        return;
+    }
+    tokio::select! {
+        biased;
+        () = term.ended() => {}
+        lost = leader.until_store_forgets(look_every) => term.fail(lost),
     }
 }
 

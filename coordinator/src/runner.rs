@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use opentelemetry_sdk::trace::SdkTracer;
-use rollback_engine::event::{Command, Direction, Effect, Ending, Event, Outcome, StepResult};
+use rollback_engine::event::{self, Command, Direction, Effect, Ending, Event};
 use rollback_engine::ids::{RollbackId, StepId};
 use rollback_engine::machine::{self, Rejected, State};
 use rollback_proto::problem::Problem;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::closing;
-use crate::dispatcher::{Dispatcher, Order, ended};
+use crate::dispatcher::{Dispatcher, Order};
 use crate::journal_spans::JournalSpans;
 use crate::metrics::Metrics;
 use crate::projection::{self, Summary};
@@ -58,7 +58,7 @@ pub struct Runner {
     /// The last event in the journal.
     seq: u64,
     /// Set when the journal is known to be incomplete: what is in flight is not asked for, and the rollback is held.
-    doubt: Option<Problem>,
+    doubt: Option<event::Problem>,
     spans: JournalSpans,
     live: broadcast::Sender<v1::RollbackEvent>,
     commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
@@ -101,7 +101,7 @@ impl Runner {
 
     /// The journal has lost events, for this reason: nobody can tell what became of the steps in flight.
     pub fn doubt(&mut self, reason: Problem) {
-        self.doubt = Some(reason);
+        self.doubt = Some(crate::convert::problem(reason));
     }
 
     /// Hosts that this rollback is about.
@@ -115,10 +115,12 @@ impl Runner {
         // The effects first: they stand in the journal already, and the agents' time runs.
         let at = Timestamp::now();
         let mut arrived = vec![Command::Resume { at }];
-        for effect in machine::outstanding(&self.state) {
-            match &self.doubt {
-                None => self.carry_out(effect, Origin::Journal),
-                Some(reason) => arrived.extend(unknown(effect, at, reason)),
+        match self.doubt.take() {
+            Some(cause) => arrived.push(Command::Hold { at, cause }),
+            None => {
+                for effect in machine::outstanding(&self.state) {
+                    self.carry_out(effect, Origin::Journal);
+                }
             }
         }
         loop {
@@ -224,7 +226,7 @@ impl Runner {
         let Shared { store, term, .. } = &self.shared;
         let closing = self.closing().await?;
         store
-            .append(term.epoch(), &self.id, self.seq, events, summary, closing.as_ref())
+            .append(term.fence(), &self.id, self.seq, events, summary, closing.as_ref())
             .await
     }
 
@@ -339,26 +341,4 @@ enum Origin {
     Now,
     /// From a journal that somebody else may have written, at a time that nobody here remembers.
     Journal,
-}
-
-/// The end of a step that nobody is asked about.
-fn unknown(effect: Effect, at: Timestamp, reason: &Problem) -> Option<Command> {
-    match effect {
-        Effect::Dispatch {
-            step,
-            direction,
-            attempt,
-        } => {
-            let result = StepResult::Indeterminate(crate::convert::problem(reason.clone()));
-            let outcome: Outcome = ended(result);
-            Some(Command::StepEnded {
-                at,
-                step,
-                direction,
-                attempt,
-                outcome,
-            })
-        }
-        Effect::Close => None,
-    }
 }

@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - Once a method that writes returns `Ok`, what it wrote survives a kill and a power cut.
-//! - `create` and `append` are fenced: they write nothing unless the caller's epoch is the store's.
+//! - `create` and `append` are fenced: they write nothing unless the lease is the caller's ([`Fence`]).
 //! - A rollback's events, its summary and its scope change in one transaction.
 //! - An epoch is given out once. Whoever holds the lease is told apart by epoch and leader id together: a store that was
 //!   taken back to an earlier copy of itself gives out epochs again.
@@ -121,6 +121,15 @@ pub struct Candidate {
     pub endpoint: String,
 }
 
+/// What a leader writes under: nothing is written unless the store's lease has this epoch *and* this holder, and has not run
+/// out. The epoch alone would not do: a store that lost the commit of a campaign gives its epoch out again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fence {
+    pub epoch: Epoch,
+    /// [`Candidate::id`].
+    pub leader: String,
+}
+
 /// What a campaign came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Campaign {
@@ -180,10 +189,10 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Holds the lease for another `ttl` from now, by the store's clock. `Fenced`: it is somebody else's, or it had run out
     /// before this was written. A lease that has run out is never renewed.
-    async fn renew(&self, epoch: Epoch, ttl: Duration) -> Result<(), StoreError>;
+    async fn renew(&self, fence: &Fence, ttl: Duration) -> Result<(), StoreError>;
 
     /// Lets the lease run out now, so that others need not wait. Nothing happens when it is somebody else's.
-    async fn give_back(&self, epoch: Epoch) -> Result<(), StoreError>;
+    async fn give_back(&self, fence: &Fence) -> Result<(), StoreError>;
 
     async fn lease(&self) -> Result<Lease, StoreError>;
 
@@ -193,13 +202,13 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     }
 
     /// Begins a rollback, unless its request has begun one or its scope is held.
-    async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError>;
+    async fn create(&self, fence: &Fence, rollback: &NewRollback) -> Result<Created, StoreError>;
 
     /// Appends events after the first `after` ones. `closing`: the rollback has ended with them; it gives its scope back,
     /// and what it says of releases is written, in the same transaction.
     async fn append(
         &self,
-        fence: Epoch,
+        fence: &Fence,
         id: &RollbackId,
         after: u64,
         events: &[Event],

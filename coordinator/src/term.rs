@@ -16,6 +16,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::store::Fence;
+
 /// An agent that claims to obey an epoch further ahead than this is not believed: epochs grow by one for each term, and
 /// they must not be used up by one peer's word.
 const BELIEVED: u64 = 1 << 32;
@@ -26,9 +28,7 @@ pub struct Term(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    epoch: Epoch,
-    /// [`crate::store::Candidate::id`].
-    leader: String,
+    fence: Fence,
     /// `None`: the lease does not run out.
     until: Mutex<Option<Instant>>,
     /// The highest epoch that an agent said it obeys instead.
@@ -40,10 +40,9 @@ struct Inner {
 
 impl Term {
     /// `stop` is cancelled when the term ends, and ends it.
-    pub fn new(epoch: Epoch, leader: String, until: Option<Instant>, stop: CancellationToken) -> Self {
+    pub fn new(fence: Fence, until: Option<Instant>, stop: CancellationToken) -> Self {
         Self(Arc::new(Inner {
-            epoch,
-            leader,
+            fence,
             until: Mutex::new(until),
             outdone: watch::Sender::new(None),
             failed: Mutex::default(),
@@ -52,11 +51,16 @@ impl Term {
     }
 
     pub fn epoch(&self) -> Epoch {
-        self.0.epoch
+        self.0.fence.epoch
+    }
+
+    /// What it writes under.
+    pub fn fence(&self) -> &Fence {
+        &self.0.fence
     }
 
     pub fn leader(&self) -> &str {
-        &self.0.leader
+        &self.0.fence.leader
     }
 
     /// May anything still be done in its name?
@@ -89,10 +93,10 @@ impl Term {
 
     /// An agent says that it obeys another leader, with this epoch.
     pub fn outdone(&self, epoch: Epoch) {
-        if epoch < self.0.epoch {
+        if epoch < self.epoch() {
             return;
         }
-        if epoch.0 - self.0.epoch.0 >= BELIEVED {
+        if epoch.0 - self.epoch().0 >= BELIEVED {
             tracing::error!(epoch = epoch.0, "an agent claims to obey an epoch that cannot be");
             return;
         }
@@ -124,11 +128,17 @@ mod tests {
 
     use super::*;
 
+    fn fence() -> Fence {
+        Fence {
+            epoch: Epoch(3),
+            leader: "a/1".to_owned(),
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn time_that_is_over_ends_what_may_be_done_although_no_timer_fired() {
         let term = Term::new(
-            Epoch(3),
-            "a/1".to_owned(),
+            fence(),
             Some(Instant::now() + Duration::from_secs(4)),
             CancellationToken::new(),
         );
@@ -145,7 +155,7 @@ mod tests {
 
     #[tokio::test]
     async fn highest_epoch_that_outdoes_us_is_what_counts() {
-        let term = Term::new(Epoch(3), "a/1".to_owned(), None, CancellationToken::new());
+        let term = Term::new(fence(), None, CancellationToken::new());
         let watched = term.watch_outdone();
         term.outdone(Epoch(9));
         term.outdone(Epoch(5));

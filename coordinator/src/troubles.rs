@@ -19,7 +19,10 @@ impl Troubles {
 
     pub fn all(&self) -> Vec<String> {
         let troubles = self.lock();
-        troubles.iter().map(|(subject, what)| format!("{subject}: {what}")).collect()
+        troubles
+            .iter()
+            .map(|(subject, what)| format!("{subject}: {what}"))
+            .collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {

@@ -160,7 +160,7 @@ async fn term_is_over_by_the_clock_before_any_task_of_it_runs_again() {
     first.store.set_unreachable(true);
     until_leading(&second).await;
     assert!(!term.holds());
-    let fenced = first.store.renew(term.epoch(), Duration::from_secs(6));
+    let fenced = first.store.renew(term.fence(), Duration::from_secs(6));
     first.store.set_unreachable(false);
     assert!(fenced.await.is_err(), "what was lost is not renewed");
 }

@@ -365,8 +365,8 @@ async fn check_config_asks_postgresql_and_changes_nothing() {
     assert!(told("coord-1").contains(&empty), "{}", told("coord-1"));
     assert!(told("coord-1").contains(&empty), "to look is to change nothing");
 
-    let store = PostgresStore::open(&url, Some(server::PASSWORD)).await.expect("open");
-    store.close().await;
+    PostgresStore::open(&url, Some(server::PASSWORD)).await.expect("open");
+
     setup.good(&REPLICA);
     assert!(
         told("coord-2").contains(&format!("{place}, with schema ")),

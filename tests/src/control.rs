@@ -179,28 +179,29 @@ impl Control {
         Ok(())
     }
 
-    /// Waits until the coordinator (of several: the one that leads) says of every one of these hosts that it is connected,
-    /// at the address that its agent has since it was started last.
+    /// Waits until [`Control::are_connected`].
     pub async fn wait_connected(&self, hosts: &[&str]) -> Result<()> {
         let what = format!("the coordinator is in touch with {}", hosts.join(", "));
-        wait::until_true(&what, CONNECTED_WITHIN, async || {
-            let Some(ctl) = self.ctl_of_leader().await else {
-                return false;
-            };
-            let Ok(answer) = ctl.run(&["agent", "list", "-o", "json"]).await else {
-                return false;
-            };
-            let Ok(json) = answer.json() else { return false };
-            let agents = json["agents"].as_array().cloned().unwrap_or_default();
-            let connected = |name: &&str| {
-                let ours = self.agents.get(*name).map(Agent::address);
-                let is_it =
-                    |a: &&serde_json::Value| a["name"] == **name && ours.is_none_or(|ours| a["address"] == ours);
-                agents.iter().find(is_it).is_some_and(|a| a["connected"] == true)
-            };
-            hosts.iter().all(connected)
-        })
-        .await
+        wait::until_true(&what, CONNECTED_WITHIN, async || self.are_connected(hosts).await).await
+    }
+
+    /// Does the coordinator (of several: the one that leads) say of every one of these hosts that it is connected, at the
+    /// address that its agent has since it was started last?
+    pub async fn are_connected(&self, hosts: &[&str]) -> bool {
+        let Some(ctl) = self.ctl_of_leader().await else {
+            return false;
+        };
+        let Ok(answer) = ctl.run(&["agent", "list", "-o", "json"]).await else {
+            return false;
+        };
+        let Ok(json) = answer.json() else { return false };
+        let agents = json["agents"].as_array().cloned().unwrap_or_default();
+        let connected = |name: &&str| {
+            let ours = self.agents.get(*name).map(Agent::address);
+            let is_it = |a: &&serde_json::Value| a["name"] == **name && ours.is_none_or(|ours| a["address"] == ours);
+            agents.iter().find(is_it).is_some_and(|a| a["connected"] == true)
+        };
+        hosts.iter().all(connected)
     }
 
     /// Keeps a value until the programs under test have ended, and drops it then: what cleans up when it goes, and what

@@ -90,9 +90,16 @@ impl Journal {
                 return None;
             }
             let undo = if event["direction"] == "undo" { ".undo" } else { "" };
-            Some((id.clone(), format!("{}{undo}", event["step"]), event["attempt"].as_i64()?))
+            Some((
+                id.clone(),
+                format!("{}{undo}", event["step"]),
+                event["attempt"].as_i64()?,
+            ))
         };
-        let rows = self.0.iter().flat_map(|(id, rows)| rows.iter().map(move |row| (id, row)));
+        let rows = self
+            .0
+            .iter()
+            .flat_map(|(id, rows)| rows.iter().map(move |row| (id, row)));
         rows.filter_map(|(id, row)| intent(id, row)).collect()
     }
 
@@ -134,7 +141,9 @@ impl Ledgers {
         let intents = journal.intents();
         let unknown = self.0.difference(&intents);
         unknown
-            .map(|(id, step, attempt)| format!("{id}: step {step}, attempt {attempt}, is in a ledger and not in the journal"))
+            .map(|(id, step, attempt)| {
+                format!("{id}: step {step}, attempt {attempt}, is in a ledger and not in the journal")
+            })
             .collect()
     }
 }

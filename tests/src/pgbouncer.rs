@@ -134,6 +134,9 @@ impl PgBouncer {
     /// Clients that are connected to a database behind it now.
     pub fn clients(&self) -> Result<usize> {
         let clients = self.ask("SHOW CLIENTS")?;
-        Ok(clients.lines().filter(|l| l.split('|').nth(2) != Some("pgbouncer")).count())
+        Ok(clients
+            .lines()
+            .filter(|l| l.split('|').nth(2) != Some("pgbouncer"))
+            .count())
     }
 }

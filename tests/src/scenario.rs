@@ -15,8 +15,8 @@ pub mod replicas;
 mod restored_from_vault;
 mod rolling;
 pub mod store_faults;
-mod trace;
 mod store_taken_back;
+mod trace;
 mod two_operators;
 mod undo_on_unhealthy;
 mod zekka;
@@ -159,7 +159,11 @@ pub struct Report {
 impl Scenario {
     /// Those of zekka's fleet, those of other deployments, those of databases, and those of several coordinators.
     pub fn all() -> impl Iterator<Item = &'static Self> {
-        ALL.iter().chain(deployments::ALL).chain(database::ALL).chain(replicas::ALL).chain(store_faults::ALL)
+        ALL.iter()
+            .chain(deployments::ALL)
+            .chain(database::ALL)
+            .chain(replicas::ALL)
+            .chain(store_faults::ALL)
     }
 
     pub fn find(name: &str) -> Option<&'static Self> {

@@ -31,7 +31,10 @@ async fn another_coordinator_goes_on_when_the_leader_is_killed() {
 async fn a_leader_that_is_asked_to_end_hands_over_at_once() {
     let found = told("handover", 2).await;
     assert_eq!(found["verified"], 2);
-    assert!(found["handover_ms_max"].as_u64().is_some_and(|ms| ms <= 1_000), "{found}");
+    assert!(
+        found["handover_ms_max"].as_u64().is_some_and(|ms| ms <= 1_000),
+        "{found}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

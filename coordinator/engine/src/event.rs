@@ -206,6 +206,9 @@ pub enum Command {
     },
     /// A leader goes on with a rollback that it read from the journal. Normally nothing is missing.
     Resume { at: Timestamp },
+    /// Ends here and now, for a person: what the journal says cannot be relied on any more. Nobody is asked what became of
+    /// the steps in flight.
+    Hold { at: Timestamp, cause: Problem },
 }
 
 /// Something for the runner to do. Only ever derived from events that are durable.

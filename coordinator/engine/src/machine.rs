@@ -160,7 +160,10 @@ impl State {
 /// [`Rejected::Corrupt`] the state is unchanged.
 pub fn transition(state: &mut State, command: Command) -> Result<Vec<Event>, Rejected> {
     let at = match &command {
-        Command::Create { at, .. } | Command::StepEnded { at, .. } | Command::Resume { at } => *at,
+        Command::Create { at, .. }
+        | Command::StepEnded { at, .. }
+        | Command::Resume { at }
+        | Command::Hold { at, .. } => *at,
     };
     let mut events = decide(state, &command)?;
     for event in &events {

@@ -1,8 +1,8 @@
 //! The answer to every event and every command in every kind of state, as one table each.
 
-use rollback_engine::event::{Command, Direction, Ending, Event};
+use rollback_engine::event::{Command, Direction, Effect, Ending, Event};
 use rollback_engine::ids::StepId;
-use rollback_engine::machine::{Rejected, State, apply, decide};
+use rollback_engine::machine::{self, Rejected, State, apply, decide};
 use rollback_engine::plan::{PhaseName, Plan};
 use rollback_engine::release::Role;
 
@@ -212,6 +212,27 @@ fn every_command_in_every_state() {
             resume_answer,
             "resume when {name}"
         );
+        let hold = Command::Hold {
+            at: at(9),
+            cause: problem("lost"),
+        };
+        let in_flight = usize::from(["step in flight", "undo in flight"].contains(&name));
+        let hold_answer = match name {
+            "new" => "not created".to_owned(),
+            "ended" => "0 events".to_owned(),
+            _ => format!("{} events", in_flight + 1),
+        };
+        assert_eq!(answer(&state, hold.clone()), hold_answer, "hold when {name}");
+        if !["new", "ended"].contains(&name) {
+            let mut held = state.clone();
+            let events = machine::transition(&mut held, hold).expect("held from everywhere");
+            assert!(matches!(held.ending(), Some(Ending::Held { .. })), "hold when {name}");
+            assert_eq!(
+                machine::effects_of(&held, &events),
+                [Effect::Close],
+                "nothing more is asked for: {name}"
+            );
+        }
         for (awaited_in, step, direction, attempt) in [
             ("step in flight", StepId(0), Direction::Forward, 1),
             ("undo in flight", SWITCH, Direction::Undo, 1),

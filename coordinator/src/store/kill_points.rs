@@ -14,7 +14,8 @@ use rollback_engine::release::Release;
 use rollback_proto::kill_point;
 
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError,
+    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
+    StoreError,
 };
 
 #[derive(Debug)]
@@ -39,12 +40,12 @@ impl<S: Store> Store for KillPoints<S> {
         pass("campaign", self.0.campaign(candidate, ttl, at_least)).await
     }
 
-    async fn renew(&self, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
-        pass("renew", self.0.renew(epoch, ttl)).await
+    async fn renew(&self, fence: &Fence, ttl: Duration) -> Result<(), StoreError> {
+        pass("renew", self.0.renew(fence, ttl)).await
     }
 
-    async fn give_back(&self, epoch: Epoch) -> Result<(), StoreError> {
-        pass("give_back", self.0.give_back(epoch)).await
+    async fn give_back(&self, fence: &Fence) -> Result<(), StoreError> {
+        pass("give_back", self.0.give_back(fence)).await
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {
@@ -55,13 +56,13 @@ impl<S: Store> Store for KillPoints<S> {
         self.0.is_shared()
     }
 
-    async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError> {
+    async fn create(&self, fence: &Fence, rollback: &NewRollback) -> Result<Created, StoreError> {
         pass("create", self.0.create(fence, rollback)).await
     }
 
     async fn append(
         &self,
-        fence: Epoch,
+        fence: &Fence,
         id: &RollbackId,
         after: u64,
         events: &[Event],

@@ -27,7 +27,8 @@ use rollback_proto::jitter;
 
 use super::chain::{self, Link};
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError,
+    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
+    StoreError,
 };
 
 type Clock = dyn Fn() -> Duration + Send + Sync;
@@ -195,8 +196,8 @@ fn unavailable(what: &'static str, why: &'static str) -> StoreError {
 }
 
 impl Content {
-    fn fence(&self, epoch: Epoch) -> Result<(), StoreError> {
-        if self.epoch == epoch {
+    fn fence(&self, fence: &Fence, now: Duration) -> Result<(), StoreError> {
+        if self.epoch == fence.epoch && self.leader == fence.leader && self.held_until > now {
             Ok(())
         } else {
             Err(StoreError::Fenced(self.epoch))
@@ -240,21 +241,18 @@ impl Store for MemoryStore {
         .await
     }
 
-    async fn renew(&self, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
+    async fn renew(&self, fence: &Fence, ttl: Duration) -> Result<(), StoreError> {
         self.change("renew the lease", |content, now| {
-            content.fence(epoch)?;
-            if content.held_until <= now {
-                return Err(StoreError::Fenced(content.epoch));
-            }
+            content.fence(fence, now)?;
             content.held_until = now + ttl;
             Ok(())
         })
         .await
     }
 
-    async fn give_back(&self, epoch: Epoch) -> Result<(), StoreError> {
+    async fn give_back(&self, fence: &Fence) -> Result<(), StoreError> {
         self.change("give the lease back", |content, now| {
-            if content.epoch == epoch {
+            if content.fence(fence, now).is_ok() {
                 content.held_until = content.held_until.min(now);
             }
             Ok(())
@@ -267,9 +265,9 @@ impl Store for MemoryStore {
         self.read("read the lease", |content| content.lease(clock())).await
     }
 
-    async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError> {
-        self.change("write the new rollback", |content, _| {
-            content.fence(fence)?;
+    async fn create(&self, fence: &Fence, rollback: &NewRollback) -> Result<Created, StoreError> {
+        self.change("write the new rollback", |content, now| {
+            content.fence(fence, now)?;
             if let Some(id) = content.requested(&rollback.request_id) {
                 return Ok(Created::Existing(id));
             }
@@ -295,15 +293,15 @@ impl Store for MemoryStore {
 
     async fn append(
         &self,
-        fence: Epoch,
+        fence: &Fence,
         id: &RollbackId,
         after: u64,
         events: &[Event],
         summary: &str,
         closing: Option<&Closing>,
     ) -> Result<(), StoreError> {
-        self.change("append to the journal", |content, _| {
-            content.fence(fence)?;
+        self.change("append to the journal", |content, now| {
+            content.fence(fence, now)?;
             let rollback = content.rollbacks.get_mut(id).ok_or(StoreError::Conflict)?;
             let last = rollback.journal.last().map(|l| (l.seq, l.hash.clone()));
             let last = last.unwrap_or_default();

@@ -104,3 +104,25 @@ pub(super) fn read_password(path: &Path) -> Result<String, OpenError> {
     let text = std::fs::read_to_string(path).map_err(failed)?;
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_password_that_others_may_read_is_refused_and_not_shown() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        std::fs::write(file.path(), "geheim\n").expect("write");
+        let allow = |mode| std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).expect("chmod");
+        allow(0o640);
+        let refused = read_password(file.path())
+            .expect_err("the group may read it")
+            .to_string();
+        assert!(refused.contains("mode 640") && refused.ends_with(&format!("chmod 600 {}", file.path().display())));
+        assert!(!refused.contains("geheim"), "{refused}");
+        allow(0o600);
+        assert_eq!(read_password(file.path()).expect("it is private"), "geheim");
+    }
+}

@@ -32,7 +32,8 @@ use tokio::sync::RwLock;
 use self::session::{ANSWER, Lane};
 use super::open::OpenError;
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError,
+    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
+    StoreError,
 };
 
 pub struct PostgresStore {
@@ -164,26 +165,26 @@ impl Store for PostgresStore {
         lease::campaign(&self.leadership, candidate, ttl, at_least).await
     }
 
-    async fn renew(&self, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
-        lease::renew(&self.leadership, &self.gate, epoch, ttl).await
+    async fn renew(&self, fence: &Fence, ttl: Duration) -> Result<(), StoreError> {
+        lease::renew(&self.leadership, &self.gate, fence, ttl).await
     }
 
-    async fn give_back(&self, epoch: Epoch) -> Result<(), StoreError> {
-        lease::give_back(&self.leadership, epoch).await
+    async fn give_back(&self, fence: &Fence) -> Result<(), StoreError> {
+        lease::give_back(&self.leadership, fence).await
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {
         lease::lease(&self.leadership).await
     }
 
-    async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError> {
+    async fn create(&self, fence: &Fence, rollback: &NewRollback) -> Result<Created, StoreError> {
         let _with_others = self.gate.read().await;
         journal::create(&self.journal, fence, rollback).await
     }
 
     async fn append(
         &self,
-        fence: Epoch,
+        fence: &Fence,
         id: &RollbackId,
         after: u64,
         events: &[Event],

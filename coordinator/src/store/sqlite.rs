@@ -20,8 +20,8 @@ use super::chain::{self, EVENT_FORMAT, Link, damaged};
 use super::lock::Lock;
 use super::open::OpenError;
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError,
-    newest_first,
+    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
+    StoreError, newest_first,
 };
 
 #[derive(Debug)]
@@ -90,17 +90,17 @@ impl SqliteStore {
     }
 
     /// A write transaction that holds the lease as the caller knows it, or `Fenced`.
-    async fn fenced(&self, fence: Epoch) -> Result<Transaction<'_, Sqlite>, StoreError> {
+    async fn fenced(&self, fence: &Fence) -> Result<Transaction<'_, Sqlite>, StoreError> {
         let mut tx = self
             .writer
             .begin_with("BEGIN IMMEDIATE")
             .await
             .map_err(unavailable("begin a transaction"))?;
-        let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM lease WHERE id = 1")
+        let (epoch, leader): (i64, String) = sqlx::query_as("SELECT epoch, leader FROM lease WHERE id = 1")
             .fetch_one(&mut *tx)
             .await
             .map_err(unavailable("read the lease"))?;
-        if from_sql(epoch) == fence.0 {
+        if from_sql(epoch) == fence.epoch.0 && leader == fence.leader {
             Ok(tx)
         } else {
             Err(StoreError::Fenced(Epoch(from_sql(epoch))))
@@ -159,16 +159,16 @@ impl Store for SqliteStore {
         Ok(Campaign::Won(Epoch(from_sql(epoch))))
     }
 
-    async fn renew(&self, epoch: Epoch, _ttl: Duration) -> Result<(), StoreError> {
+    async fn renew(&self, fence: &Fence, _ttl: Duration) -> Result<(), StoreError> {
         let lease = self.lease().await?;
-        if lease.epoch == epoch {
+        if lease.epoch == fence.epoch && lease.leader == fence.leader {
             Ok(())
         } else {
             Err(StoreError::Fenced(lease.epoch))
         }
     }
 
-    async fn give_back(&self, _epoch: Epoch) -> Result<(), StoreError> {
+    async fn give_back(&self, _fence: &Fence) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -190,7 +190,7 @@ impl Store for SqliteStore {
         })
     }
 
-    async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError> {
+    async fn create(&self, fence: &Fence, rollback: &NewRollback) -> Result<Created, StoreError> {
         let mut tx = self.fenced(fence).await?;
         let existing: Option<String> = sqlx::query_scalar("SELECT id FROM rollbacks WHERE request_id = ?")
             .bind(&rollback.request_id)
@@ -238,7 +238,7 @@ impl Store for SqliteStore {
 
     async fn append(
         &self,
-        fence: Epoch,
+        fence: &Fence,
         id: &RollbackId,
         after: u64,
         events: &[Event],

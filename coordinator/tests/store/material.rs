@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rollback_coordinator::store::{Campaign, Candidate, NewRollback, Store};
+use rollback_coordinator::store::{Campaign, Candidate, Fence, NewRollback, Store};
 use rollback_engine::event::Event;
 use rollback_engine::ids::{Epoch, RollbackId, Target};
 use rollback_engine::plan::PhaseName;
@@ -59,15 +59,22 @@ pub fn candidate(id: &str) -> Candidate {
     }
 }
 
+pub fn fence(epoch: Epoch, id: &str) -> Fence {
+    Fence {
+        epoch,
+        leader: id.to_owned(),
+    }
+}
+
 /// Takes the lead, which must be free.
-pub async fn lead_for(store: &dyn Store, id: &str, ttl: Duration) -> Epoch {
+pub async fn lead_for(store: &dyn Store, id: &str, ttl: Duration) -> Fence {
     match store.campaign(&candidate(id), ttl, Epoch(0)).await.expect("campaign") {
-        Campaign::Won(epoch) => epoch,
+        Campaign::Won(epoch) => fence(epoch, id),
         Campaign::Held(lease) => panic!("held: {lease:?}"),
     }
 }
 
-pub async fn lead(store: &dyn Store, id: &str) -> Epoch {
+pub async fn lead(store: &dyn Store, id: &str) -> Fence {
     lead_for(store, id, LONG).await
 }
 

@@ -1,18 +1,26 @@
-//! Stores as earlier versions of this program left them. Each file is a store of that schema with rows in every table; none
-//! is ever changed, and a new schema adds one.
+//! Schemas: stores as earlier versions of this program left them, replicas that make one at the same time, and a newer one.
+//!
+//! Each file in `schemas` is a store of that schema with rows in every table; none is ever changed, and a new schema adds one.
 
 use std::path::{Path, PathBuf};
 
+use rollback_coordinator::config::StoreConfig;
+use rollback_coordinator::store::postgres::PostgresStore;
+use rollback_coordinator::store::postgres::look::look;
 use rollback_coordinator::store::sqlite::SqliteStore;
-use rollback_coordinator::store::{Created, Store};
+use rollback_coordinator::store::{Created, OpenError, Store};
 use rollback_engine::ids::{Epoch, Target};
-use sqlx::{AssertSqlSafe, Connection as _};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
 use crate::cases::cases;
 use crate::material::{at, events, id, lead, rollback};
 use crate::world::World;
 
-cases![postgres_comes_from_every_earlier_schema];
+cases![
+    postgres_comes_from_every_earlier_schema,
+    eight_replicas_may_start_on_an_empty_database,
+    a_schema_of_a_newer_program_is_not_touched,
+];
 
 /// In the order of their schemas.
 fn earlier(kind: &str) -> Vec<PathBuf> {
@@ -60,6 +68,54 @@ async fn postgres_comes_from_every_earlier_schema(world: &World) {
     }
 }
 
+async fn eight_replicas_may_start_on_an_empty_database(world: &World) {
+    let url = &world.database().url;
+    let config = StoreConfig {
+        url: Some(url.clone()),
+        password_file: None,
+    };
+    let opened = futures::future::join_all((0..8).map(|_| PostgresStore::open(url, None))).await;
+    let seen = futures::future::join_all((0..8).map(|_| look(&config))).await;
+    for found in seen {
+        assert_eq!(found.expect("look").schema, Some(1));
+    }
+    for store in &opened {
+        let store = store.as_ref().expect("open");
+        store.lease().await.expect("lease");
+    }
+    let mut hand = world.database().connect().await;
+    let rows: (i64, i64) =
+        sqlx::query_as("SELECT (SELECT count(*) FROM lease), (SELECT count(*) FROM _sqlx_migrations)")
+            .fetch_one(&mut hand)
+            .await
+            .expect("look");
+    assert_eq!(rows, (1, 1));
+}
+
+async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
+    let store = world.replica().await;
+    let epoch = lead(&*store, "a").await;
+    let mut hand = world.database().connect().await;
+    let changes = [
+        "INSERT INTO _sqlx_migrations VALUES (9999, 'later', now(), true, '', 0)",
+        "UPDATE _sqlx_migrations SET version = 1, checksum = 'x' WHERE version = 9999",
+    ];
+    hand.execute(changes[0]).await.expect("change");
+    let refused = PostgresStore::open(&world.database().url, None).await;
+    assert!(
+        matches!(refused, Err(OpenError::Newer { found: 9999, known: 1 })),
+        "{refused:?}"
+    );
+    hand.execute("DELETE FROM _sqlx_migrations WHERE version = 1")
+        .await
+        .expect("change");
+    hand.execute(changes[1]).await.expect("change");
+    let refused = PostgresStore::open(&world.database().url, None).await;
+    assert!(matches!(refused, Err(OpenError::Foreign { version: 1 })), "{refused:?}");
+    // The older program, which runs still, goes on.
+    store.give_back(&epoch).await.expect("give back");
+}
+
 /// What was left is all there, and goes on.
 async fn goes_on(store: &dyn Store, file: &Path) {
     let file = file.display();
@@ -77,15 +133,15 @@ async fn goes_on(store: &dyn Store, file: &Path) {
     assert_eq!(redeemed.as_deref(), Some("app-9"), "{file}");
 
     let epoch = lead(store, "c1").await;
-    assert!(epoch > lease.epoch, "{file}");
+    assert!(epoch.epoch > lease.epoch, "{file}");
     let held = store
-        .create(epoch, &rollback("r9", "q9", &["app-1"]))
+        .create(&epoch, &rollback("r9", "q9", &["app-1"]))
         .await
         .expect("create");
     let (target, holder) = (Target::new("app-1", "api"), id("r1"));
     assert_eq!(held, Created::ScopeHeld { target, holder }, "{file}");
     store
-        .append(epoch, &id("r1"), 2, &events(1), "{}", Some(&Default::default()))
+        .append(&epoch, &id("r1"), 2, &events(1), "{}", Some(&Default::default()))
         .await
         .expect("end");
 }

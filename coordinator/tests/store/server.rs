@@ -3,6 +3,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -264,6 +265,8 @@ fn keep(command: &Command, end: &str, dir: &Path, log: &str) -> std::process::Ch
         .env("END", end)
         .env("DIR", dir)
         .env("LOG", dir.join(log))
+        // Whoever ends the test by its process group leaves the keeper to do its work.
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

@@ -59,7 +59,9 @@ pub enum How {
     /// Says that it failed, although it took effect.
     FailsAfter,
     /// Cannot tell, and it took effect or not.
-    Unsure { applied: bool },
+    Unsure {
+        applied: bool,
+    },
 }
 
 pub fn coordinator(who: usize) -> &'static str {

@@ -24,7 +24,11 @@ impl Fleetwide {
         match agent.seen {
             Some(known) if known == fence => Ok(()),
             Some(known) if fence.epoch <= known.epoch => {
-                if self.lacks(Safeguard::EpochCheck) { Ok(()) } else { Err(known.epoch) }
+                if self.lacks(Safeguard::EpochCheck) {
+                    Ok(())
+                } else {
+                    Err(known.epoch)
+                }
             }
             Some(_) | None => {
                 agent.seen = Some(fence);
@@ -35,7 +39,9 @@ impl Fleetwide {
 
     /// Is this a leader that the agent must not obey any more? Asked by the property, not by the agent.
     fn is_stale(agent: &Agent, fence: Fence) -> bool {
-        agent.seen.is_some_and(|known| known != fence && fence.epoch <= known.epoch)
+        agent
+            .seen
+            .is_some_and(|known| known != fence && fence.epoch <= known.epoch)
     }
 
     /// A request to execute a step arrives.
@@ -67,7 +73,11 @@ impl Fleetwide {
             if fails {
                 left.failures = left.failures.saturating_sub(1);
             }
-            let said = if fails { Said::Failed } else { self.look(&agent.component, asked.action) };
+            let said = if fails {
+                Said::Failed
+            } else {
+                self.look(&agent.component, asked.action)
+            };
             wire.insert(Reply::Said(said).to(key, term.serial));
             return;
         }
@@ -103,7 +113,7 @@ impl Fleetwide {
     /// What a step that only reads sees.
     fn look(&self, component: &Component, action: Action) -> Said {
         match action {
-            Action::Verify if self.lacks(Safeguard::HonestVerify) => Said::Done(Some(Revised::Target)),
+            Action::Verify if self.lacks(Safeguard::HonestSight) => Said::Done(Some(Revised::Target)),
             Action::Verify if component.running && !component.drained => Said::Done(Some(component.revision)),
             Action::Verify => Said::Failed,
             Action::Prepare
@@ -135,8 +145,10 @@ impl Fleetwide {
             notes.note(Met::StaleAtItsTurn);
             // The refusal was for whoever started it. Who joined asks again: under its own epoch, the step starts anew.
             let known = agent.seen.map_or(0, |known| known.epoch);
-            let (valid, stale): (BTreeMap<u8, Fence>, BTreeMap<u8, Fence>) =
-                task.asked_by.iter().partition(|(_, fence)| !Self::is_stale(agent, **fence));
+            let (valid, stale): (BTreeMap<u8, Fence>, BTreeMap<u8, Fence>) = task
+                .asked_by
+                .iter()
+                .partition(|(_, fence)| !Self::is_stale(agent, **fence));
             wire.extend(stale.keys().map(|serial| Reply::Stale(known).to(key, *serial)));
             if let Some(fence) = valid.values().max().copied() {
                 task.fence = fence;
@@ -190,7 +202,7 @@ impl Fleetwide {
         }
         let agent = &mut w.agents[host];
         let observed = matches!(asked.action, Action::Switch | Action::Start).then_some(agent.component.revision);
-        let observed = observed.map(|seen| if self.pretends_to_undo(key) { asked.to } else { seen });
+        let observed = observed.map(|seen| if self.pretends(key) { asked.to } else { seen });
         let said = match how {
             How::Well => Said::Done(observed),
             How::Fails | How::FailsAfter => Said::Failed,
@@ -201,8 +213,10 @@ impl Fleetwide {
         }
     }
 
-    fn pretends_to_undo(&self, key: Key) -> bool {
-        key.step.back && self.lacks(Safeguard::HonestUndo)
+    /// Says that it was done, and does nothing.
+    fn pretends(&self, key: Key) -> bool {
+        let switches = self.subject(key).asked(key.step).action == Action::Switch;
+        key.step.back && self.lacks(Safeguard::HonestUndo) || switches && self.lacks(Safeguard::HonestSight)
     }
 
     fn take_effect(&self, w: &mut World, host: usize, key: Key) {
@@ -213,7 +227,7 @@ impl Fleetwide {
         if !agent.taken.insert(key) && counts {
             w.faults.note(Fault::TookEffectTwice);
         }
-        if self.pretends_to_undo(key) {
+        if self.pretends(key) {
             return;
         }
         let component = &mut agent.component;

@@ -35,15 +35,15 @@ pub enum Ending {
 /// What the model can leave out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Safeguard {
-    /// The store takes appends whoever leads.
+    /// The store takes appends from nobody but the leader.
     FencedAppends,
-    /// Agents obey every leader.
+    /// Agents refuse a leader with a lower epoch than they have seen, and another one with the same.
     EpochCheck,
     /// An agent that was killed inside a step probes before it runs the step again.
     Probe,
     /// Nothing is dispatched before its intent is durable.
     IntentFirst,
-    /// A new leader asks the ledgers.
+    /// A new leader asks the ledgers. This one and the next five matter only where a store may lose commits.
     Recall,
     /// A rollback whose journal has lost events is held at once, whatever is in flight.
     HoldInDoubt,
@@ -61,8 +61,8 @@ pub enum Safeguard {
     HonestStage,
     /// A backup that is said to be there is there.
     HonestSnapshot,
-    /// A verification looks.
-    HonestVerify,
+    /// What is said to be live was looked at.
+    HonestSight,
     /// What is said to have been taken back was taken back.
     HonestUndo,
     /// An outcome is answered again to whoever asks again.
@@ -194,15 +194,15 @@ impl Configuration {
             .expecting(&KILLS, &ORDINARY),
             Self::new(
                 "two-hosts",
-                "two hosts, one after the other: a takeover and failing steps",
+                "two hosts, one after the other: a takeover and a failing step",
                 PAIR,
                 Budget {
                     takeovers: 1,
-                    failures: 2,
+                    failures: 1,
                     ..none
                 },
             )
-            .expecting(&TAKEOVERS, &ORDINARY),
+            .expecting(&TAKEOVERS, &ORDINARY_BUT_HELD),
             Self::new(
                 "lost-ledger",
                 "one host whose ledger is lost",
@@ -284,8 +284,9 @@ impl Configuration {
                 Budget {
                     takeovers: 2,
                     kills: 1,
-                    failures: 1,
+                    failures: 2,
                     unknowns: 1,
+                    give_ups: 1,
                     ..none
                 },
             )

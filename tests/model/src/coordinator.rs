@@ -1,12 +1,12 @@
 //! The coordinators and their store, as `replica`, `leader`, `runner`, `dispatcher` and the stores do it.
 //!
 //! - A campaign gives out the next epoch. A term begins with reading the running journals, then asks the ledgers, then goes
-//!   on: `Resume`, and every outstanding step is asked for again; or, where a ledger knows more than the journal, each of
-//!   them ends with "nobody can tell" and the reason.
+//!   on: `Resume`, and every outstanding step is asked for again; or, where a ledger knows more than the journal, `Hold`.
+//! - The store writes for the epoch and the leader of a lease that has not run out. A process never has an epoch twice.
 //! - What arrives becomes a command; its events are appended behind the journal that is known here, under the term's epoch;
 //!   only then their effects are carried out. A refused append ends the term.
 //! - A leader that an agent calls stale asks the store whether the lease is its own, and if so campaigns for more than the
-//!   epoch that the agent knows.
+//!   epoch that the agent knows. One that misses a rollback which the store has running begins a new term.
 
 use crate::action::Heard;
 use crate::configuration::Safeguard;
@@ -230,10 +230,15 @@ impl Fleetwide {
             }
         };
         if self.lacks(Safeguard::IntentFirst) {
+            if let Standing::Leading { running, .. } = &mut w.coordinators[who].standing {
+                running[slot] = Some(local);
+            }
             dispatch_all(w);
         }
         let appended = self.append(w, term, rollback, before, |journal| {
-            written.iter().fold(journal, |journal, w| self.machine.append(journal, *w))
+            written
+                .iter()
+                .fold(journal, |journal, w| self.machine.append(journal, *w))
         });
         match appended {
             Ok(()) => {}
@@ -329,7 +334,10 @@ impl Fleetwide {
 
     /// An answer arrives on the connection of the term that asked; one whose term is over is gone.
     pub(crate) fn hear(&self, w: &mut World, serial: u8, key: Key, reply: Reply, notes: &mut Notes) {
-        let who = w.coordinators.iter().position(|c| c.standing.term().is_some_and(|t| t.serial == serial));
+        let who = w
+            .coordinators
+            .iter()
+            .position(|c| c.standing.term().is_some_and(|t| t.serial == serial));
         let Some(who) = who else { return };
         let ended = |said| [Stimulus::Ended(key.step, said)];
         match reply {

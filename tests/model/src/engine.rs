@@ -50,7 +50,10 @@ pub enum End {
     Undone,
     /// Not on these hosts, a bit for each.
     Partial(u8),
-    Held { reason: bool, journal_lost: bool },
+    Held {
+        reason: bool,
+        journal_lost: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -161,7 +164,10 @@ impl Machine {
                 let ended = ended(&state, step, said);
                 machine::transition(&mut state, ended).ok()?
             }
-            Stimulus::Hold => hold(&mut state, &node.outstanding)?,
+            Stimulus::Hold => {
+                let cause = problem(JOURNAL_LOST);
+                machine::transition(&mut state, Command::Hold { at: AT, cause }).ok()?
+            }
         };
         let dispatch = dispatches(machine::effects_of(&state, &events));
         let length = u32::try_from(events.len()).expect("a command leads to few events");
@@ -217,7 +223,11 @@ impl Machine {
     fn facts(&self, state: Option<State>, seq: u32) -> Node {
         let outstanding = state.as_ref().map(machine::outstanding).unwrap_or_default();
         let mut intended = BTreeSet::new();
-        let steps = state.as_ref().and_then(State::plan).into_iter().flat_map(|p| p.body.steps());
+        let steps = state
+            .as_ref()
+            .and_then(State::plan)
+            .into_iter()
+            .flat_map(|p| p.body.steps());
         for (step, planned) in (0..).zip(steps) {
             let state = state.as_ref().and_then(|s| s.step_state(planned.id));
             let (forward, back) = match state {
@@ -290,35 +300,10 @@ fn ended(state: &State, step: Move, said: Said) -> Command {
     Command::StepEnded {
         at: AT,
         step: Subject::step_id(step),
-        direction: direction(step),
+        direction: if step.back { Direction::Undo } else { Direction::Forward },
         attempt: FIRST_ATTEMPT,
         outcome: outcome(state, step, said),
     }
-}
-
-fn direction(step: Move) -> Direction {
-    if step.back { Direction::Undo } else { Direction::Forward }
-}
-
-/// Nobody can tell of anything that is in flight, and that is the end: nothing that a step's outcome would lead to follows.
-fn hold(state: &mut State, outstanding: &[Move]) -> Option<Vec<Event>> {
-    let unknown = |step: &Move| Event::StepEnded {
-        at: AT,
-        step: Subject::step_id(*step),
-        direction: direction(*step),
-        attempt: FIRST_ATTEMPT,
-        outcome: outcome(state, *step, Said::Unknown(Cause::Journal)),
-    };
-    let mut events: Vec<Event> = outstanding.iter().map(unknown).collect();
-    let cause = problem(JOURNAL_LOST);
-    events.push(Event::Ended {
-        at: AT,
-        ending: Ending::Held { cause },
-    });
-    for event in &events {
-        machine::apply(state, event).ok()?;
-    }
-    Some(events)
 }
 
 fn outcome(state: &State, step: Move, said: Said) -> Outcome {

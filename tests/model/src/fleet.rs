@@ -193,7 +193,11 @@ impl Subject {
             let change = &plan.body.changes[host_of(&step.target)];
             step.in_direction(direction).map(|asked| Asked {
                 action: asked.action,
-                to: if asked.to == &change.to { Revised::Target } else { Revised::Origin },
+                to: if asked.to == &change.to {
+                    Revised::Target
+                } else {
+                    Revised::Origin
+                },
             })
         };
         let steps = plan.body.steps().map(|step| StepFacts {
@@ -205,7 +209,10 @@ impl Subject {
         let hosts = plan.body.changes.iter().map(|change| HostFacts {
             role: change.role,
             moves: change.moves(),
-            staged: plan.body.steps().any(|s| s.target == change.target && s.action == Action::Stage),
+            staged: plan
+                .body
+                .steps()
+                .any(|s| s.target == change.target && s.action == Action::Stage),
         });
         let hosts = hosts.collect();
         Self { hosts, steps, plan }
@@ -218,7 +225,11 @@ impl Subject {
     /// What is asked of the agent.
     pub fn asked(&self, step: Move) -> Asked {
         let facts = &self.steps[usize::from(step.step)];
-        if step.back { facts.back.unwrap_or(facts.forward) } else { facts.forward }
+        if step.back {
+            facts.back.unwrap_or(facts.forward)
+        } else {
+            facts.forward
+        }
     }
 
     /// "switch host-0", or "switch host-0 back".

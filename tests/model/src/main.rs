@@ -44,7 +44,11 @@ fn main() -> Result<ExitCode> {
             let mut out = std::io::stdout().lock();
             for c in Configuration::all() {
                 let size = if c.small { "small" } else { "large" };
-                writeln!(out, "{:<18} {size}  {}\n{:<25}bounds: {:?}", c.name, c.about, "", c.budget)?;
+                writeln!(
+                    out,
+                    "{:<18} {size}  {}\n{:<25}bounds: {:?}",
+                    c.name, c.about, "", c.budget
+                )?;
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -63,7 +67,9 @@ fn main() -> Result<ExitCode> {
     };
     ensure!(!chosen.is_empty(), "nothing to explore");
     let processors = std::thread::available_parallelism();
-    let threads = cli.threads.map_or_else(|| processors.map_or(1, NonZero::get), NonZero::get);
+    let threads = cli
+        .threads
+        .map_or_else(|| processors.map_or(1, NonZero::get), NonZero::get);
     let mut out = std::io::stdout().lock();
     let mut reports = Vec::new();
     for configuration in chosen {

@@ -1,6 +1,7 @@
 //! The model as the checker sees it: where it begins, what can happen next, and what comes of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Mutex;
 
 use stateright::{Model, Property};
 
@@ -23,6 +24,8 @@ pub struct Fleetwide {
     pub machine: Machine,
     pub coverage: Coverage,
     pub(crate) calm: Calm,
+    /// Properties that were found to be violated.
+    pub(crate) violated: Mutex<HashSet<&'static str>>,
 }
 
 impl Fleetwide {
@@ -32,6 +35,7 @@ impl Fleetwide {
             machine: Machine::new(subjects),
             coverage: Coverage::default(),
             calm: Calm::default(),
+            violated: Mutex::default(),
             configuration,
         }
     }
@@ -278,7 +282,10 @@ impl Model for Fleetwide {
             self.of_agent(world, host, actions);
         }
         for message in &world.wire {
-            let arrive = |fails| Action::Arrive { message: *message, fails };
+            let arrive = |fails| Action::Arrive {
+                message: *message,
+                fails,
+            };
             actions.push(arrive(false));
             let may_fail = match message {
                 Message::Execute { key, .. } => !self.subject(*key).asked(key.step).mutates(),

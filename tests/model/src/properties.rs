@@ -1,12 +1,14 @@
 //! What must hold in every reachable state: the invariants of execution by their numbers, and what the fences promise. And
 //! what must be possible, so that an exploration that shows nothing is noticed.
 
+use std::sync::PoisonError;
+
 use stateright::{Expectation, Property};
 
 use crate::configuration::{Configuration, Ending};
 use crate::engine::End;
 use crate::model::Fleetwide;
-use crate::world::{Component, Fault, Revised, World};
+use crate::world::{Component, Fault, Faults, Revised, World};
 
 pub const STAGED: &str = "1 no switch before every host in scope is staged";
 pub const PROTECTED: &str = "2 no database change before its backup";
@@ -24,28 +26,48 @@ pub const ENDS: &str = "the rollback ends once failures stop";
 
 pub fn of(configuration: &Configuration) -> Vec<Property<Fleetwide>> {
     let mut properties = vec![
-        Property::always(STAGED, |_, w: &World| !w.faults.has(Fault::SwitchedUnstaged)),
-        Property::always(PROTECTED, |_, w: &World| !w.faults.has(Fault::ChangedUnprotected)),
-        Property::always(INTENT, |_, w: &World| !w.faults.has(Fault::IntentNotDurable)),
-        Property::always(OUTCOME, |_, w: &World| !w.faults.has(Fault::OutcomeNotDurable)),
-        Property::always(ONCE, |_, w: &World| !w.faults.has(Fault::TookEffectTwice)),
-        Property::always(TRUE_END, ending_is_true),
-        Property::always(ONE_END, |_, w: &World| !w.faults.has(Fault::EndedTwice)),
+        Property::always(STAGED, |m: &Fleetwide, w: &World| {
+            m.holds(STAGED, !w.faults.has(Fault::SwitchedUnstaged))
+        }),
+        Property::always(PROTECTED, |m: &Fleetwide, w: &World| {
+            m.holds(PROTECTED, !w.faults.has(Fault::ChangedUnprotected))
+        }),
+        Property::always(INTENT, |m: &Fleetwide, w: &World| {
+            m.holds(INTENT, !w.faults.has(Fault::IntentNotDurable))
+        }),
+        Property::always(OUTCOME, |m: &Fleetwide, w: &World| {
+            m.holds(OUTCOME, !w.faults.has(Fault::OutcomeNotDurable))
+        }),
+        Property::always(ONCE, |m: &Fleetwide, w: &World| {
+            m.holds(ONCE, !w.faults.has(Fault::TookEffectTwice))
+        }),
+        Property::always(TRUE_END, |m: &Fleetwide, w: &World| {
+            m.holds(TRUE_END, ending_is_true(m, w))
+        }),
+        Property::always(ONE_END, |m: &Fleetwide, w: &World| {
+            m.holds(ONE_END, !w.faults.has(Fault::EndedTwice))
+        }),
         Property::always(SCOPE, |m: &Fleetwide, w: &World| {
-            (0..m.rollbacks()).filter(|r| m.journal(w, *r).is_running()).count() <= 1
+            let running = (0..m.rollbacks()).filter(|r| m.journal(w, *r).is_running());
+            m.holds(SCOPE, running.count() <= 1)
         }),
         Property::always(VERIFIED, |m: &Fleetwide, w: &World| {
             let verified = (0..m.rollbacks()).any(|r| m.journal(w, r).end == Some(End::Verified));
-            !verified || w.agents.iter().all(|a| serves(&a.component, Revised::Target))
+            let at_target = || w.agents.iter().all(|a| serves(&a.component, Revised::Target));
+            m.holds(VERIFIED, !verified || at_target())
         }),
-        Property::always(STALE_APPEND, |_, w: &World| !w.faults.has(Fault::StaleAppend)),
-        Property::always(STALE_STEP, |_, w: &World| !w.faults.has(Fault::ObeyedStale)),
+        Property::always(STALE_APPEND, |m: &Fleetwide, w: &World| {
+            m.holds(STALE_APPEND, !w.faults.has(Fault::StaleAppend))
+        }),
+        Property::always(STALE_STEP, |m: &Fleetwide, w: &World| {
+            m.holds(STALE_STEP, !w.faults.has(Fault::ObeyedStale))
+        }),
         Property::always(READABLE, |m: &Fleetwide, w: &World| {
-            (0..m.rollbacks()).all(|r| !m.journal(w, r).is_damaged())
+            m.holds(READABLE, (0..m.rollbacks()).all(|r| !m.journal(w, r).is_damaged()))
         }),
         Property::always(ENDS, |m: &Fleetwide, w: &World| {
             // A state that is wrong already is told by what is wrong with it.
-            w.faults != crate::world::Faults::default() || m.ends_once_failures_stop(w)
+            m.holds(ENDS, w.faults != Faults::default() || m.ends_once_failures_stop(w))
         }),
     ];
     for ending in &configuration.endings {
@@ -73,6 +95,18 @@ pub fn of(configuration: &Configuration) -> Vec<Property<Fleetwide>> {
     properties
 }
 
+impl Fleetwide {
+    /// The checker looks at states in blocks and keeps the last violation of a block. Only the first one is told to it, since
+    /// that has the shortest path.
+    fn holds(&self, property: &'static str, ok: bool) -> bool {
+        ok || !self
+            .violated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(property)
+    }
+}
+
 /// Is a discovery of it good news?
 pub fn is_wanted(property: &Property<Fleetwide>) -> bool {
     property.expectation == Expectation::Sometimes
@@ -94,9 +128,9 @@ fn ending_is_true(m: &Fleetwide, w: &World) -> bool {
             let origin = if facts.moves { Revised::Origin } else { Revised::Target };
             serves(&agent.component, origin)
         }),
-        Some(End::Partial(named)) => hosts().all(|(host, (agent, _))| {
-            named & (1 << host) != 0 || serves(&agent.component, Revised::Target)
-        }),
+        Some(End::Partial(named)) => {
+            hosts().all(|(host, (agent, _))| named & (1 << host) != 0 || serves(&agent.component, Revised::Target))
+        }
         Some(End::Held { reason, .. }) => reason,
     })
 }

@@ -50,7 +50,11 @@ impl Fleetwide {
             }
             Action::Finish { host, key } => format!("host-{host}: the result of {} is durable", name(key)),
             Action::Kill { host, unsure } => {
-                let found = if unsure { "the probe cannot tell" } else { "the probe tells what became of its step" };
+                let found = if unsure {
+                    "the probe cannot tell"
+                } else {
+                    "the probe tells what became of its step"
+                };
                 format!("host-{host}: the agent is killed and starts again; {found}")
             }
             Action::Wipe { host } => format!("host-{host}: the agent starts again with an empty ledger"),
@@ -60,7 +64,11 @@ impl Fleetwide {
     }
 
     fn name(&self, key: Key) -> String {
-        let of = if self.rollbacks() > 1 { format!(" of rollback {}", key.rollback) } else { String::new() };
+        let of = if self.rollbacks() > 1 {
+            format!(" of rollback {}", key.rollback)
+        } else {
+            String::new()
+        };
         format!("[{}{of}]", self.subject(key).name(key.step))
     }
 
@@ -90,11 +98,17 @@ impl Fleetwide {
                 Some(end) => format!("ended: {end:?}"),
                 None if journal.seq == 0 => "not created".to_owned(),
                 None => {
-                    let steps = journal.outstanding.iter().map(|step| self.name(Key { rollback, step: *step }));
+                    let steps = journal
+                        .outstanding
+                        .iter()
+                        .map(|step| self.name(Key { rollback, step: *step }));
                     format!("waits for {}", steps.collect::<Vec<_>>().join(", "))
                 }
             };
-            lines.push(format!("the journal of rollback {rollback}, {} events: {state}", journal.seq));
+            lines.push(format!(
+                "the journal of rollback {rollback}, {} events: {state}",
+                journal.seq
+            ));
         }
         for (who, c) in world.coordinators.iter().enumerate() {
             let standing = match &c.standing {
@@ -105,7 +119,10 @@ impl Fleetwide {
             lines.push(format!("{} {standing}", coordinator(who)));
         }
         for (host, agent) in world.agents.iter().enumerate() {
-            let ledger = agent.ledger.iter().map(|(key, entry)| format!("{} {entry:?}", self.name(*key)));
+            let ledger = agent
+                .ledger
+                .iter()
+                .map(|(key, entry)| format!("{} {entry:?}", self.name(*key)));
             lines.push(format!(
                 "host-{host}: {:?}; ledger: {}",
                 agent.component,

@@ -58,7 +58,9 @@ impl Fleetwide {
                 let agent = &agents[subject.host(key.step)];
                 let obeyed = agent.seen == Some(term.fence);
                 let refused = !self.lacks(Safeguard::EpochCheck)
-                    && agent.seen.is_some_and(|known| known != term.fence && term.fence.epoch <= known.epoch);
+                    && agent
+                        .seen
+                        .is_some_and(|known| known != term.fence && term.fence.epoch <= known.epoch);
                 let reads = !subject.asked(key.step).mutates();
                 let known = matches!(agent.ledger.get(key), Some(Entry::Ended(_)));
                 !(refused || (obeyed && (reads || known)))

@@ -51,7 +51,11 @@ fn store_that_loses_what_it_confirmed() {
 
 #[test]
 fn no_small_exploration_is_without_a_test() {
-    let names: Vec<&str> = Configuration::all().iter().filter(|c| c.small).map(|c| c.name).collect();
+    let names: Vec<&str> = Configuration::all()
+        .iter()
+        .filter(|c| c.small)
+        .map(|c| c.name)
+        .collect();
     let this = include_str!("explorations.rs");
     for name in names {
         assert!(this.contains(&format!("is_clean(\"{name}\")")), "{name}");

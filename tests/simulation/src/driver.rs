@@ -78,7 +78,11 @@ impl Simulated {
         let deed = self.deed(step);
         let script = self.ground.script(&deed);
         tokio::time::sleep(script.before).await;
-        if script.fails { Err(as_the_seed_says(&deed)) } else { Ok(()) }
+        if script.fails {
+            Err(as_the_seed_says(&deed))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -148,7 +152,11 @@ impl Driver for Simulated {
             revision: revision(&machine.revision),
             health: health(machine),
             detail: String::new(),
-            out: if machine.drained { BTreeSet::new() } else { machine.out.clone() },
+            out: if machine.drained {
+                BTreeSet::new()
+            } else {
+                machine.out.clone()
+            },
         }))
     }
 

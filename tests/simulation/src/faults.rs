@@ -88,15 +88,24 @@ pub enum Whom {
 pub enum Fault {
     CutPair(Whom, Nth),
     /// Half of the agents from the leader.
-    CutHalf { odd: bool },
-    CutOneWay { whom: Whom, agent: Nth, from_agent: bool },
+    CutHalf {
+        odd: bool,
+    },
+    CutOneWay {
+        whom: Whom,
+        agent: Nth,
+        from_agent: bool,
+    },
     HoldPair(Whom, Nth),
     Isolate(Nth),
     Slow(Whom, Nth, Duration),
     Lossy(Whom, Nth, f64),
     CrashCoordinator(Whom),
     /// `power`: the host is gone at once, and nobody is told by a closed connection.
-    CrashAgent { agent: Nth, power: bool },
+    CrashAgent {
+        agent: Nth,
+        power: bool,
+    },
     /// The coordinator is asked to stop, and starts again.
     HandOver(Whom),
     StoreRefuses(Whom),
@@ -164,7 +173,11 @@ impl Fault {
 
 /// A while, or none at all.
 fn some(dice: &mut StdRng, share: f64) -> Duration {
-    Duration::from_millis(if dice.random_bool(share) { dice.random_range(50..3000) } else { 0 })
+    Duration::from_millis(if dice.random_bool(share) {
+        dice.random_range(50..3000)
+    } else {
+        0
+    })
 }
 
 /// What a link is like. The worst of several wins.
@@ -182,7 +195,11 @@ enum Link {
 type Pair = (String, String);
 
 fn pair(a: &str, b: &str) -> Pair {
-    if a < b { (a.to_owned(), b.to_owned()) } else { (b.to_owned(), a.to_owned()) }
+    if a < b {
+        (a.to_owned(), b.to_owned())
+    } else {
+        (b.to_owned(), a.to_owned())
+    }
 }
 
 /// How faults add up.
@@ -248,19 +265,28 @@ impl Havoc {
 
     /// Everything that is due at this time.
     pub fn tick(&mut self, now: Duration, sim: &mut Sim<'_>, world: &World) {
-        let due: Vec<String> = self.down.iter().filter(|(_, until)| **until <= now).map(|(h, _)| h.clone()).collect();
+        let due: Vec<String> = self
+            .down
+            .iter()
+            .filter(|(_, until)| **until <= now)
+            .map(|(h, _)| h.clone())
+            .collect();
         for host in due {
             self.down.remove(&host);
             world.say(format!("{host} starts again"));
             sim.bounce(host.as_str());
         }
         let mut changed = false;
-        let (over, on) = std::mem::take(&mut self.now).into_iter().partition(|a: &Active| a.until <= now);
+        let (over, on) = std::mem::take(&mut self.now)
+            .into_iter()
+            .partition(|a: &Active| a.until <= now);
         self.now = on;
         for active in over {
             changed |= !active.links.is_empty();
             match active.undo {
-                Some(Undo::Latency((a, b))) => sim.set_link_max_message_latency(a.as_str(), b.as_str(), world.latency()),
+                Some(Undo::Latency((a, b))) => {
+                    sim.set_link_max_message_latency(a.as_str(), b.as_str(), world.latency())
+                }
                 Some(Undo::Loss((a, b))) => sim.set_link_fail_rate(a.as_str(), b.as_str(), 0.0),
                 Some(Undo::Store(names, trouble)) => names.iter().for_each(|name| world.store_link(name).end(trouble)),
                 Some(Undo::Requests(host)) => world.hold_requests(&host, -1),
@@ -295,7 +321,10 @@ impl Havoc {
     fn whom(&self, whom: Whom, world: &World) -> String {
         let nth = |n: usize| self.coordinators[n % self.coordinators.len()].clone();
         match whom {
-            Whom::Leader => world.recorder.leader().map_or_else(|| nth(0), |id| name_of(&id).to_owned()),
+            Whom::Leader => world
+                .recorder
+                .leader()
+                .map_or_else(|| nth(0), |id| name_of(&id).to_owned()),
             Whom::Nth(n) => nth(n),
         }
     }
@@ -305,8 +334,16 @@ impl Havoc {
     }
 
     fn everybody_else(&self, host: &str) -> Vec<String> {
-        let all = self.coordinators.iter().chain(&self.agents).map(String::as_str).chain(OPERATORS);
-        all.filter(|other| *other != host).filter(|o| self.exists(o)).map(str::to_owned).collect()
+        let all = self
+            .coordinators
+            .iter()
+            .chain(&self.agents)
+            .map(String::as_str)
+            .chain(OPERATORS);
+        all.filter(|other| *other != host)
+            .filter(|o| self.exists(o))
+            .map(str::to_owned)
+            .collect()
     }
 
     fn exists(&self, host: &str) -> bool {
@@ -316,7 +353,11 @@ impl Havoc {
 
     fn freeze_store(&mut self, host: &str, at: Duration, until: Duration) {
         // The same one, whoever leads by then.
-        let nth = self.coordinators.iter().position(|name| name == host).unwrap_or_default();
+        let nth = self
+            .coordinators
+            .iter()
+            .position(|name| name == host)
+            .unwrap_or_default();
         let fault = Fault::StoreFrozen(Whom::Nth(nth));
         self.later(Harm { at, until, fault });
     }
@@ -346,12 +387,20 @@ impl Havoc {
                 let half = self.agents.iter().enumerate().filter(|(n, _)| (n % 2 == 1) == odd);
                 active.links = half.map(|(_, agent)| (pair(&leader, agent), Link::Cut)).collect();
             }
-            Fault::CutOneWay { whom, agent, from_agent } => {
+            Fault::CutOneWay {
+                whom,
+                agent,
+                from_agent,
+            } => {
                 self.counts.partitions += 1;
                 let (whom, agent) = (self.whom(whom, world), self.agent(agent));
                 let mute = if from_agent { &agent } else { &whom };
                 let pair = pair(&whom, &agent);
-                let link = if *mute == pair.0 { Link::FirstMute } else { Link::SecondMute };
+                let link = if *mute == pair.0 {
+                    Link::FirstMute
+                } else {
+                    Link::SecondMute
+                };
                 active.links = vec![(pair, link)];
             }
             Fault::HoldPair(whom, agent) => {
@@ -361,7 +410,11 @@ impl Havoc {
                 self.counts.partitions += 1;
                 let all: Vec<String> = self.coordinators.iter().chain(&self.agents).cloned().collect();
                 let host = &all[n % all.len()];
-                active.links = self.everybody_else(host).iter().map(|o| (pair(host, o), Link::Cut)).collect();
+                active.links = self
+                    .everybody_else(host)
+                    .iter()
+                    .map(|o| (pair(host, o), Link::Cut))
+                    .collect();
             }
             Fault::Slow(whom, agent, latency) => {
                 let (a, b) = pair(&self.whom(whom, world), &self.agent(agent));
@@ -385,7 +438,8 @@ impl Havoc {
                     for other in self.everybody_else(&host) {
                         sim.partition(host.as_str(), other.as_str());
                     }
-                    self.links.extend(self.everybody_else(&host).iter().map(|o| (pair(&host, o), Link::Cut)));
+                    self.links
+                        .extend(self.everybody_else(&host).iter().map(|o| (pair(&host, o), Link::Cut)));
                 }
                 self.crash(&host, until, sim, world);
                 return power;
@@ -396,7 +450,9 @@ impl Havoc {
             }
             Fault::StoreRefuses(whom) => self.store(&mut active, vec![self.whom(whom, world)], Trouble::Refuses, world),
             Fault::StoreMute(whom) => self.store(&mut active, vec![self.whom(whom, world)], Trouble::Mute, world),
-            Fault::StoreSlow(whom, by) => self.store(&mut active, vec![self.whom(whom, world)], Trouble::Slow(by), world),
+            Fault::StoreSlow(whom, by) => {
+                self.store(&mut active, vec![self.whom(whom, world)], Trouble::Slow(by), world)
+            }
             Fault::StoreDown => self.store(&mut active, self.coordinators.clone(), Trouble::Refuses, world),
             Fault::AnswersLost(whom, count) => {
                 world.store_link(&self.whom(whom, world)).lose_answers(count);
@@ -405,7 +461,11 @@ impl Havoc {
             Fault::Freeze(whom, open, blind) => {
                 self.counts.freezes += 1;
                 let host = self.whom(whom, world);
-                active.links = self.everybody_else(&host).iter().map(|o| (pair(&host, o), Link::Held)).collect();
+                active.links = self
+                    .everybody_else(&host)
+                    .iter()
+                    .map(|o| (pair(&host, o), Link::Held))
+                    .collect();
                 self.freeze_store(&host, at + open, until + blind);
             }
             Fault::Strand(whom, open, blind) => {

@@ -94,12 +94,19 @@ impl Ground {
             revision: machine.revision.clone(),
             serves: machine.serves(),
         };
-        self.machines().iter().map(|(target, m)| (target.clone(), stands(m))).collect()
+        self.machines()
+            .iter()
+            .map(|(target, m)| (target.clone(), stands(m)))
+            .collect()
     }
 
     /// Reads or changes one component.
     pub fn with<T>(&self, target: &Target, work: impl FnOnce(&mut Machine) -> T) -> T {
-        work(self.machines().get_mut(target).expect("drivers are made for components of the ground"))
+        work(
+            self.machines()
+                .get_mut(target)
+                .expect("drivers are made for components of the ground"),
+        )
     }
 
     pub fn script(&self, deed: &Deed) -> Script {

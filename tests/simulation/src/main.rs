@@ -75,13 +75,15 @@ fn one(seed: u64, run: &Run) -> anyhow::Result<bool> {
     let scenery = Scenery::make()?;
     let (broken, transcript) = (run.broken, run.transcript);
     // A thread of its own: what threads draw from begins at the same point in each, whatever was done before.
-    let simulated = std::thread::Builder::new().name("simulation".to_owned()).spawn(move || {
-        let after = world::run(Seed::draw(seed), broken, &scenery)?;
-        if transcript {
-            judge::transcript(&after).iter().for_each(|line| say(line));
-        }
-        anyhow::Ok(judge::judge(&after))
-    })?;
+    let simulated = std::thread::Builder::new()
+        .name("simulation".to_owned())
+        .spawn(move || {
+            let after = world::run(Seed::draw(seed), broken, &scenery)?;
+            if transcript {
+                judge::transcript(&after).iter().for_each(|line| say(line));
+            }
+            anyhow::Ok(judge::judge(&after))
+        })?;
     let mut verdict = match simulated.join() {
         Ok(verdict) => verdict?,
         Err(_) => Verdict {
@@ -90,7 +92,9 @@ fn one(seed: u64, run: &Run) -> anyhow::Result<bool> {
             ..Verdict::default()
         },
     };
-    verdict.violations.extend(panics.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+    verdict
+        .violations
+        .extend(panics.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
     for violation in &verdict.violations {
         say(&format!("seed {seed}: {violation}"));
     }

@@ -94,7 +94,10 @@ fn arguments(seed: u64, run: &Run) -> Vec<String> {
 }
 
 fn again(seed: u64, run: &Run) -> String {
-    format!("cargo run -p fleet-simulation -- {} --log", arguments(seed, run).join(" "))
+    format!(
+        "cargo run -p fleet-simulation -- {} --log",
+        arguments(seed, run).join(" ")
+    )
 }
 
 impl Sum {

@@ -73,13 +73,16 @@ pub fn operator() -> Peer {
 pub async fn listen() -> io::Result<impl Stream<Item = io::Result<Connection>>> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
     Ok(futures::stream::unfold(listener, |listener| async move {
-        let accepted = listener.accept().await.map(|(stream, address): (TcpStream, SocketAddr)| Connection {
-            stream,
-            info: PeerInfo {
-                peer: Some(operator()),
-                address,
-            },
-        });
+        let accepted = listener
+            .accept()
+            .await
+            .map(|(stream, address): (TcpStream, SocketAddr)| Connection {
+                stream,
+                info: PeerInfo {
+                    peer: Some(operator()),
+                    address,
+                },
+            });
         Some((accepted, listener))
     }))
 }
@@ -97,7 +100,9 @@ pub async fn connect(address: &str) -> Result<Channel, Problem> {
         let target = target.clone();
         async move {
             let connected = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(target)).await;
-            connected.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map(TokioIo::new)
+            connected
+                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+                .map(TokioIo::new)
         }
     });
     let connected = endpoint.connect_with_connector(connector).await;

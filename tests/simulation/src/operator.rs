@@ -24,7 +24,13 @@ pub async fn run(world: Arc<World>, number: usize) -> turmoil::Result {
     // Somebody leads by then, unless harm came first; and two operators are rarely at it in the same second.
     tokio::time::sleep(Duration::from_millis(600 + 2500 * number as u64)).await;
     let mut operator = Operator {
-        endpoints: world.seed.fleet.coordinators.iter().map(|c| format!("{}:{PORT}", c.name)).collect(),
+        endpoints: world
+            .seed
+            .fleet
+            .coordinators
+            .iter()
+            .map(|c| format!("{}:{PORT}", c.name))
+            .collect(),
         at: number,
         client: None,
         world,

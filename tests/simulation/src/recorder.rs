@@ -24,7 +24,11 @@ pub struct Deed {
 
 impl fmt::Display for Deed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let action = self.action.as_str_name().trim_start_matches("ACTION_").to_ascii_lowercase();
+        let action = self
+            .action
+            .as_str_name()
+            .trim_start_matches("ACTION_")
+            .to_ascii_lowercase();
         let undo = if self.undo { "undo: " } else { "" };
         write!(f, "{undo}{action} {}", self.target)?;
         match &self.backend {
@@ -156,7 +160,10 @@ impl Recorder {
     /// How many rollbacks have begun and not ended.
     pub fn running(&self) -> usize {
         let inner = self.lock();
-        let begun = inner.lines.iter().filter(|l| matches!(&l.seen, Seen::Written { first: 1, .. }));
+        let begun = inner
+            .lines
+            .iter()
+            .filter(|l| matches!(&l.seen, Seen::Written { first: 1, .. }));
         let closed = inner.lines.iter().filter(|l| matches!(&l.seen, Seen::Closed { .. }));
         begun.count().saturating_sub(closed.count())
     }

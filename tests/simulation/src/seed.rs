@@ -34,8 +34,8 @@ pub enum Broken {
     Forgetful,
     /// Agents take the word of leaders that were replaced.
     Obedient,
-    /// An agent says that a step is done before it is.
-    Hasty,
+    /// Agents say that they have done and seen whatever they were asked for, and do nothing.
+    Lying,
 }
 
 /// Everything that a run is made of.
@@ -46,7 +46,7 @@ pub struct Seed {
     pub temper: Temper,
     /// In order of time.
     pub harm: Vec<Harm>,
-    /// All harm is over by then.
+    /// Harm begins before, and is over by then or some seconds later.
     pub calm: Duration,
 }
 
@@ -143,7 +143,12 @@ impl Component {
     fn record(&self) -> ComponentRecord {
         let can = capabilities(self.role);
         let name = |action: Action| format!("ACTION_{}", action.as_str().to_ascii_uppercase());
-        let backends: BTreeSet<Target> = self.backends.iter().filter_map(|b| b.split_once('/')).map(|(h, c)| Target::new(h, c)).collect();
+        let backends: BTreeSet<Target> = self
+            .backends
+            .iter()
+            .filter_map(|b| b.split_once('/'))
+            .map(|(h, c)| Target::new(h, c))
+            .collect();
         ComponentRecord {
             name: self.target.component.0.clone(),
             kind: "simulated".to_owned(),
@@ -282,7 +287,13 @@ impl Temper {
             }
         }
         let pace = dice.random_range(100..2500);
-        let mut rarely = |share: f64, much: Range<f64>| if dice.random_bool(share) { dice.random_range(much) } else { 0.0 };
+        let mut rarely = |share: f64, much: Range<f64>| {
+            if dice.random_bool(share) {
+                dice.random_range(much)
+            } else {
+                0.0
+            }
+        };
         Self {
             pace,
             slow_moves: rarely(0.7, 0.02..0.3),

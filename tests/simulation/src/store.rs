@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use rollback_coordinator::store::memory::MemoryStore;
 use rollback_coordinator::store::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Lease, NewRollback, NewToken, Recorded, Store, StoreError,
+    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
+    StoreError,
 };
 use rollback_engine::event::Event;
 use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
@@ -204,10 +205,13 @@ impl Link {
     }
 
     /// What the store compares with the lease.
-    async fn fence(&self, server: &Server, epoch: Epoch) -> Result<Epoch, StoreError> {
+    async fn fence(&self, server: &Server, fence: &Fence) -> Result<Fence, StoreError> {
         match self.broken {
-            Some(Broken::Unfenced) => Ok(server.store.lease().await?.epoch),
-            Some(Broken::Forgetful | Broken::Obedient | Broken::Hasty) | None => Ok(epoch),
+            Some(Broken::Unfenced) => {
+                let Lease { epoch, leader, .. } = server.store.lease().await?;
+                Ok(Fence { epoch, leader })
+            }
+            Some(Broken::Forgetful | Broken::Obedient | Broken::Lying) | None => Ok(fence.clone()),
         }
     }
 }
@@ -240,16 +244,20 @@ impl Store for Link {
         .await
     }
 
-    async fn renew(&self, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
+    async fn renew(&self, fence: &Fence, ttl: Duration) -> Result<(), StoreError> {
+        let fence = fence.clone();
+        let fence = fence.clone();
         self.ask("renew the lease", true, move |server| {
-            Box::pin(async move { server.store.renew(epoch, ttl).await })
+            Box::pin(async move { server.store.renew(&fence, ttl).await })
         })
         .await
     }
 
-    async fn give_back(&self, epoch: Epoch) -> Result<(), StoreError> {
+    async fn give_back(&self, fence: &Fence) -> Result<(), StoreError> {
+        let fence = fence.clone();
+        let fence = fence.clone();
         self.ask("give the lease back", true, move |server| {
-            Box::pin(async move { server.store.give_back(epoch).await })
+            Box::pin(async move { server.store.give_back(&fence).await })
         })
         .await
     }
@@ -261,8 +269,8 @@ impl Store for Link {
         .await
     }
 
-    async fn create(&self, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError> {
-        let link = self.clone();
+    async fn create(&self, fence: &Fence, rollback: &NewRollback) -> Result<Created, StoreError> {
+        let (link, fence) = (self.clone(), fence.clone());
         let rollback = NewRollback {
             id: rollback.id.clone(),
             request_id: rollback.request_id.clone(),
@@ -272,10 +280,10 @@ impl Store for Link {
         };
         self.ask("write the new rollback", true, move |server| {
             Box::pin(async move {
-                let at = link.fence(&server, fence).await?;
-                let created = server.store.create(at, &rollback).await?;
+                let at = link.fence(&server, &fence).await?;
+                let created = server.store.create(&at, &rollback).await?;
                 if created == Created::New {
-                    written(&server, fence, &rollback.id, 1, &rollback.events);
+                    written(&server, fence.epoch, &rollback.id, 1, &rollback.events);
                     let (rollback, picture) = (rollback.id, server.ground.picture());
                     server.recorder.note(Seen::Opened { rollback, picture });
                 }
@@ -287,20 +295,23 @@ impl Store for Link {
 
     async fn append(
         &self,
-        fence: Epoch,
+        fence: &Fence,
         id: &RollbackId,
         after: u64,
         events: &[Event],
         summary: &str,
         closing: Option<&Closing>,
     ) -> Result<(), StoreError> {
-        let link = self.clone();
+        let (link, fence) = (self.clone(), fence.clone());
         let (id, events, summary, closing) = (id.clone(), events.to_vec(), summary.to_owned(), closing.cloned());
         self.ask("append to the journal", true, move |server| {
             Box::pin(async move {
-                let at = link.fence(&server, fence).await?;
-                server.store.append(at, &id, after, &events, &summary, closing.as_ref()).await?;
-                written(&server, fence, &id, after + 1, &events);
+                let at = link.fence(&server, &fence).await?;
+                server
+                    .store
+                    .append(&at, &id, after, &events, &summary, closing.as_ref())
+                    .await?;
+                written(&server, fence.epoch, &id, after + 1, &events);
                 if closing.is_some() {
                     let picture = server.ground.picture();
                     server.recorder.note(Seen::Closed { rollback: id, picture });

@@ -35,11 +35,11 @@ use crate::store::{Link, Links, Server};
 use crate::{agent, coordinator, operator};
 
 /// How much time passes for a host before it is the next one's turn.
-const TICK: Duration = Duration::from_millis(10);
+const TICK: Duration = Duration::from_millis(25);
 /// Everything has to have ended so long after the last harm.
 const BOUND: Duration = Duration::from_secs(300);
 /// After the end it is watched for so long whether anything happens that should not.
-const AFTERMATH: Duration = Duration::from_secs(8);
+const AFTERMATH: Duration = Duration::from_secs(5);
 /// Between the end of a process and the start of the next one.
 const RESTART: Duration = Duration::from_millis(500);
 
@@ -113,7 +113,14 @@ impl Scenery {
 }
 
 impl World {
-    fn new(seed: Seed, broken: Option<Broken>, scenery: &Scenery, links: Links, recorder: Recorder, ground: Ground) -> Self {
+    fn new(
+        seed: Seed,
+        broken: Option<Broken>,
+        scenery: &Scenery,
+        links: Links,
+        recorder: Recorder,
+        ground: Ground,
+    ) -> Self {
         let coordinators = seed.fleet.coordinators.iter();
         let held_up = coordinators.map(|c| (c.name.clone(), watch::Sender::new(0))).collect();
         let world = Self {
@@ -181,7 +188,9 @@ impl World {
     }
 
     pub fn store_link(&self, coordinator: &str) -> &Link {
-        self.links.get(coordinator).expect("every coordinator has a way to the store")
+        self.links
+            .get(coordinator)
+            .expect("every coordinator has a way to the store")
     }
 
     /// A process starts; it is told to stop by this.
@@ -225,7 +234,10 @@ impl World {
     }
 
     pub fn told(&self, id: &str, state: RollbackState) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned(), state);
+        self.told
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.to_owned(), state);
     }
 
     pub fn latency(&self) -> Duration {
@@ -324,13 +336,14 @@ fn populate(sim: &mut Sim<'_>, world: &Arc<World>) {
 
 /// Until everything has ended, or should have. `true`: it has.
 fn go(sim: &mut Sim<'_>, world: &Arc<World>, havoc: &mut Havoc) -> anyhow::Result<bool> {
-    let mut dice = StdRng::seed_from_u64(world.seed.number ^ 0x6861_766f_63);
+    let mut dice = StdRng::seed_from_u64(world.seed.number ^ 0x68_6176_6f63);
     let mut done_at: Option<Duration> = None;
     loop {
         let now = sim.elapsed();
         world.recorder.tick(now);
         havoc.tick(now, sim, world);
-        sim.step().map_err(|e| anyhow::anyhow!("a simulated host failed: {e}"))?;
+        sim.step()
+            .map_err(|e| anyhow::anyhow!("a simulated host failed: {e}"))?;
         for host in world.seed.fleet.hosts.keys() {
             if world.ledger(host).crashed() {
                 let until = now + Duration::from_millis(dice.random_range(50..4000));
@@ -361,7 +374,10 @@ fn go(sim: &mut Sim<'_>, world: &Arc<World>, havoc: &mut Havoc) -> anyhow::Resul
 /// The release, and the agents as they registered long ago.
 fn fill(store: &MemoryStore, seed: &Seed) -> anyhow::Result<()> {
     let at_once = "a store without latency never waits";
-    store.add_release(&seed.fleet.release()).now_or_never().expect(at_once)?;
+    store
+        .add_release(&seed.fleet.release())
+        .now_or_never()
+        .expect(at_once)?;
     for agent in seed.fleet.agents() {
         store.save_agent(&agent).now_or_never().expect(at_once)?;
     }
@@ -375,7 +391,10 @@ fn journals(store: &MemoryStore, lines: &[Line]) -> anyhow::Result<Vec<(Rollback
     });
     begun
         .map(|id| {
-            let events = store.events(&id, 0).now_or_never().expect("a store without latency never waits");
+            let events = store
+                .events(&id, 0)
+                .now_or_never()
+                .expect("a store without latency never waits");
             Ok((id, events?))
         })
         .collect()

@@ -106,7 +106,10 @@ impl Control {
 
     /// rollbackctl as one that knows only this coordinator.
     pub fn ctl_of(&self, name: &str) -> Ctl {
-        Ctl::new(&self.binaries, &self.ctl.context().with_file_name(format!("{name}.toml")))
+        Ctl::new(
+            &self.binaries,
+            &self.ctl.context().with_file_name(format!("{name}.toml")),
+        )
     }
 
     /// As [`Control::ctl_of`], of the one that leads. A follower's knowledge of agents is some seconds old.

@@ -103,6 +103,18 @@ async fn unready(fleet: &Fleet) -> Vec<(String, String)> {
     unready.collect()
 }
 
+/// Does a coordinator say of itself that it does not lead? One that says nothing does not say that, and one that leads and
+/// cannot reach the store says both.
+async fn does_not_lead(fleet: &Fleet, name: &str) -> bool {
+    let standings = fleet.standings().await;
+    let standing = standings.into_iter().find(|(who, _)| who == name);
+    standing.is_some_and(|(_, standing)| match standing {
+        Standing::Following(_) => true,
+        Standing::Unready(why) => !why.starts_with("leading"),
+        Standing::Leading(_) | Standing::Silent => false,
+    })
+}
+
 /// What the store itself has: a whole journal, and nothing by anybody who did not lead. How many events there are.
 fn expect_whole_journal(fleet: &Fleet) -> Result<usize> {
     let store = fleet.store_server()?;

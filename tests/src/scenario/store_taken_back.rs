@@ -24,76 +24,97 @@ use crate::zekka::Version;
 const SLOW_START: Duration = Duration::from_secs(6);
 
 pub async fn tell(options: Options) -> Result<Found> {
-    on_fleet(Fleet::builder().rows(500).store(StoreKind::Postgres), options, async |fleet| {
-        fleet.deploy_both().await?;
-        for host in &fleet.zekka.hosts {
-            host.set_fault(Version::V2_9_0, false, SLOW_START)?;
-        }
-        let marks = Marks::set(fleet)?;
-        let before = epoch(fleet)?;
-        let running = fleet.ctl.start(&rollback_to("v2.9.0"), false)?;
+    on_fleet(
+        Fleet::builder().rows(500).store(StoreKind::Postgres),
+        options,
+        async |fleet| {
+            fleet.deploy_both().await?;
+            for host in &fleet.zekka.hosts {
+                host.set_fault(Version::V2_9_0, false, SLOW_START)?;
+            }
+            let marks = Marks::set(fleet)?;
+            let before = epoch(fleet)?;
+            let running = fleet.ctl.start(&rollback_to("v2.9.0"), false)?;
 
-        wait::until_true("the backup of the database is sealed", Duration::from_secs(60), async || {
-            let sql = "SELECT count(*) FROM events WHERE payload LIKE '%phase_started%quiesce%'";
-            fleet.store_server().and_then(|s| s.psql(sql)).is_ok_and(|n| n == "1")
-        })
-        .await?;
-        let backup = fleet.dir().join("store.dump");
-        let cluster = fleet.store_server()?.cluster();
-        run(cluster.client("pg_dump", ROLE, DATABASE).args(["-Fc", "-f"]).arg(&backup))?;
-        options.say("The store was backed up when users were taken out.");
+            wait::until_true(
+                "the backup of the database is sealed",
+                Duration::from_secs(60),
+                async || {
+                    let sql = "SELECT count(*) FROM events WHERE payload LIKE '%phase_started%quiesce%'";
+                    fleet.store_server().and_then(|s| s.psql(sql)).is_ok_and(|n| n == "1")
+                },
+            )
+            .await?;
+            let backup = fleet.dir().join("store.dump");
+            let cluster = fleet.store_server()?.cluster();
+            run(cluster
+                .client("pg_dump", ROLE, DATABASE)
+                .args(["-Fc", "-f"])
+                .arg(&backup))?;
+            options.say("The store was backed up when users were taken out.");
 
-        marks.wait_started(fleet, "app-1").await?;
-        options.say("v2.9.0 is starting: the coordinator is killed and started again, and the agents know the new one.");
-        fleet.coordinator.kill()?;
-        fleet.coordinator.run().await?;
-        let seen = fleet.wait_leader_after(before, Duration::from_secs(10)).await?;
-        wait::until_true("an agent obeys the new one", Duration::from_secs(10), async || {
-            obeyed(fleet, "app-1").await.is_ok_and(|epoch| epoch == seen.epoch)
-        })
-        .await?;
+            marks.wait_started(fleet, "app-1").await?;
+            options.say(
+                "v2.9.0 is starting: the coordinator is killed and started again, and the agents know the new one.",
+            );
+            fleet.coordinator.kill()?;
+            fleet.coordinator.run().await?;
+            let seen = fleet.wait_leader_after(before, Duration::from_secs(10)).await?;
+            wait::until_true("an agent obeys the new one", Duration::from_secs(10), async || {
+                obeyed(fleet, "app-1").await.is_ok_and(|epoch| epoch == seen.epoch)
+            })
+            .await?;
 
-        options.say("It is killed once more, and its store is taken back to the backup.");
-        fleet.coordinator.kill()?;
-        let server = fleet.store_server()?;
-        let cluster = server.cluster();
-        cluster.psql("postgres", &format!("DROP DATABASE {DATABASE} WITH (FORCE)"))?;
-        cluster.psql("postgres", &format!("CREATE DATABASE {DATABASE} OWNER {ROLE}"))?;
-        run(cluster
-            .client("pg_restore", ROLE, DATABASE)
-            .args(["--exit-on-error", "--no-owner", "-d", DATABASE])
-            .arg(&backup))?;
-        ensure!(epoch(fleet)? == before, "the backup's epoch is the first one");
-        fleet.coordinator.run().await?;
-        let answer = running.answer().await?.expect_code(5)?;
-        let result = answer.json()?;
-        ensure!(result["state"] == "held", "it is to be held: {answer}");
-        ensure!(result["problem"]["code"] == "RB0903", "it says why: {answer}");
-        let obeyed_at_last = obeyed(fleet, "app-1").await?;
-        ensure!(
-            obeyed_at_last > seen.epoch,
-            "the leader is above what agents had seen: {obeyed_at_last}, {}",
-            seen.epoch
-        );
-        let doctor = fleet.ctl.run(&["doctor"]).await?;
-        ensure!(doctor.stdout.contains("RB0903"), "doctor says it: {doctor}");
-        ensure!(marks.duplicates(fleet)? == 0, "something took effect twice");
+            options.say("It is killed once more, and its store is taken back to the backup.");
+            fleet.coordinator.kill()?;
+            let server = fleet.store_server()?;
+            let cluster = server.cluster();
+            cluster.psql("postgres", &format!("DROP DATABASE {DATABASE} WITH (FORCE)"))?;
+            cluster.psql("postgres", &format!("CREATE DATABASE {DATABASE} OWNER {ROLE}"))?;
+            run(cluster
+                .client("pg_restore", ROLE, DATABASE)
+                .args(["--exit-on-error", "--no-owner", "-d", DATABASE])
+                .arg(&backup))?;
+            ensure!(epoch(fleet)? == before, "the backup's epoch is the first one");
+            fleet.coordinator.run().await?;
+            let answer = running.answer().await?.expect_code(5)?;
+            let result = answer.json()?;
+            ensure!(result["state"] == "held", "it is to be held: {answer}");
+            ensure!(result["problem"]["code"] == "RB0903", "it says why: {answer}");
+            let obeyed_at_last = obeyed(fleet, "app-1").await?;
+            ensure!(
+                obeyed_at_last > seen.epoch,
+                "the leader is above what agents had seen: {obeyed_at_last}, {}",
+                seen.epoch
+            );
+            let doctor = fleet.ctl.run(&["doctor"]).await?;
+            ensure!(doctor.stdout.contains("RB0903"), "doctor says it: {doctor}");
+            ensure!(marks.duplicates(fleet)? == 0, "something took effect twice");
 
-        options.say("HELD, with the reason. Asked again, when what runs on the hosts has ended …");
-        wait::until_true("v2.9.0 has started on both hosts or on none", Duration::from_secs(30), async || {
-            fleet.ctl.run(&["fleet", "status", "-o", "json"]).await.is_ok_and(|s| s.code == 0)
-        })
-        .await?;
-        fleet.wait_connected(&HOSTS).await?;
-        fleet.ctl.roll_back("v2.9.0").await?.expect_code(0)?;
-        expect_running(fleet, Version::V2_9_0)?;
-        Ok(found(json!({
-            "held": result["problem"]["message"],
-            "epoch_of_the_backup": before,
-            "epoch_that_agents_had_seen": seen.epoch,
-            "epoch_taken": obeyed_at_last,
-        })))
-    })
+            options.say("HELD, with the reason. Asked again, when what runs on the hosts has ended …");
+            wait::until_true(
+                "v2.9.0 has started on both hosts or on none",
+                Duration::from_secs(30),
+                async || {
+                    fleet
+                        .ctl
+                        .run(&["fleet", "status", "-o", "json"])
+                        .await
+                        .is_ok_and(|s| s.code == 0)
+                },
+            )
+            .await?;
+            fleet.wait_connected(&HOSTS).await?;
+            fleet.ctl.roll_back("v2.9.0").await?.expect_code(0)?;
+            expect_running(fleet, Version::V2_9_0)?;
+            Ok(found(json!({
+                "held": result["problem"]["message"],
+                "epoch_of_the_backup": before,
+                "epoch_that_agents_had_seen": seen.epoch,
+                "epoch_taken": obeyed_at_last,
+            })))
+        },
+    )
     .await
 }
 

@@ -1,8 +1,11 @@
 //! Command → events. Refuses what does not fit; changes nothing.
 
-use super::{Rejected, State};
-use crate::event::{Command, Event};
+use jiff::Timestamp;
+
+use super::{Rejected, Run, State};
+use crate::event::{Command, Effect, Ending, Event, Outcome, Problem, StepResult};
 use crate::lint::lint;
+use crate::problems;
 
 /// The events that a command leads to by itself; see [`super::transition`] for what follows from them.
 ///
@@ -47,11 +50,17 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
                 ledgers: ledgers.clone(),
             }])
         }
-        (State::New, Command::StepEnded { .. } | Command::Resume { .. }) => Err(Rejected::NotCreated),
+        (State::New, Command::StepEnded { .. } | Command::Resume { .. } | Command::Hold { .. }) => {
+            Err(Rejected::NotCreated)
+        }
         (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Create { .. }) => {
             Err(Rejected::AlreadyCreated)
         }
         (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Resume { .. }) => Ok(Vec::new()),
+        (State::Ended { .. }, Command::Hold { .. }) => Ok(Vec::new()),
+        (State::Forward { run, .. } | State::Undoing { run, .. }, Command::Hold { at, cause }) => {
+            Ok(hold(run, *at, cause))
+        }
         (
             State::Forward { run, .. } | State::Undoing { run, .. } | State::Ended { run, .. },
             Command::StepEnded {
@@ -79,4 +88,36 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
             }])
         }
     }
+}
+
+/// Every step in flight has an end that says that nobody knows, whatever kind of step it is: also one that changes nothing
+/// has a successor that the journal may have lost.
+fn hold(run: &Run, at: Timestamp, cause: &Problem) -> Vec<Event> {
+    let unknown = |effect: Effect| match effect {
+        Effect::Dispatch {
+            step,
+            direction,
+            attempt,
+        } => Some(Event::StepEnded {
+            at,
+            step,
+            direction,
+            attempt,
+            outcome: Outcome {
+                result: StepResult::Indeterminate(cause.clone()),
+                findings: Vec::new(),
+                observed: None,
+                receipt: None,
+                operations: Vec::new(),
+                summary: String::new(),
+                loss: None,
+            },
+        }),
+        Effect::Close => None,
+    };
+    let ending = Ending::Held {
+        cause: problems::held(cause.clone(), &run.plan().body),
+    };
+    let end = Event::Ended { at, ending };
+    run.awaited().filter_map(unknown).chain([end]).collect()
 }

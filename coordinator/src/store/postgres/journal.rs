@@ -1,18 +1,18 @@
 //! Rollbacks: their events, their summary and the scope that they hold. What writes begins with [`lease::fence`].
 
 use rollback_engine::event::Event;
-use rollback_engine::ids::{Epoch, RollbackId, Target};
+use rollback_engine::ids::{RollbackId, Target};
 use sqlx::{query, query_as};
 
 use super::session::{Lane, Transaction};
 use super::{from_sql, lease, to_sql};
 use crate::store::chain::{self, EVENT_FORMAT, Link};
-use crate::store::{Closing, Created, NewRollback, Recorded, StoreError};
+use crate::store::{Closing, Created, Fence, NewRollback, Recorded, StoreError};
 
 /// How often a beginning is tried whose scope was held when it was taken and free when the holder was looked for.
 const TRIES: u32 = 5;
 
-pub async fn create(lane: &Lane, fence: Epoch, rollback: &NewRollback) -> Result<Created, StoreError> {
+pub async fn create(lane: &Lane, fence: &Fence, rollback: &NewRollback) -> Result<Created, StoreError> {
     for _ in 0..TRIES {
         if let Some(created) = try_create(lane, fence, rollback).await? {
             return Ok(created);
@@ -22,7 +22,7 @@ pub async fn create(lane: &Lane, fence: Epoch, rollback: &NewRollback) -> Result
 }
 
 /// `None`: the scope was given back in the meantime; again.
-async fn try_create(lane: &Lane, fence: Epoch, rollback: &NewRollback) -> Result<Option<Created>, StoreError> {
+async fn try_create(lane: &Lane, fence: &Fence, rollback: &NewRollback) -> Result<Option<Created>, StoreError> {
     let mut tx = lease::fence(lane, "write the new rollback", fence).await?;
     // Waits for another transaction with this request, so the row is there to be read if ours is not written.
     let new = tx
@@ -67,7 +67,7 @@ async fn try_create(lane: &Lane, fence: Epoch, rollback: &NewRollback) -> Result
 
 pub async fn append(
     lane: &Lane,
-    fence: Epoch,
+    fence: &Fence,
     id: &RollbackId,
     after: u64,
     events: &[Event],

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::session::{Lane, Transaction};
 use super::{from_sql, to_sql};
-use crate::store::{Campaign, Candidate, Lease, StoreError};
+use crate::store::{Campaign, Candidate, Fence, Lease, StoreError};
 
 /// How long writers to the journal and a renewal wait for each other. Neither may hang because the other one does.
 const COURTESY: Duration = Duration::from_millis(300);
@@ -68,7 +68,7 @@ pub async fn campaign(
 }
 
 /// `gate`: who writes to the journal in this process holds it shared.
-pub async fn renew(lane: &Lane, gate: &RwLock<()>, epoch: Epoch, ttl: Duration) -> Result<(), StoreError> {
+pub async fn renew(lane: &Lane, gate: &RwLock<()>, fence: &Fence, ttl: Duration) -> Result<(), StoreError> {
     let mut tx = lane.write("renew the lease").await?;
     let found = {
         let mut locking = pin!(lock(&mut tx));
@@ -84,10 +84,11 @@ pub async fn renew(lane: &Lane, gate: &RwLock<()>, epoch: Epoch, ttl: Duration) 
     let renewed = tx
         .execute(
             query(
-                "UPDATE lease SET held_until = clock_timestamp() + make_interval(secs => $2) \
-                 WHERE id = 1 AND epoch = $1 AND held_until > clock_timestamp()",
+                "UPDATE lease SET held_until = clock_timestamp() + make_interval(secs => $3) \
+                 WHERE id = 1 AND epoch = $1 AND leader = $2 AND held_until > clock_timestamp()",
             )
-            .bind(to_sql(epoch.0))
+            .bind(to_sql(fence.epoch.0))
+            .bind(&fence.leader)
             .bind(ttl.as_secs_f64()),
         )
         .await?;
@@ -99,10 +100,12 @@ pub async fn renew(lane: &Lane, gate: &RwLock<()>, epoch: Epoch, ttl: Duration) 
     }
 }
 
-pub async fn give_back(lane: &Lane, epoch: Epoch) -> Result<(), StoreError> {
+pub async fn give_back(lane: &Lane, fence: &Fence) -> Result<(), StoreError> {
     let mut tx = lane.write("give the lease back").await?;
     tx.execute(
-        query("UPDATE lease SET held_until = to_timestamp(0) WHERE id = 1 AND epoch = $1").bind(to_sql(epoch.0)),
+        query("UPDATE lease SET held_until = to_timestamp(0) WHERE id = 1 AND epoch = $1 AND leader = $2")
+            .bind(to_sql(fence.epoch.0))
+            .bind(&fence.leader),
     )
     .await?;
     tx.commit().await
@@ -116,13 +119,21 @@ pub async fn lease(lane: &Lane) -> Result<Lease, StoreError> {
 }
 
 /// Begins a transaction in which nobody else can take the lead, or says who has.
-pub async fn fence(lane: &Lane, what: &'static str, epoch: Epoch) -> Result<Transaction, StoreError> {
+///
+/// A lease that has run out is nobody's, although nobody else has it yet: a database that lost the commit of its successor
+/// would otherwise let the old leader go on from memory.
+pub async fn fence(lane: &Lane, what: &'static str, fence: &Fence) -> Result<Transaction, StoreError> {
     let mut tx = lane.write(what).await?;
-    let ours: Option<(i64,)> = tx
-        .optional(query_as("SELECT epoch FROM lease WHERE id = 1 AND epoch = $1 FOR SHARE").bind(to_sql(epoch.0)))
-        .await?;
+    let lock = query_as("SELECT epoch FROM lease WHERE id = 1 AND epoch = $1 AND leader = $2 FOR SHARE")
+        .bind(to_sql(fence.epoch.0))
+        .bind(&fence.leader);
+    let ours: Option<(i64,)> = tx.optional(lock).await?;
     if ours.is_some() {
-        return Ok(tx);
+        let holds = "SELECT epoch FROM lease WHERE id = 1 AND held_until > clock_timestamp()";
+        let holds: Option<(i64,)> = tx.optional(query_as(holds)).await?;
+        if holds.is_some() {
+            return Ok(tx);
+        }
     }
     let found = read(&mut tx).await?.epoch;
     tx.roll_back().await?;

@@ -1,7 +1,7 @@
 //! A look at the database before a coordinator starts: does it answer, does it let us in, and which schema has it? Writes
 //! nothing, and takes no lock.
 
-use sqlx::{Connection as _, query_as};
+use sqlx::{Connection as _, query_as, raw_sql};
 
 use super::{Server, options, schema};
 use crate::config::StoreConfig;
@@ -32,6 +32,11 @@ pub async fn look(config: &StoreConfig) -> Result<Found, OpenError> {
         server: server.server.clone(),
         source,
     };
+    // Behind a pooler, only what is asked in one transaction is asked on one connection.
+    raw_sql("BEGIN READ ONLY; SET LOCAL statement_timeout = '2500ms'")
+        .execute(&mut connection)
+        .await
+        .map_err(failed)?;
     let (is_new,): (bool,) = query_as("SELECT to_regclass('_sqlx_migrations') IS NULL")
         .persistent(false)
         .fetch_one(&mut connection)

@@ -29,10 +29,10 @@ async fn an_append_after_the_wrong_event_is_a_conflict_and_writes_nothing(world:
     let store = world.replica().await;
     let epoch = lead(&*store, "a").await;
     let new = rollback("r1", "q1", &["app-1"]);
-    store.create(epoch, &new).await.expect("create");
+    store.create(&epoch, &new).await.expect("create");
     for wrong in [0, 1, 3] {
         let refused = store
-            .append(epoch, &id("r1"), wrong, &events(7), "{}", Some(&Closing::default()))
+            .append(&epoch, &id("r1"), wrong, &events(7), "{}", Some(&Closing::default()))
             .await;
         assert!(
             matches!(refused, Err(StoreError::Conflict)),
@@ -52,7 +52,7 @@ async fn a_rollback_comes_back_as_it_was_written(world: &World) {
     let store = world.replica().await;
     let epoch = lead(&*store, "a").await;
     store
-        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .create(&epoch, &rollback("r1", "q1", &["app-1"]))
         .await
         .expect("create");
     let cause = Problem {
@@ -63,7 +63,7 @@ async fn a_rollback_comes_back_as_it_was_written(world: &World) {
     let mut more = vec![Event::UndoStarted { at: at(9), cause }];
     more.extend(events(300));
     store
-        .append(epoch, &id("r1"), 2, &more, "{\"n\":3}", None)
+        .append(&epoch, &id("r1"), 2, &more, "{\"n\":3}", None)
         .await
         .expect("append");
     drop(store);
@@ -80,7 +80,7 @@ async fn whoever_watches_reads_every_event_once(world: &World) {
     let (writer, reader) = (world.replica().await, world.replica().await);
     let epoch = lead(&*writer, "a").await;
     writer
-        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .create(&epoch, &rollback("r1", "q1", &["app-1"]))
         .await
         .expect("create");
     let appends = tokio::spawn(async move {
@@ -89,7 +89,7 @@ async fn whoever_watches_reads_every_event_once(world: &World) {
             let group = 1 + after % 3;
             let new = events(i64::try_from(group).expect("small"));
             writer
-                .append(epoch, &id("r1"), after, &new, "{}", None)
+                .append(&epoch, &id("r1"), after, &new, "{}", None)
                 .await
                 .expect("append");
             after += group;
@@ -114,15 +114,15 @@ async fn whoever_watches_reads_every_event_once(world: &World) {
 async fn of_two_that_append_after_the_same_event_one_does(world: &World) {
     let (a, b) = (world.replica().await, world.replica().await);
     let epoch = lead(&*a, "a").await;
-    a.create(epoch, &rollback("r1", "q1", &["app-1"]))
+    a.create(&epoch, &rollback("r1", "q1", &["app-1"]))
         .await
         .expect("create");
     for round in 0..10 {
         let after = 2 + 3 * round;
         let (r1, new) = (id("r1"), events(3));
         let (one, other) = tokio::join!(
-            a.append(epoch, &r1, after, &new, "{}", None),
-            b.append(epoch, &r1, after, &new, "{}", None)
+            a.append(&epoch, &r1, after, &new, "{}", None),
+            b.append(&epoch, &r1, after, &new, "{}", None)
         );
         let refused = match (one, other) {
             (Ok(()), refused) | (refused, Ok(())) => refused,
@@ -138,9 +138,9 @@ async fn one_request_starts_one_rollback(world: &World) {
     let store = world.replica().await;
     let epoch = lead(&*store, "a").await;
     let tries = (0..8).map(|i| {
-        let store = Arc::clone(&store);
+        let (store, epoch) = (Arc::clone(&store), epoch.clone());
         let new = rollback(&format!("r{i}"), "q1", &["app-1"]);
-        tokio::spawn(async move { store.create(epoch, &new).await.expect("create") })
+        tokio::spawn(async move { store.create(&epoch, &new).await.expect("create") })
     });
     let results = futures::future::join_all(tries).await;
     let begun = store.running().await.expect("running");
@@ -160,11 +160,11 @@ async fn overlapping_scopes_exclude_each_other_until_the_end(world: &World) {
     let store = world.replica().await;
     let epoch = lead(&*store, "a").await;
     store
-        .create(epoch, &rollback("r1", "q1", &["app-1", "app-2"]))
+        .create(&epoch, &rollback("r1", "q1", &["app-1", "app-2"]))
         .await
         .expect("create");
     let held = store
-        .create(epoch, &rollback("r2", "q2", &["app-0", "app-2", "app-1"]))
+        .create(&epoch, &rollback("r2", "q2", &["app-0", "app-2", "app-1"]))
         .await
         .expect("create");
     assert_eq!(
@@ -175,17 +175,17 @@ async fn overlapping_scopes_exclude_each_other_until_the_end(world: &World) {
         }
     );
     let disjoint = store
-        .create(epoch, &rollback("r3", "q3", &["app-0"]))
+        .create(&epoch, &rollback("r3", "q3", &["app-0"]))
         .await
         .expect("create");
     assert_eq!(disjoint, Created::New, "the refused one has left nothing behind");
     store
-        .append(epoch, &id("r1"), 2, &events(1), "{}", Some(&Closing::default()))
+        .append(&epoch, &id("r1"), 2, &events(1), "{}", Some(&Closing::default()))
         .await
         .expect("end");
     assert_eq!(store.running().await.expect("running"), [id("r3")]);
     let free = store
-        .create(epoch, &rollback("r4", "q4", &["app-2"]))
+        .create(&epoch, &rollback("r4", "q4", &["app-2"]))
         .await
         .expect("create");
     assert_eq!(free, Created::New);
@@ -195,10 +195,10 @@ async fn of_many_at_once_exactly_one_gets_the_scope(world: &World) {
     let store = world.replica().await;
     let epoch = lead(&*store, "a").await;
     let tries = (0..16).map(|i| {
-        let store = Arc::clone(&store);
+        let (store, epoch) = (Arc::clone(&store), epoch.clone());
         tokio::spawn(async move {
             store
-                .create(epoch, &rollback(&format!("r{i}"), &format!("q{i}"), &["app-1"]))
+                .create(&epoch, &rollback(&format!("r{i}"), &format!("q{i}"), &["app-1"]))
                 .await
                 .expect("create")
         })
@@ -219,7 +219,7 @@ async fn scopes_that_cross_do_not_wait_for_each_other(world: &World) {
     for round in 0..5_u64 {
         let (x, y) = (format!("x{round}"), format!("y{round}"));
         let (there, back) = (rollback(&x, &x, &there), rollback(&y, &y, &back));
-        let (one, other) = tokio::join!(a.create(epoch, &there), b.create(epoch, &back));
+        let (one, other) = tokio::join!(a.create(&epoch, &there), b.create(&epoch, &back));
         let (one, other) = (one.expect("create"), other.expect("create"));
         let begun = match (&one, &other) {
             (Created::New, Created::ScopeHeld { holder, .. }) => holder.clone(),
@@ -227,7 +227,7 @@ async fn scopes_that_cross_do_not_wait_for_each_other(world: &World) {
             neither => panic!("{neither:?}"),
         };
         assert_eq!(a.running().await.expect("running"), std::slice::from_ref(&begun));
-        a.append(epoch, &begun, 2, &events(1), "{}", Some(&Closing::default()))
+        a.append(&epoch, &begun, 2, &events(1), "{}", Some(&Closing::default()))
             .await
             .expect("end");
     }
@@ -240,7 +240,7 @@ async fn what_an_end_says_of_releases_is_written_with_it(world: &World) {
         assert!(store.add_release(&release(name, stable)).await.expect("add"));
     }
     store
-        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .create(&epoch, &rollback("r1", "q1", &["app-1"]))
         .await
         .expect("create");
     let closing = Closing {
@@ -248,7 +248,7 @@ async fn what_an_end_says_of_releases_is_written_with_it(world: &World) {
         abandoned: vec!["v3".into()],
     };
     let refused = store
-        .append(epoch, &id("r1"), 9, &events(1), "{}", Some(&closing))
+        .append(&epoch, &id("r1"), 9, &events(1), "{}", Some(&closing))
         .await;
     assert!(matches!(refused, Err(StoreError::Conflict)), "{refused:?}");
     let stable = async || {
@@ -257,7 +257,7 @@ async fn what_an_end_says_of_releases_is_written_with_it(world: &World) {
     };
     assert_eq!(stable().await, [true, false, true], "not without its events");
     store
-        .append(epoch, &id("r1"), 2, &events(1), "{}", Some(&closing))
+        .append(&epoch, &id("r1"), 2, &events(1), "{}", Some(&closing))
         .await
         .expect("end");
     assert_eq!(stable().await, [false, true, true]);
@@ -269,7 +269,7 @@ async fn a_request_and_a_holder_can_be_looked_up(world: &World) {
     let store = world.replica().await;
     let epoch = lead(&*store, "a").await;
     store
-        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .create(&epoch, &rollback("r1", "q1", &["app-1"]))
         .await
         .expect("create");
     assert_eq!(store.requested("q1").await.expect("look"), Some(id("r1")));
@@ -286,7 +286,7 @@ async fn lists_are_newest_first(world: &World) {
     // As bytes: a database that sorts as a language does would put "B" behind "a".
     for name in ["a", "B", "c"] {
         store
-            .create(epoch, &rollback(name, name, &[name]))
+            .create(&epoch, &rollback(name, name, &[name]))
             .await
             .expect("create");
     }
@@ -306,11 +306,11 @@ async fn a_journal_that_was_changed_by_hand_is_refused(world: &World) {
     for (n, change) in changes.into_iter().enumerate() {
         let name = format!("r{n}");
         store
-            .create(epoch, &rollback(&name, &name, &[&name]))
+            .create(&epoch, &rollback(&name, &name, &[&name]))
             .await
             .expect("create");
         store
-            .append(epoch, &id(&name), 2, &events(2), "{}", None)
+            .append(&epoch, &id(&name), 2, &events(2), "{}", None)
             .await
             .expect("append");
         if !world.by_hand(change).await {

@@ -8,7 +8,7 @@ use rollback_engine::ids::Epoch;
 use tokio::time::Instant;
 
 use super::cases;
-use crate::material::{LONG, candidate, events, id, lead, lead_for, rollback, until};
+use crate::material::{LONG, candidate, events, fence, id, lead, lead_for, rollback, until};
 use crate::world::World;
 
 cases![
@@ -23,36 +23,44 @@ cases![
 async fn epochs_grow_and_fence_every_write_of_an_older_leader(world: &World) {
     let (a, b) = (world.replica().await, world.replica().await);
     let old = lead(&*a, "a").await;
-    let created = a.create(old, &rollback("r1", "q1", &["app-1"])).await;
+    let created = a.create(&old, &rollback("r1", "q1", &["app-1"])).await;
     assert_eq!(created.expect("create"), Created::New);
-    a.give_back(old).await.expect("give back");
+    a.give_back(&old).await.expect("give back");
     let newer = lead(&*b, "b").await;
-    assert!(newer > old);
+    assert!(newer.epoch > old.epoch);
     for store in [&a, &b] {
-        let refused = store.append(old, &id("r1"), 2, &events(1), "{}", None).await;
+        let refused = store.append(&old, &id("r1"), 2, &events(1), "{}", None).await;
         assert!(
-            matches!(refused, Err(StoreError::Fenced(e)) if e == newer),
+            matches!(refused, Err(StoreError::Fenced(e)) if e == newer.epoch),
             "{refused:?}"
         );
-        let refused = store.create(old, &rollback("r2", "q2", &["app-2"])).await;
+        let refused = store.create(&old, &rollback("r2", "q2", &["app-2"])).await;
         assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
-        let refused = store.renew(old, LONG).await;
+        let refused = store.renew(&old, LONG).await;
         assert!(
-            matches!(refused, Err(StoreError::Fenced(e)) if e == newer),
+            matches!(refused, Err(StoreError::Fenced(e)) if e == newer.epoch),
             "{refused:?}"
         );
     }
+    // The epoch of the lease is not enough: a store that has lost a campaign gives its epoch out again.
+    let namesake = fence(newer.epoch, "a");
+    let refused = a.append(&namesake, &id("r1"), 2, &events(1), "{}", None).await;
+    assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
+    let refused = a.renew(&namesake, LONG).await;
+    assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
     let read = b.events(&id("r1"), 0).await.expect("events");
     assert_eq!(read.len(), 2, "nothing was appended");
     assert_eq!(b.requested("q2").await.expect("look"), None, "nothing was begun");
-    b.append(newer, &id("r1"), 2, &events(1), "{}", None)
+    b.append(&newer, &id("r1"), 2, &events(1), "{}", None)
         .await
         .expect("the new leader appends");
 }
 
 async fn nobody_leads_before_somebody_has_taken_the_lead(world: &World) {
     let store = world.replica().await;
-    let refused = store.create(Epoch(1), &rollback("r1", "q1", &["app-1"])).await;
+    let refused = store
+        .create(&fence(Epoch(1), "a"), &rollback("r1", "q1", &["app-1"]))
+        .await;
     assert!(matches!(refused, Err(StoreError::Fenced(Epoch(0)))), "{refused:?}");
     let lease = store.lease().await.expect("lease");
     assert_eq!((lease.epoch, lease.leader.as_str()), (Epoch(0), ""));
@@ -61,27 +69,27 @@ async fn nobody_leads_before_somebody_has_taken_the_lead(world: &World) {
 async fn a_lease_is_held_against_others_until_it_is_given_back(world: &World) {
     let (a, b) = (world.replica().await, world.replica().await);
     let epoch = lead(&*a, "a").await;
-    a.renew(epoch, LONG).await.expect("renew");
+    a.renew(&epoch, LONG).await.expect("renew");
     let seen = b.lease().await.expect("lease");
     let said = (seen.epoch, seen.leader.as_str(), seen.endpoint.as_str());
-    assert_eq!(said, (epoch, "a", "a:7443"));
+    assert_eq!(said, (epoch.epoch, "a", "a:7443"));
     if !a.is_shared() {
         assert_eq!(seen.left, Duration::MAX, "nobody waits for it to run out");
         return;
     }
     assert!(seen.left > LONG / 2 && seen.left <= LONG, "{:?}", seen.left);
     match b.campaign(&candidate("b"), LONG, Epoch(0)).await.expect("campaign") {
-        Campaign::Held(lease) => assert_eq!((lease.epoch, lease.leader.as_str()), (epoch, "a")),
+        Campaign::Held(lease) => assert_eq!((lease.epoch, lease.leader.as_str()), (epoch.epoch, "a")),
         Campaign::Won(stolen) => panic!("took a lease that holds: {stolen:?}"),
     }
-    a.give_back(epoch).await.expect("give back");
+    a.give_back(&epoch).await.expect("give back");
     assert_eq!(b.lease().await.expect("lease").left, Duration::ZERO);
-    let refused = a.renew(epoch, LONG).await;
+    let refused = a.renew(&epoch, LONG).await;
     assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
     let taken = lead(&*b, "b").await;
     // A leader that gives back late gives nothing back.
-    a.give_back(epoch).await.expect("give back");
-    b.renew(taken, LONG).await.expect("renew");
+    a.give_back(&epoch).await.expect("give back");
+    b.renew(&taken, LONG).await.expect("renew");
 }
 
 async fn a_lease_that_runs_out_is_taken_over_and_never_renewed(world: &World) {
@@ -99,22 +107,30 @@ async fn a_lease_that_runs_out_is_taken_over_and_never_renewed(world: &World) {
     .await;
     assert!(sent.elapsed() >= ttl, "it ran out early: {:?}", sent.elapsed());
     // Nobody has taken it. It is over all the same: its holder cannot know that nobody has.
-    let refused = a.renew(old, ttl).await;
-    assert!(matches!(refused, Err(StoreError::Fenced(e)) if e == old), "{refused:?}");
-    assert!(lead(&*b, "b").await > old);
+    let refused = a.renew(&old, ttl).await;
+    assert!(
+        matches!(refused, Err(StoreError::Fenced(e)) if e == old.epoch),
+        "{refused:?}"
+    );
+    let refused = a.create(&old, &rollback("r1", "q1", &["app-1"])).await;
+    assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
+    assert!(lead(&*b, "b").await.epoch > old.epoch);
 }
 
 async fn the_holder_may_campaign_again_and_ends_its_earlier_epoch(world: &World) {
     let store = world.replica().await;
     let first = lead(&*store, "a").await;
-    let at_least = Epoch(first.0 + 40);
+    let at_least = Epoch(first.epoch.0 + 40);
     let again = store.campaign(&candidate("a"), LONG, at_least).await.expect("campaign");
     assert_eq!(again, Campaign::Won(at_least), "an agent has seen that one");
-    let refused = store.renew(first, LONG).await;
+    let refused = store.renew(&first, LONG).await;
     assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
-    let refused = store.create(first, &rollback("r1", "q1", &["app-1"])).await;
+    let refused = store.create(&first, &rollback("r1", "q1", &["app-1"])).await;
     assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
-    let lower = store.campaign(&candidate("a"), LONG, first).await.expect("campaign");
+    let lower = store
+        .campaign(&candidate("a"), LONG, first.epoch)
+        .await
+        .expect("campaign");
     assert_eq!(lower, Campaign::Won(Epoch(at_least.0 + 1)), "never back");
 }
 
@@ -129,7 +145,7 @@ async fn an_epoch_is_given_out_once_whoever_asks(world: &World) {
                 match store.campaign(&candidate(&name), LONG, Epoch(0)).await {
                     Ok(Campaign::Won(epoch)) => {
                         won.push(epoch);
-                        store.give_back(epoch).await.expect("give back");
+                        store.give_back(&fence(epoch, &name)).await.expect("give back");
                     }
                     Ok(Campaign::Held(_)) => tokio::task::yield_now().await,
                     Err(e) => panic!("{e:?}"),

@@ -46,9 +46,9 @@ async fn a_connection_cut_at_commit_leaves_all_or_nothing(world: &World) {
             Created::New => rollback("r1", "q1", &["app-1"]),
             Created::Existing(_) | Created::ScopeHeld { .. } => rollback("r2", "q2", &["app-2"]),
         };
-        let mut create = Box::pin(async { store.create(epoch, &new).await.map(drop) });
+        let mut create = Box::pin(async { store.create(&epoch, &new).await.map(drop) });
         cut(weather, &mut create).await;
-        assert_eq!(store.create(epoch, &new).await.expect("again"), then, "{weather:?}");
+        assert_eq!(store.create(&epoch, &new).await.expect("again"), then, "{weather:?}");
     }
     for (weather, read, then) in [
         (Weather::CutBeforeCommit, 2, "written"),
@@ -56,11 +56,11 @@ async fn a_connection_cut_at_commit_leaves_all_or_nothing(world: &World) {
     ] {
         let rollback = if read == 2 { id("r1") } else { id("r2") };
         let group = events(100);
-        let mut append = Box::pin(store.append(epoch, &rollback, 2, &group, "{}", None));
+        let mut append = Box::pin(store.append(&epoch, &rollback, 2, &group, "{}", None));
         cut(weather, &mut append).await;
         let found = looks.events(&rollback, 0).await.expect("read");
         assert_eq!(found.len(), read, "{weather:?}");
-        match store.append(epoch, &rollback, 2, &group, "{}", None).await {
+        match store.append(&epoch, &rollback, 2, &group, "{}", None).await {
             Ok(()) => assert_eq!(then, "written"),
             Err(StoreError::Conflict) => assert_eq!(then, "there already"),
             Err(e) => panic!("{e:?}"),
@@ -72,14 +72,14 @@ async fn a_connection_cut_at_commit_leaves_all_or_nothing(world: &World) {
     let mut campaign = Box::pin(async { store.campaign(&a, LONG, Epoch(0)).await.map(drop) });
     cut(Weather::CutAfterCommit, &mut campaign).await;
     let again = store.campaign(&a, LONG, Epoch(0)).await.expect("again");
-    assert_eq!(again, Campaign::Won(Epoch(epoch.0 + 2)));
+    assert_eq!(again, Campaign::Won(Epoch(epoch.epoch.0 + 2)));
 }
 
 async fn a_network_that_swallows_everything_is_answered_in_time(world: &World) {
     let (proxy, store) = behind_a_proxy(world).await;
     let epoch = lead(&store, "a").await;
     store
-        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .create(&epoch, &rollback("r1", "q1", &["app-1"]))
         .await
         .expect("create");
     let r1 = r1();
@@ -91,8 +91,8 @@ async fn a_network_that_swallows_everything_is_answered_in_time(world: &World) {
     let asked = futures::future::join_all((0..12).map(|_| store.events(&r1, 0)));
     let group = events(1);
     let (renewed, appended, read) = tokio::join!(
-        store.renew(epoch, LONG),
-        store.append(epoch, &r1, 2, &group, "{}", None),
+        store.renew(&epoch, LONG),
+        store.append(&epoch, &r1, 2, &group, "{}", None),
         asked,
     );
     for answer in [renewed, appended] {
@@ -105,8 +105,8 @@ async fn a_network_that_swallows_everything_is_answered_in_time(world: &World) {
     let took = sent.elapsed();
     assert!(took < Duration::from_millis(4500), "{took:?}");
     proxy.set(Weather::Fair);
-    store.renew(epoch, LONG).await.expect("at once");
-    store.append(epoch, &r1, 2, &group, "{}", None).await.expect("at once");
+    store.renew(&epoch, LONG).await.expect("at once");
+    store.append(&epoch, &r1, 2, &group, "{}", None).await.expect("at once");
 }
 
 fn r1() -> rollback_engine::ids::RollbackId {
@@ -118,7 +118,7 @@ async fn connections_that_are_killed_all_the_time_lose_nothing(world: &World) {
     let mut hand = world.database().connect().await;
     let epoch = lead(&*store, "a").await;
     store
-        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .create(&epoch, &rollback("r1", "q1", &["app-1"]))
         .await
         .expect("create");
     let stop = tokio_util::sync::CancellationToken::new();
@@ -140,7 +140,7 @@ async fn connections_that_are_killed_all_the_time_lose_nothing(world: &World) {
     // The journal as its writer knows it. It appends groups of three, and asks when it got no answer.
     let (mut after, mut unknown) = (2_u64, 0);
     while after < 62 || unknown < 5 {
-        match store.append(epoch, &r1(), after, &events(3), "{}", None).await {
+        match store.append(&epoch, &r1(), after, &events(3), "{}", None).await {
             Ok(()) => after += 3,
             Err(StoreError::Unavailable { .. }) => {
                 unknown += 1;

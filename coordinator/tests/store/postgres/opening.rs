@@ -1,8 +1,7 @@
-//! Opening: the schema, whoever else makes it at the same time, and what is said when it does not go.
+//! Opening: what is said when it does not go, and what is made sure of when it does.
 
+use rollback_coordinator::store::OpenError;
 use rollback_coordinator::store::postgres::PostgresStore;
-use rollback_coordinator::store::{OpenError, Store as _};
-use sqlx::Executor as _;
 
 use crate::cases::cases;
 use crate::material::{lead, until};
@@ -10,52 +9,10 @@ use crate::server::{PASSWORD, USER};
 use crate::world::World;
 
 cases![
-    eight_replicas_may_start_on_an_empty_database,
-    a_schema_of_a_newer_program_is_not_touched,
     what_is_in_the_way_is_said_without_the_password,
     a_certificate_is_checked_as_the_url_says,
     a_standby_is_not_taken_for_the_primary,
 ];
-
-async fn eight_replicas_may_start_on_an_empty_database(world: &World) {
-    let url = &world.database().url;
-    let opened = futures::future::join_all((0..8).map(|_| PostgresStore::open(url, None))).await;
-    for store in &opened {
-        let store = store.as_ref().expect("open");
-        store.lease().await.expect("lease");
-    }
-    let mut hand = world.database().connect().await;
-    let rows: (i64, i64) =
-        sqlx::query_as("SELECT (SELECT count(*) FROM lease), (SELECT count(*) FROM _sqlx_migrations)")
-            .fetch_one(&mut hand)
-            .await
-            .expect("look");
-    assert_eq!(rows, (1, 1));
-}
-
-async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
-    let store = world.replica().await;
-    let epoch = lead(&*store, "a").await;
-    let mut hand = world.database().connect().await;
-    let changes = [
-        "INSERT INTO _sqlx_migrations VALUES (9999, 'later', now(), true, '', 0)",
-        "UPDATE _sqlx_migrations SET version = 1, checksum = 'x' WHERE version = 9999",
-    ];
-    hand.execute(changes[0]).await.expect("change");
-    let refused = PostgresStore::open(&world.database().url, None).await;
-    assert!(
-        matches!(refused, Err(OpenError::Newer { found: 9999, known: 1 })),
-        "{refused:?}"
-    );
-    hand.execute("DELETE FROM _sqlx_migrations WHERE version = 1")
-        .await
-        .expect("change");
-    hand.execute(changes[1]).await.expect("change");
-    let refused = PostgresStore::open(&world.database().url, None).await;
-    assert!(matches!(refused, Err(OpenError::Foreign { version: 1 })), "{refused:?}");
-    // The older program, which runs still, goes on.
-    store.give_back(epoch).await.expect("give back");
-}
 
 async fn what_is_in_the_way_is_said_without_the_password(world: &World) {
     let database = world.database();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rollback_coordinator::store::postgres::PostgresStore;
-use rollback_coordinator::store::{Campaign, Store, StoreError};
+use rollback_coordinator::store::{Campaign, Fence, Store, StoreError};
 use rollback_engine::ids::Epoch;
 use sqlx::{Executor as _, PgConnection};
 use tokio::time::Instant;
@@ -46,10 +46,10 @@ async fn somebody_waits(hand: &mut PgConnection) {
     .await;
 }
 
-async fn begun(store: &PostgresStore, ttl: Duration) -> Epoch {
+async fn begun(store: &PostgresStore, ttl: Duration) -> Fence {
     let epoch = lead_for(store, "old", ttl).await;
     store
-        .create(epoch, &rollback("r1", "q1", &["app-1"]))
+        .create(&epoch, &rollback("r1", "q1", &["app-1"]))
         .await
         .expect("create");
     epoch
@@ -72,8 +72,8 @@ async fn nobody_takes_over_while_an_append_is_on_its_way_to_commit(world: &World
 
     proxy.set(Weather::HoldCommit);
     let append = tokio::spawn({
-        let old = Arc::clone(&old);
-        async move { old.append(epoch, &id("r1"), 2, &events(1), "{}", None).await }
+        let (old, epoch) = (Arc::clone(&old), epoch.clone());
+        async move { old.append(&epoch, &id("r1"), 2, &events(1), "{}", None).await }
     });
     until("the append stands before its COMMIT", async || {
         let idle: i64 = sqlx::query_scalar(
@@ -97,10 +97,10 @@ async fn nobody_takes_over_while_an_append_is_on_its_way_to_commit(world: &World
     proxy.set(Weather::Fair);
     append.await.expect("task").expect("it was in time");
     let (won, read) = takeover.await.expect("task");
-    assert!(won > epoch);
+    assert!(won.epoch > epoch.epoch);
     assert_eq!(read, 3, "the new leader has read what the old one was told is written");
-    let late = old.append(epoch, &id("r1"), 3, &events(1), "{}", None).await;
-    assert!(matches!(late, Err(StoreError::Fenced(e)) if e == won), "{late:?}");
+    let late = old.append(&epoch, &id("r1"), 3, &events(1), "{}", None).await;
+    assert!(matches!(late, Err(StoreError::Fenced(e)) if e == won.epoch), "{late:?}");
 }
 
 /// As after SIGSTOP. What it was about to commit is lost, and it finds out when it goes on.
@@ -111,8 +111,8 @@ async fn a_leader_that_stands_still_in_a_transaction_holds_nobody_up_for_long(wo
     run_out(&*new).await;
     proxy.set(Weather::HoldCommit);
     let append = tokio::spawn({
-        let old = Arc::clone(&old);
-        async move { old.append(epoch, &id("r1"), 2, &events(1), "{}", None).await }
+        let (old, epoch) = (Arc::clone(&old), epoch.clone());
+        async move { old.append(&epoch, &id("r1"), 2, &events(1), "{}", None).await }
     });
     // It holds the row as soon as nobody else gets it.
     let mut hand = world.database().connect().await;
@@ -137,7 +137,7 @@ async fn a_leader_that_stands_still_in_a_transaction_holds_nobody_up_for_long(wo
     proxy.set(Weather::Fair);
     let late = append.await.expect("task");
     assert!(matches!(late, Err(StoreError::Unavailable { .. })), "{late:?}");
-    let again = old.append(epoch, &id("r1"), 2, &events(1), "{}", None).await;
+    let again = old.append(&epoch, &id("r1"), 2, &events(1), "{}", None).await;
     assert!(
         matches!(again, Err(StoreError::Fenced(e)) if Some(e) == won),
         "{again:?}"
@@ -161,15 +161,15 @@ async fn a_renewal_that_had_to_wait_until_the_lease_ran_out_is_refused(world: &W
         .await
         .expect("hold the row");
     let renewal = tokio::spawn({
-        let store = Arc::clone(&store);
-        async move { store.renew(epoch, LONG).await }
+        let (store, epoch) = (Arc::clone(&store), epoch.clone());
+        async move { store.renew(&epoch, LONG).await }
     });
     somebody_waits(&mut hand).await;
     run_out(&*store).await;
     holder.execute("COMMIT").await.expect("let go");
     let renewed = renewal.await.expect("task");
     assert!(
-        matches!(renewed, Err(StoreError::Fenced(e)) if e == epoch),
+        matches!(renewed, Err(StoreError::Fenced(e)) if e == epoch.epoch),
         "{renewed:?}"
     );
     assert!(store.lease().await.expect("lease").left.is_zero());
@@ -213,16 +213,16 @@ async fn a_leader_that_writes_all_the_time_still_renews(world: &World) {
     let stop = tokio_util::sync::CancellationToken::new();
     let mut writers = Vec::new();
     for n in 0..4 {
-        let (store, stop) = (Arc::clone(&store), stop.clone());
+        let (store, stop, epoch) = (Arc::clone(&store), stop.clone(), epoch.clone());
         let name = format!("r{n}");
         store
-            .create(epoch, &rollback(&name, &name, &[&name]))
+            .create(&epoch, &rollback(&name, &name, &[&name]))
             .await
             .expect("create");
         writers.push(tokio::spawn(async move {
             let mut after = 2;
             while !stop.is_cancelled() {
-                let appended = store.append(epoch, &id(&name), after, &events(1), "{}", None).await;
+                let appended = store.append(&epoch, &id(&name), after, &events(1), "{}", None).await;
                 appended.expect("append");
                 after += 1;
             }
@@ -232,7 +232,7 @@ async fn a_leader_that_writes_all_the_time_still_renews(world: &World) {
     let mut slowest = Duration::ZERO;
     for _ in 0..20 {
         let sent = Instant::now();
-        store.renew(epoch, LONG).await.expect("renew");
+        store.renew(&epoch, LONG).await.expect("renew");
         slowest = slowest.max(sent.elapsed());
     }
     stop.cancel();

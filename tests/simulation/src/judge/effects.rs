@@ -27,9 +27,8 @@ pub fn violations(after: &Aftermath, journal: &Journal<'_>) -> Vec<String> {
         }
         found.extend(asked.iter().filter_map(|key| by_a_stale_leader(before, deed, key)));
         let host = &deed.target.host.0;
-        let intended = |line: &Line| {
-            matches!(&line.seen, Seen::Intended { host: h, key } if h == host && asked.contains(key))
-        };
+        let intended =
+            |line: &Line| matches!(&line.seen, Seen::Intended { host: h, key } if h == host && asked.contains(key));
         if !before.iter().any(intended) {
             found.push(format!("{deed}: took effect before its intent was in the ledger"));
         }
@@ -37,7 +36,9 @@ pub fn violations(after: &Aftermath, journal: &Journal<'_>) -> Vec<String> {
     for (deed, times) in effects {
         let allowed = journal.asks_for(deed);
         if times > allowed && deed.action != Action::Unspecified {
-            found.push(format!("{deed}: took effect {times} times, the plan has it {allowed} times"));
+            found.push(format!(
+                "{deed}: took effect {times} times, the plan has it {allowed} times"
+            ));
         }
     }
     found
@@ -58,7 +59,10 @@ fn is_written(before: &[Line], journal: &Journal<'_>, key: &Key) -> bool {
     before.iter().any(|line| match &line.seen {
         Seen::Written { rollback, events, .. } if rollback == journal.id => events.iter().any(|event| match event {
             Event::StepIntended {
-                step, direction, attempt, ..
+                step,
+                direction,
+                attempt,
+                ..
             } => {
                 let suffix = match direction {
                     Direction::Forward => "",
@@ -75,16 +79,18 @@ fn is_written(before: &[Line], journal: &Journal<'_>, key: &Key) -> bool {
 /// Had the agent answered a newer leader when it took this up, and had only older ones asked for it?
 fn by_a_stale_leader(before: &[Line], deed: &Deed, key: &Key) -> Option<String> {
     let host = &deed.target.host.0;
-    let taken_up = before.iter().rposition(
-        |line| matches!(&line.seen, Seen::Intended { host: h, key: k } if h == host && k == key),
-    )?;
+    let taken_up = before
+        .iter()
+        .rposition(|line| matches!(&line.seen, Seen::Intended { host: h, key: k } if h == host && k == key))?;
     let before = &before[..taken_up];
     let obeyed = before.iter().filter_map(|line| match &line.seen {
         Seen::Obeyed { host: h, epoch } if h == host => Some(*epoch),
         _ => None,
     });
     let asked = before.iter().filter_map(|line| match &line.seen {
-        Seen::Asked { host: h, key: k, epoch, .. } if h == host && k == key => Some(*epoch),
+        Seen::Asked {
+            host: h, key: k, epoch, ..
+        } if h == host && k == key => Some(*epoch),
         _ => None,
     });
     let (obeyed, asked) = (obeyed.max()?, asked.max()?);
@@ -101,7 +107,9 @@ pub fn stale_requests(lines: &[Line]) -> u64 {
                 let newest = obeyed.entry(host).or_insert(0);
                 *newest = (*newest).max(*epoch);
             }
-            Seen::Asked { host, epoch, .. } if obeyed.get(host.as_str()).is_some_and(|newest| epoch < newest) => stale += 1,
+            Seen::Asked { host, epoch, .. } if obeyed.get(host.as_str()).is_some_and(|newest| epoch < newest) => {
+                stale += 1
+            }
             _ => {}
         }
     }

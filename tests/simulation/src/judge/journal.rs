@@ -58,7 +58,10 @@ impl<'a> Journal<'a> {
             match event {
                 Event::Created { .. } if n > 0 => found.push("it was created twice".to_owned()),
                 Event::StepIntended {
-                    step, direction, attempt, ..
+                    step,
+                    direction,
+                    attempt,
+                    ..
                 } => {
                     if !intended.insert((*step, *direction, *attempt)) {
                         found.push(format!("step {step} {direction:?} was intended twice"));
@@ -102,19 +105,39 @@ impl<'a> Journal<'a> {
 
     /// Is the step begun before what has to be done first?
     fn too_early(&self, id: StepId, direction: Direction, ended: &BTreeMap<Execution, &Outcome>) -> Option<String> {
-        let step = self.step(id).filter(|step| direction == Direction::Forward && step.action.changes_service())?;
+        let step = self
+            .step(id)
+            .filter(|step| direction == Direction::Forward && step.action.changes_service())?;
         let is_done = |before: &&Step| {
-            let outcomes = ended.iter().filter(|((step, way, _), _)| *step == before.id && *way == Direction::Forward);
-            outcomes.into_iter().any(|(_, outcome)| outcome.result == StepResult::Succeeded)
+            let outcomes = ended
+                .iter()
+                .filter(|((step, way, _), _)| *step == before.id && *way == Direction::Forward);
+            outcomes
+                .into_iter()
+                .any(|(_, outcome)| outcome.result == StepResult::Succeeded)
         };
-        let unstaged = self.plan.body.steps().filter(|s| s.action == Action::Stage).find(|s| !is_done(s));
+        let unstaged = self
+            .plan
+            .body
+            .steps()
+            .filter(|s| s.action == Action::Stage)
+            .find(|s| !is_done(s));
         if let Some(unstaged) = unstaged {
-            return Some(format!("{} of {} before {} was staged", step.action, step.target, unstaged.target));
+            return Some(format!(
+                "{} of {} before {} was staged",
+                step.action, step.target, unstaged.target
+            ));
         }
-        let database = self.plan.body.changes.iter().any(|c| c.target == step.target && c.role == Role::Database);
+        let database = self
+            .plan
+            .body
+            .changes
+            .iter()
+            .any(|c| c.target == step.target && c.role == Role::Database);
         let of_target = |s: &&Step| s.action == Action::Snapshot && s.target == step.target;
         let mut snapshots = self.plan.body.steps().filter(of_target);
-        (database && !snapshots.any(|s| is_done(&s))).then(|| format!("{} was changed before it was backed up", step.target))
+        (database && !snapshots.any(|s| is_done(&s)))
+            .then(|| format!("{} was changed before it was backed up", step.target))
     }
 
     /// An ending that says more than was seen.
@@ -126,16 +149,23 @@ impl<'a> Journal<'a> {
                         *way == Direction::Forward
                             && outcome.result == StepResult::Succeeded
                             && outcome.observed.as_ref() == Some(to)
-                            && self.step(*step).is_some_and(|s| s.action == Action::Verify && s.target == *target)
+                            && self
+                                .step(*step)
+                                .is_some_and(|s| s.action == Action::Verify && s.target == *target)
                     })
                 };
                 let changes = self.plan.body.changes.iter();
                 let unseen = changes.filter(|change| !seen(&change.target, &change.to));
-                unseen.map(|change| format!("verified, and nobody saw {} at its target", change.target)).collect()
+                unseen
+                    .map(|change| format!("verified, and nobody saw {} at its target", change.target))
+                    .collect()
             }
             Ending::Undone { cause, .. } | Ending::Partial { cause, .. } | Ending::Held { cause } => {
                 let said = !cause.code.is_empty() && !cause.message.is_empty();
-                (!said).then(|| "it ended badly without a reason".to_owned()).into_iter().collect()
+                (!said)
+                    .then(|| "it ended badly without a reason".to_owned())
+                    .into_iter()
+                    .collect()
             }
         }
     }

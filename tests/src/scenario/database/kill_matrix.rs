@@ -12,9 +12,9 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use self::ground::{Course, Ground, Means, NEW, OLD};
-use crate::scenario::points::{Point, sample, undoing};
 use crate::control::Control;
 use crate::scenario::deployments::on_control;
+use crate::scenario::points::{Point, sample, undoing};
 use crate::scenario::{Found, Options, found};
 use crate::zekka::Version;
 

@@ -49,7 +49,10 @@ pub async fn tell(options: Options) -> Result<Found> {
                 StoreKind::Sqlite => 0,
                 StoreKind::Postgres => 1,
             },
-            leadership: LEADERSHIP.iter().map(|(key, value)| (*key, (*value).to_owned())).collect(),
+            leadership: LEADERSHIP
+                .iter()
+                .map(|(key, value)| (*key, (*value).to_owned()))
+                .collect(),
             ..ControlOptions::default()
         };
         let told = on_control_with(control, options, async |control| {
@@ -118,12 +121,18 @@ async fn matrix(
 ) -> Result<()> {
     let mut cases = Vec::new();
     for kind in KINDS {
-        let passed = ground.learn(kind).await.with_context(|| format!("{store:?}: learn {kind:?}"))?;
+        let passed = ground
+            .learn(kind)
+            .await
+            .with_context(|| format!("{store:?}: learn {kind:?}"))?;
         tally.points += passed.iter().map(|(_, points)| points.len()).sum::<usize>();
         cases.extend(all_cases(kind, passed, PASSINGS));
     }
     // Half of them on each store.
-    let limit = options.rounds.filter(|rounds| *rounds > 0).map(|rounds| rounds.div_ceil(2));
+    let limit = options
+        .rounds
+        .filter(|rounds| *rounds > 0)
+        .map(|rounds| rounds.div_ceil(2));
     let mut left = spread(cases, limit, seed);
     options.say(format!("{store:?}: {} cases", left.len()));
     let wanted = limit.unwrap_or(usize::MAX);
@@ -150,7 +159,11 @@ fn spread(cases: Vec<Case>, limit: Option<usize>, seed: u64) -> Vec<Case> {
     let chosen: BTreeSet<usize> = (0..wanted).map(|n| (n * all / wanted + offset) % all).collect();
     let (mut first, mut rest) = (Vec::new(), Vec::new());
     for (n, case) in cases.into_iter().enumerate() {
-        if chosen.contains(&n) { first.push(case) } else { rest.push(case) }
+        if chosen.contains(&n) {
+            first.push(case)
+        } else {
+            rest.push(case)
+        }
     }
     rest.shuffle(&mut dice);
     first.reverse();
@@ -166,8 +179,17 @@ mod tests {
 
     #[test]
     fn a_sample_is_taken_from_all_over_and_nothing_is_lost() {
-        let point = |nth| Point { name: "store.append.before".to_owned(), nth };
-        let cases = || all_cases(Kind::Undisturbed, vec![(Victim::Coordinator, (1..=12).map(point).collect())], 12);
+        let point = |nth| Point {
+            name: "store.append.before".to_owned(),
+            nth,
+        };
+        let cases = || {
+            all_cases(
+                Kind::Undisturbed,
+                vec![(Victim::Coordinator, (1..=12).map(point).collect())],
+                12,
+            )
+        };
         let taken = |limit, seed| -> Vec<u32> {
             let mut left = spread(cases(), limit, seed);
             std::iter::from_fn(|| left.pop()).map(|case| case.point.nth).collect()

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::ground::{Dice, Ground, builder, by_successors, now, p50_and_max, phase_at, to_of_round, wait_for_part};
+use super::ground::{Dice, Ground, builder, by_successors, now, p50_and_max, phase_at, to_of_round};
 use crate::scenario::{Found, Options, expect_nothing, found, on_fleet};
 use crate::zekka::Version;
 
@@ -34,9 +34,16 @@ pub async fn tell(options: Options) -> Result<Found> {
         let mut too_late = 0;
         for (round, moment) in dice.moments(rounds).into_iter().enumerate() {
             let to = to_of_round(round);
-            let what = format!("round {} to {}, at {moment:.2} of it (--seed {})", round + 1, to.name(), dice.seed);
+            let what = format!(
+                "round {} to {}, at {moment:.2} of it (--seed {})",
+                round + 1,
+                to.name(),
+                dice.seed
+            );
             options.say(&what);
-            let killed = one(&mut ground, to, moment * LATEST).await.with_context(|| what.clone())?;
+            let killed = one(&mut ground, to, moment * LATEST)
+                .await
+                .with_context(|| what.clone())?;
             let Some(resume) = killed.resume else {
                 too_late += 1;
                 continue;
@@ -56,9 +63,15 @@ pub async fn tell(options: Options) -> Result<Found> {
         let stale = ground.fleet.store_server()?.recorder().stale_appends()?;
         expect_nothing("appends by somebody who did not lead", &stale)?;
         expect_nothing("effects that were there twice", &twice)?;
-        ensure!(resumed.len() * 4 >= rounds * 3, "{too_late} of {rounds} kills came after the end");
+        ensure!(
+            resumed.len() * 4 >= rounds * 3,
+            "{too_late} of {rounds} kills came after the end"
+        );
         let (p50, max) = p50_and_max(resumed.clone());
-        let phases: BTreeSet<String> = kills.iter().filter_map(|kill| kill["phase"].as_str().map(str::to_owned)).collect();
+        let phases: BTreeSet<String> = kills
+            .iter()
+            .filter_map(|kill| kill["phase"].as_str().map(str::to_owned))
+            .collect();
         Ok(found(json!({
             "rollbacks": rounds,
             "verified": rounds,
@@ -87,14 +100,17 @@ struct Killed {
 async fn one(ground: &mut Ground<'_>, to: Version, moment: f64) -> Result<Killed> {
     let swing = ground.begin(to).await?;
     let leader = swing.leader.clone();
-    wait_for_part(&swing, ground.takes(to), moment).await;
+    ground.wait_for_part(&swing, moment).await?;
     let at = now();
     ground.fleet.replica(&leader.name)?.kill()?;
     let swung = ground.end(swing).await?;
     ground.fleet.replica(&leader.name)?.run().await?;
     let theirs = by_successors(&swung.acts, &leader, at);
     let first_act = theirs.first().map(|act| act.at - at);
-    let next_step = theirs.iter().find(|act| act.kind == "step_intended").map(|act| act.at - at);
+    let next_step = theirs
+        .iter()
+        .find(|act| act.kind == "step_intended")
+        .map(|act| act.at - at);
     Ok(Killed {
         name: leader.name,
         phase: phase_at(&swung.acts, at),

@@ -35,8 +35,8 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 /// What a rollback is like in which nothing happens.
 #[derive(Clone, Debug)]
 struct Undisturbed {
-    /// From its first event to its last one.
-    takes: Duration,
+    /// When its events were appended, from the first one on.
+    offsets: Vec<Duration>,
     effects: Tally,
 }
 
@@ -53,18 +53,9 @@ pub struct Swing {
     pub leader: Leading,
     pub began: Duration,
     id: String,
-    watching: Watching,
+    /// rollbackctl, watching from the beginning on.
+    watching: Option<Running>,
     effects: Effects,
-}
-
-/// Who watches a rollback.
-#[derive(Debug)]
-enum Watching {
-    /// rollbackctl, from its beginning on.
-    Ctl(Running),
-    /// Nobody until its end, which is seen in the journal. A coordinator that is stopped answers as little as a network that
-    /// swallows everything, and rollbackctl notices that after some seconds only.
-    Nobody,
 }
 
 /// One that has ended as it must.
@@ -100,16 +91,31 @@ impl<'a> Ground<'a> {
             let began = swing.began;
             let (answer, acts, effects) = ground.watch_to_its_end(swing).await?;
             expect_verified(&answer)?;
-            let last = acts.last().context("an ended rollback has events")?;
-            let takes = last.at.saturating_sub(began);
-            ground.undisturbed.insert(to, Undisturbed { takes, effects });
+            let offsets = acts.iter().map(|act| act.at.saturating_sub(began)).collect();
+            ground.undisturbed.insert(to, Undisturbed { offsets, effects });
         }
         Ok(ground)
     }
 
     /// How long a rollback takes in which nothing happens.
     pub fn takes(&self, to: Version) -> Duration {
-        self.undisturbed[&to].takes
+        self.undisturbed[&to].offsets.last().copied().unwrap_or_default()
+    }
+
+    /// Waits until so much of a rollback is done: for the event that came last before that part of the time that an
+    /// undisturbed one takes, and as long after it. So a moment is the same one on a machine that is busy now.
+    pub async fn wait_for_part(&self, swing: &Swing, part: f64) -> Result<()> {
+        let offsets = &self.undisturbed[&swing.to].offsets;
+        let at = self.takes(swing.to).mul_f64(part);
+        let events = offsets.iter().take_while(|offset| **offset <= at).count().max(1);
+        let last = offsets.get(events - 1).copied().unwrap_or_default();
+        let what = format!("event {events} of the rollback is in the journal");
+        wait::until_true(&what, ENDS_WITHIN, async || {
+            self.acts(swing.began).is_ok_and(|acts| acts.len() >= events)
+        })
+        .await?;
+        wait::moment(at.saturating_sub(last)).await;
+        Ok(())
     }
 
     /// Asks for a rollback and waits until it is in the journal. rollbackctl goes on watching it.
@@ -118,15 +124,16 @@ impl<'a> Ground<'a> {
         let mut running = self.fleet.ctl.start(&rollback_to(to.name()), false)?;
         let is_created = |line: &str| line.split_whitespace().any(|word| word == "created");
         running.until_line("created", BEGINS_WITHIN, is_created).await?;
-        self.swing(to, leader, effects, asked, Watching::Ctl(running))
+        self.swing(to, leader, effects, asked, Some(running))
     }
 
-    /// As [`Ground::begin`], and nobody watches it.
+    /// As [`Ground::begin`], and nobody watches it until its end, which is seen in the journal. A coordinator that is
+    /// stopped answers as little as a network that swallows everything, and rollbackctl notices that after seconds only.
     pub async fn begin_unwatched(&mut self, to: Version) -> Result<Swing> {
         let (leader, effects, asked) = self.before_beginning().await?;
         let args = [&rollback_to(to.name())[..], &["--detach"]].concat();
         self.fleet.ctl.run(&args).await?.expect_code(7)?;
-        self.swing(to, leader, effects, asked, Watching::Nobody)
+        self.swing(to, leader, effects, asked, None)
     }
 
     async fn before_beginning(&self) -> Result<(Leading, Effects, Duration)> {
@@ -144,7 +151,7 @@ impl<'a> Ground<'a> {
         leader: Leading,
         effects: Effects,
         asked: Duration,
-        watching: Watching,
+        watching: Option<Running>,
     ) -> Result<Swing> {
         let acts = self.fleet.store_server()?.recorder().acts_since(asked)?;
         let first = acts.first().context("a rollback that was created has an event")?;
@@ -162,7 +169,8 @@ impl<'a> Ground<'a> {
     pub async fn wait_ended(&self, began: Duration) -> Result<()> {
         wait::until_true("the rollback's end is in the journal", ENDS_WITHIN, async || {
             wait::moment(BETWEEN_LOOKS).await;
-            self.acts(began).is_ok_and(|acts| acts.iter().any(|act| act.kind == "ended"))
+            self.acts(began)
+                .is_ok_and(|acts| acts.iter().any(|act| act.kind == "ended"))
         })
         .await
     }
@@ -172,7 +180,13 @@ impl<'a> Ground<'a> {
     pub async fn wait_taken_over(&self, from: &Leading, within: Duration) -> Result<Leading> {
         wait::until("another coordinator takes over", within, async || {
             wait::moment(BETWEEN_LOOKS).await;
-            let lease = self.fleet.store_server().ok()?.recorder().lease_from(from.epoch + 1).ok()?;
+            let lease = self
+                .fleet
+                .store_server()
+                .ok()?
+                .recorder()
+                .lease_from(from.epoch + 1)
+                .ok()?;
             lease.map(|(epoch, name, _)| Leading { name, epoch })
         })
         .await
@@ -185,8 +199,8 @@ impl<'a> Ground<'a> {
 
     async fn watch_to_its_end(&self, swing: Swing) -> Result<(Answer, Vec<Act>, Tally)> {
         let answer = match swing.watching {
-            Watching::Ctl(running) => running.answer().await?,
-            Watching::Nobody => {
+            Some(running) => running.answer().await?,
+            None => {
                 self.wait_ended(swing.began).await?;
                 let args = ["rollback", "watch", &swing.id, "-o", "json"];
                 self.fleet.ctl.run(&args).await?
@@ -228,7 +242,9 @@ pub fn by_successors<'a>(acts: &'a [Act], before: &Leading, since: Duration) -> 
 /// Where a rollback was at a moment: the phase that began last before it, or that it had ended.
 pub fn phase_at(acts: &[Act], moment: Duration) -> String {
     let seen = acts.iter().take_while(|act| act.at <= moment);
-    let last = seen.filter(|act| act.kind == "phase_started" || act.kind == "ended").last();
+    let last = seen
+        .filter(|act| act.kind == "phase_started" || act.kind == "ended")
+        .last();
     match last {
         None => "before the first".to_owned(),
         Some(act) if act.kind == "ended" => "after the end".to_owned(),
@@ -272,12 +288,6 @@ impl Dice {
     pub fn part_of(&mut self, length: Duration) -> Duration {
         length.mul_f64(self.random.random_range(0.0..1.0))
     }
-}
-
-/// Lets a part of the time pass that a rollback takes, from its beginning on.
-pub async fn wait_for_part(swing: &Swing, takes: Duration, part: f64) {
-    let at = swing.began + takes.mul_f64(part);
-    wait::moment(at.saturating_sub(now())).await;
 }
 
 /// p50 and the largest, in milliseconds.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::ground::{Dice, Ground, builder, by_successors, now, p50_and_max, phase_at, to_of_round, wait_for_part};
+use super::ground::{Dice, Ground, builder, by_successors, now, p50_and_max, phase_at, to_of_round};
 use super::obedience::Obedience;
 use crate::collector::Collector;
 use crate::scenario::trace::steps_of;
@@ -92,7 +92,7 @@ async fn one(ground: &mut Ground<'_>, to: Version, part: f64, collector: &Collec
     let obedience = Obedience::mark(ground.fleet)?;
     let swing = ground.begin(to).await?;
     let leader = swing.leader.clone();
-    wait_for_part(&swing, ground.takes(to), part).await;
+    ground.wait_for_part(&swing, part).await?;
     let at = now();
     ground.fleet.replica(&leader.name)?.signal(Signal::TERM)?;
     let swung = ground.end(swing).await?;
@@ -105,10 +105,15 @@ async fn one(ground: &mut Ground<'_>, to: Version, part: f64, collector: &Collec
         .recorder()
         .lease_from(leader.epoch + 1)?
         .context("nobody took the lease")?;
-    ensure!(next != leader.name, "the one that was asked to end took the lease again");
+    ensure!(
+        next != leader.name,
+        "the one that was asked to end took the lease again"
+    );
     let first_event = by_successors(&swung.acts, &leader, at).first().map(|act| act.at);
     let first_event = first_event.context("the next leader appended nothing: the rollback had ended")?;
-    let first_act = obedience.first_recall(at)?.map_or(first_event, |recall| recall.min(first_event));
+    let first_act = obedience
+        .first_recall(at)?
+        .map_or(first_event, |recall| recall.min(first_event));
     let result = swung.answer.json()?;
     let trace_id = result["trace_id"].as_str().context("the answer names the trace")?;
     let report = ground.fleet.ctl.report_of(&result).await?;

@@ -99,7 +99,9 @@ fn epoch_in(line: &str) -> Option<u64> {
 
 async fn in_ledger(host: &str, file: &Path, epoch: u64, led: Duration, obeyed: &mut Obeyed) -> Result<()> {
     let options = SqliteConnectOptions::new().filename(file).read_only(true);
-    let mut ledger = SqliteConnection::connect_with(&options).await.context("open a ledger")?;
+    let mut ledger = SqliteConnection::connect_with(&options)
+        .await
+        .context("open a ledger")?;
     let led = i64::try_from(led.as_millis()).context("a time in milliseconds")?;
     // The clock of both is this host's, in milliseconds: what is of the same one is left to the log.
     let steps: Vec<(String, Vec<u8>)> =
@@ -112,7 +114,9 @@ async fn in_ledger(host: &str, file: &Path, epoch: u64, led: Duration, obeyed: &
         let request = ExecuteRequest::decode(request.as_slice()).context("read a step of a ledger")?;
         if request.epoch < epoch {
             let (of, leader) = (request.epoch, request.leader_id);
-            obeyed.stale.push(format!("{host} took {step} of {leader} with epoch {of}"));
+            obeyed
+                .stale
+                .push(format!("{host} took {step} of {leader} with epoch {of}"));
         }
     }
     Ok(())
@@ -131,8 +135,14 @@ mod tests {
             in_log("a", text, 3, &mut obeyed);
             (obeyed.stale.len(), obeyed.refused)
         };
-        assert_eq!(found(&log(&[(2, "step started"), (3, "step started"), (4, "step started")])), (0, 0));
+        assert_eq!(
+            found(&log(&[(2, "step started"), (3, "step started"), (4, "step started")])),
+            (0, 0)
+        );
         assert_eq!(found(&log(&[(3, "step started"), (2, "step started")])), (1, 0));
-        assert_eq!(found(&log(&[(3, "step started"), (2, "step refused problem=old")])), (0, 1));
+        assert_eq!(
+            found(&log(&[(3, "step started"), (2, "step refused problem=old")])),
+            (0, 1)
+        );
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::ground::{Dice, Ground, builder, now, phase_at, to_of_round, wait_for_part};
+use super::ground::{Dice, Ground, builder, now, phase_at, to_of_round};
 use super::obedience::Obedience;
 use crate::control::{Leading, Standing};
 use crate::scenario::{Found, Options, expect_nothing, found, on_fleet};
@@ -36,7 +36,9 @@ pub async fn tell(options: Options) -> Result<Found> {
     let rounds = options.rounds.unwrap_or(ROUNDS);
     let mut dice = Dice::new(options.seed);
     options.say(format!("--seed {}", dice.seed));
-    let builder = TIMINGS.iter().fold(builder(), |builder, (key, value)| builder.leadership(key, value));
+    let builder = TIMINGS
+        .iter()
+        .fold(builder(), |builder, (key, value)| builder.leadership(key, value));
     on_fleet(builder, options, async |fleet| {
         let mut ground = Ground::prepare(fleet).await?;
         let (mut stale_steps, mut refused, mut twice) = (Vec::new(), 0, Vec::new());
@@ -46,9 +48,16 @@ pub async fn tell(options: Options) -> Result<Found> {
             let part = moment * LATEST;
             // Beside the rollback, which goes on, or when that has ended.
             let wakes_inside = dice.flip().then(|| dice.part_of(ground.takes(to).mul_f64(1.0 - part)));
-            let what = format!("round {} to {}, at {part:.2} of it (--seed {})", round + 1, to.name(), dice.seed);
+            let what = format!(
+                "round {} to {}, at {part:.2} of it (--seed {})",
+                round + 1,
+                to.name(),
+                dice.seed
+            );
             options.say(&what);
-            let woken = one(&mut ground, to, part, wakes_inside).await.with_context(|| what.clone())?;
+            let woken = one(&mut ground, to, part, wakes_inside)
+                .await
+                .with_context(|| what.clone())?;
             stepped_down += 1;
             refused += woken.refused;
             woken_inside += usize::from(woken.inside);
@@ -90,9 +99,11 @@ async fn one(ground: &mut Ground<'_>, to: Version, part: f64, wakes_inside: Opti
     let obedience = Obedience::mark(ground.fleet)?;
     let swing = ground.begin_unwatched(to).await?;
     let old = swing.leader.clone();
-    wait_for_part(&swing, ground.takes(to), part).await;
+    ground.wait_for_part(&swing, part).await?;
     let stopped = now();
-    let log_mark = std::fs::read(ground.fleet.replica(&old.name)?.log()).context("read its log")?.len();
+    let log_mark = std::fs::read(ground.fleet.replica(&old.name)?.log())
+        .context("read its log")?
+        .len();
     ground.fleet.replica(&old.name)?.signal(Signal::STOP)?;
     let next = ground.wait_taken_over(&old, TAKEN_OVER_WITHIN).await;
     match (&next, wakes_inside) {
@@ -106,7 +117,10 @@ async fn one(ground: &mut Ground<'_>, to: Version, part: f64, wakes_inside: Opti
     ensure!(next.name != old.name, "the one that is stopped leads: {next:?}");
     expect_stepped_down(ground, &old, log_mark).await?;
     let store = ground.fleet.store_server()?;
-    let (epoch, _, led) = store.recorder().lease_from(next.epoch)?.context("the next lease was noted")?;
+    let (epoch, _, led) = store
+        .recorder()
+        .lease_from(next.epoch)?
+        .context("the next lease was noted")?;
     let obeyed = obedience.since(ground.fleet, epoch, led).await?;
     let last = swung.acts.last().map(|act| act.at);
     Ok(Woken {
@@ -120,19 +134,26 @@ async fn one(ground: &mut Ground<'_>, to: Version, part: f64, wakes_inside: Opti
 
 /// It follows, and says that it stepped down: on `/readyz`, where the reason stays for a while, and in its log.
 async fn expect_stepped_down(ground: &mut Ground<'_>, old: &Leading, log_mark: usize) -> Result<()> {
-    let says_so = wait::until("the woken leader says on /readyz that it stepped down", STEPS_DOWN_WITHIN, async || {
-        let standings = ground.fleet.standings().await;
-        let (_, standing) = standings.into_iter().find(|(name, _)| *name == old.name)?;
-        match standing {
-            Standing::Following(text) if text.contains("stepped down") => Some(()),
-            Standing::Following(_) | Standing::Leading(_) | Standing::Unready(_) | Standing::Silent => None,
-        }
-    });
+    let says_so = wait::until(
+        "the woken leader says on /readyz that it stepped down",
+        STEPS_DOWN_WITHIN,
+        async || {
+            let standings = ground.fleet.standings().await;
+            let (_, standing) = standings.into_iter().find(|(name, _)| *name == old.name)?;
+            match standing {
+                Standing::Following(text) if text.contains("stepped down") => Some(()),
+                Standing::Following(_) | Standing::Leading(_) | Standing::Unready(_) | Standing::Silent => None,
+            }
+        },
+    );
     if let Err(error) = says_so.await {
         bail!("{error:#}; they say: {:?}", ground.fleet.standings().await);
     }
     let log = std::fs::read(ground.fleet.replica(&old.name)?.log()).context("read its log")?;
     let said = String::from_utf8_lossy(&log[log_mark..]).into_owned();
-    ensure!(said.contains("stepped down"), "its log does not say that it stepped down:\n{said}");
+    ensure!(
+        said.contains("stepped down"),
+        "its log does not say that it stepped down:\n{said}"
+    );
     Ok(())
 }

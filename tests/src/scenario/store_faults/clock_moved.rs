@@ -75,14 +75,20 @@ pub async fn tell(options: Options) -> Result<Found> {
             clocks.shift(moved.leader.then_some(&leader), moved.hours * HOUR)?;
             swing.until("proxy", "proxy-1/proxy", "switch").await?;
             clocks.shift(moved.leader.then_some(&leader), moved.then * HOUR)?;
-            live = swing.verified(fleet, &mut tally).await.with_context(|| format!("{moved:?}"))?;
+            live = swing
+                .verified(fleet, &mut tally)
+                .await
+                .with_context(|| format!("{moved:?}"))?;
             clocks.set_right()?;
             same_leader(fleet, &leader).await?;
             well(fleet).await?;
         }
         let undone_ms = deadline_holds(fleet, &clocks, &leader, live).await?;
         let strayed = strayed(fleet)?;
-        ensure!(strayed > 0, "no event of the journal was written by a clock that was moved");
+        ensure!(
+            strayed > 0,
+            "no event of the journal was written by a clock that was moved"
+        );
         let events = expect_whole_journal(fleet)?;
         Ok(tally.with(json!({
             "leader_changes": 0, "undone_ms": undone_ms, "events_out_of_time": strayed, "events": events,
@@ -143,7 +149,10 @@ impl Clocks {
 /// The lead has not changed hands: by what the coordinators say, and by what the store noted.
 async fn same_leader(fleet: &Fleet, leader: &Leading) -> Result<()> {
     let now = fleet.wait_leader(TTL).await?;
-    ensure!(now == *leader, "{leader:?} led before the clock was moved, and now {now:?}");
+    ensure!(
+        now == *leader,
+        "{leader:?} led before the clock was moved, and now {now:?}"
+    );
     let later = fleet.store_server()?.recorder().lease_from(leader.epoch + 1)?;
     ensure!(later.is_none(), "somebody else led in between: {later:?}");
     Ok(())

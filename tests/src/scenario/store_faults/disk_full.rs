@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -35,15 +36,27 @@ const SAID_WITHIN: Duration = Duration::from_secs(15);
 /// How long nobody may be asked for anything, from then on.
 const STAYS_FULL: Duration = Duration::from_secs(2);
 
-/// What operators and `/readyz` are told while the server takes nothing, and while it is down.
-const WAITS: &str = "waiting for the store";
-const DOWN: &str = "store: ";
+/// What is said while the server takes nothing, and while it is down.
+const TAKES_NOTHING: Words = Words {
+    operator: "waiting for the store",
+    page: "waiting for the store",
+};
+const IS_DOWN: Words = Words {
+    operator: "reconnecting",
+    page: "store: ",
+};
 
 /// In a coordinator's log: no room, in the words of PostgreSQL and of SQLite, and a server that is not there.
 const CAUSES: [&str; 3] = ["No space left on device", "database or disk is full", "refused"];
 
 /// PostgreSQL: a page that is a tenth full takes nothing more, so that every few events need another one.
 const HUNGRY: &str = "ALTER TABLE events SET (fillfactor = 10)";
+
+/// A part of what operators are told, and of `/readyz`.
+struct Words {
+    operator: &'static str,
+    page: &'static str,
+}
 
 pub async fn tell(options: Options) -> Result<Found> {
     let rounds = options.rounds.unwrap_or(1);
@@ -63,7 +76,8 @@ async fn postgres(fleet: &mut Fleet, options: Options, rounds: usize, tally: &mu
     let data = fleet.dir().join("store/postgres/data");
     let store = fleet.store_server.as_mut().context("the store's server")?;
     store.stop(Shutdown::Fast).await?;
-    let disk = move_onto_small_disk(&data, SERVER_MIB)?;
+    let disk = move_onto_small_disk(fleet, &data, SERVER_MIB)?;
+    let store = fleet.store_server.as_mut().context("the store's server")?;
     store.run().await?;
     store.record()?;
     store.psql(HUNGRY)?;
@@ -77,8 +91,11 @@ async fn postgres(fleet: &mut Fleet, options: Options, rounds: usize, tally: &mu
         if down {
             without_a_log(fleet.store_server()?)?;
         }
-        options.say(format!("The disk of the store's server is full; it is {}.", if down { "down" } else { "up" }));
-        said.push(said_and_waited(fleet, &mut swing, if down { DOWN } else { WAITS }).await?);
+        options.say(format!(
+            "The disk of the store's server is full; it is {}.",
+            if down { "down" } else { "up" }
+        ));
+        said.push(said_and_waited(fleet, &mut swing, if down { &IS_DOWN } else { &TAKES_NOTHING }).await?);
         disk.free()?;
         options.say("There is room again.");
         if down {
@@ -98,7 +115,7 @@ async fn postgres(fleet: &mut Fleet, options: Options, rounds: usize, tally: &mu
 async fn sqlite(fleet: &mut Fleet, options: Options, rounds: usize, tally: &mut Tally) -> Result<Found> {
     fleet.coordinator.stop().await?;
     let file = fleet.coordinator.store();
-    let disk = move_onto_small_disk(file.parent().context("the store has a directory")?, FILE_MIB)?;
+    let disk = move_onto_small_disk(fleet, file.parent().context("the store has a directory")?, FILE_MIB)?;
     fleet.coordinator.run().await?;
     fleet.wait_connected(&HOSTS).await?;
     fleet.deploy_both().await?;
@@ -108,7 +125,7 @@ async fn sqlite(fleet: &mut Fleet, options: Options, rounds: usize, tally: &mut 
         swing.middle(fleet).await?;
         disk.fill()?;
         options.say("The disk of the coordinator is full.");
-        said.push(said_and_waited(fleet, &mut swing, WAITS).await?);
+        said.push(said_and_waited(fleet, &mut swing, &TAKES_NOTHING).await?);
         disk.free()?;
         options.say("There is room again.");
         live = swing.verified(fleet, tally).await?;
@@ -121,7 +138,10 @@ async fn sqlite(fleet: &mut Fleet, options: Options, rounds: usize, tally: &mut 
 
 /// The next file of the server's log is needed now. It cannot be made, and the server ends itself.
 fn without_a_log(store: &StoreServer) -> Result<()> {
-    let needed = ["SELECT pg_switch_wal()", "CREATE TABLE harness.nothing (nothing integer)"];
+    let needed = [
+        "SELECT pg_switch_wal()",
+        "CREATE TABLE harness.nothing (nothing integer)",
+    ];
     let refused = needed.iter().any(|sql| store.psql(sql).is_err());
     ensure!(refused, "the server goes on without room for its log");
     Ok(())
@@ -129,13 +149,18 @@ fn without_a_log(store: &StoreServer) -> Result<()> {
 
 /// Waits until the log, `/readyz` and rollbackctl have said that the store cannot be written, and then makes sure that no
 /// agent is asked for anything while that is so. What the operator was told.
-async fn said_and_waited(fleet: &Fleet, swing: &mut Swing, words: &str) -> Result<String> {
+async fn said_and_waited(fleet: &Fleet, swing: &mut Swing, words: &Words) -> Result<String> {
     let told = swing
-        .until_said("the store cannot be written", |line| line.contains(words))
+        .until_said("the store cannot be written", |line| line.contains(words.operator))
         .await?;
-    let pages = async || fleet.coordinators().any(|c| curl(&c.page("/readyz")).is_ok_and(|a| a.body.contains(words)));
+    let pages = async || {
+        fleet
+            .coordinators()
+            .any(|c| curl(&c.page("/readyz")).is_ok_and(|a| a.body.contains(words.page)))
+    };
     wait::until_true("/readyz says that the store cannot be written", SAID_WITHIN, pages).await?;
-    let logged = |c: &Coordinator| std::fs::read_to_string(c.log()).is_ok_and(|log| CAUSES.iter().any(|c| log.contains(c)));
+    let logged =
+        |c: &Coordinator| std::fs::read_to_string(c.log()).is_ok_and(|log| CAUSES.iter().any(|c| log.contains(c)));
     let logs = async || fleet.coordinators().any(logged);
     wait::until_true("a coordinator logs why the store cannot be written", SAID_WITHIN, logs).await?;
     let (before, begun) = (Ledgers::read(fleet).await?, Instant::now());
@@ -144,15 +169,16 @@ async fn said_and_waited(fleet: &Fleet, swing: &mut Swing, words: &str) -> Resul
         Ledgers::read(fleet).await? == before,
         "agents were asked for more while nothing could be written"
     );
-    // Without its time and its phase.
-    Ok(told.split_once(words).map_or_else(String::new, |(_, why)| format!("{words}{why}")))
+    Ok(told)
 }
 
 /// Puts a directory, which nobody uses now, onto a disk of its own, with what is in it.
-fn move_onto_small_disk(dir: &Path, mib: u32) -> Result<SmallDisk> {
+/// It goes with the fleet.
+fn move_onto_small_disk(fleet: &mut Fleet, dir: &Path, mib: u32) -> Result<Arc<SmallDisk>> {
     let away = dir.with_extension("away");
     std::fs::rename(dir, &away).context("move the directory away")?;
-    let disk = SmallDisk::mount(dir, mib)?;
+    let disk = Arc::new(SmallDisk::mount(dir, mib)?);
+    fleet.hold(Arc::clone(&disk));
     // With owners and modes, those of the directory, too.
     run(Command::new("cp").arg("-a").arg(away.join(".")).arg(dir)).context("copy what is in it")?;
     std::fs::remove_dir_all(&away).context("remove what was copied")?;

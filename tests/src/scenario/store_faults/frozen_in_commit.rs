@@ -11,8 +11,7 @@ use rustix::process::Signal;
 use serde_json::json;
 
 use super::swing::{Swing, Tally};
-use super::{SLACK, TTL, expect_whole_journal, replicated, well};
-use crate::control::Standing;
+use super::{SLACK, TTL, does_not_lead, expect_whole_journal, replicated, well};
 use crate::fleet::Fleet;
 use crate::scenario::{Found, Options, on_fleet};
 use crate::store_server::{ROLE, StoreServer};
@@ -88,9 +87,7 @@ async fn freeze(fleet: &mut Fleet, options: Options) -> Result<u128> {
     ensure!(taken <= TTL + SLACK, "{} took over after {taken:?} only", next.name);
     fleet.replica(&name)?.signal(Signal::CONT)?;
     wait::until_true("the old leader says that it does not lead", STANDS_WITHIN, async || {
-        let standings = fleet.standings().await;
-        let old = standings.into_iter().find(|(who, _)| *who == name);
-        old.is_some_and(|(_, standing)| !matches!(standing, Standing::Leading(_) | Standing::Silent))
+        does_not_lead(fleet, &name).await
     })
     .await?;
     Ok(taken.as_millis())

@@ -3,22 +3,25 @@
 //! - Between the leader and half of the agents, for a while: it goes on when the network is healed.
 //! - Between the leader and the store, and half of the agents: it steps down in time, another one, which reaches all, takes
 //!   over and goes on, while the network is still cut.
-//! - Between a host and everybody, for good: the rollback ends when the step's time is over, and says the host's name.
+//! - Between a host and everybody, for good: the rollback ends when the step's time is over, says the host's
+//!   name, and has touched nothing.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::FutureExt;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::swing::{Swing, Tally};
-use super::{SLACK, STEP_DOWN, TTL, expect_whole_journal, replicated, well};
-use crate::control::{Leading, Standing};
+use super::{SLACK, STEP_DOWN, TTL, does_not_lead, expect_whole_journal, replicated, well};
+use crate::control::Leading;
 use crate::coordinator::Coordinator;
 use crate::facts::Facts;
 use crate::fleet::Fleet;
 use crate::network::{self, Cut, MADE_WITH, Party};
-use crate::scenario::{Found, Options, expect_running, on_fleet};
+use crate::process;
+use crate::scenario::{Found, Options, expect_nothing, expect_running, on_fleet};
 use crate::wait;
 use crate::zekka::Version;
 
@@ -28,9 +31,9 @@ const CUT: Duration = Duration::from_secs(10);
 /// Half of the hosts: one of the application, and the database's.
 const HALF: [&str; 2] = ["app-1", "db-1"];
 
-/// The host that is cut off for good, and for how long it is asked to drain, and then to take that back: timeouts, graces.
-const LOST: &str = "proxy-1";
-const GIVEN_UP_WITHIN: Duration = Duration::from_secs(100);
+/// The host that is cut off for good, and for how long preflight asks it: 30 s and a grace.
+const LOST: &str = "db-1";
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(45);
 
 /// Groups of the processes: coordinators from here on, then agents.
 const FIRST_GROUP: u32 = 7_001;
@@ -62,14 +65,24 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
         dropped += Cut::dropped()?;
         cut.heal()?;
         options.say("… and healed.");
-        live = swing.verified(fleet, &mut tally).await.context("healed after a while")?;
+        live = swing
+            .verified(fleet, &mut tally)
+            .await
+            .context("healed after a while")?;
         let now = fleet.wait_leader(TTL).await?;
-        ensure!(now == leader, "{leader:?} reached the store all the while, and now {now:?} leads");
+        ensure!(
+            now == leader,
+            "{leader:?} reached the store all the while, and now {now:?} leads"
+        );
         well(fleet).await?;
 
         let swing = Swing::begin(fleet, live)?;
         swing.middle(fleet).await?;
-        options.say(format!("{} is cut from the store and from {}.", leader.name, HALF.join(" and ")));
+        options.say(format!(
+            "{} is cut from the store and from {}.",
+            leader.name,
+            HALF.join(" and ")
+        ));
         let others = [vec![store(fleet)?], parties(fleet, &HALF)?].concat();
         let cut = Cut::between(&parties(fleet, &[&leader.name])?, &others)?;
         let (down, over) = handed_over(fleet, &leader).await?;
@@ -92,13 +105,11 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
 /// How long it takes until the one that is cut from the store says that it does not lead, and until another one does.
 async fn handed_over(fleet: &Fleet, cut_off: &Leading) -> Result<(Duration, Duration)> {
     let begun = Instant::now();
-    let leads = |standings: &[(String, Standing)]| {
-        let ours = standings.iter().find(|(name, _)| *name == cut_off.name);
-        ours.is_none_or(|(_, standing)| matches!(standing, Standing::Leading(_) | Standing::Silent))
-    };
-    wait::until_true("who is cut from the store says that it does not lead", STEP_DOWN + SLACK, async || {
-        !leads(&fleet.standings().await)
-    })
+    wait::until_true(
+        "who is cut from the store says that it does not lead",
+        STEP_DOWN + SLACK,
+        async || does_not_lead(fleet, &cut_off.name).await,
+    )
     .await?;
     let down = begun.elapsed();
     let next = fleet.wait_leader_after(cut_off.epoch, TTL + SLACK).await?;
@@ -106,27 +117,31 @@ async fn handed_over(fleet: &Fleet, cut_off: &Leading) -> Result<(Duration, Dura
     Ok((down, begun.elapsed()))
 }
 
-/// The proxy's host vanishes between two of its steps, while the database is backed up.
+/// The database's host vanishes while preflight asks it.
 async fn lost_for_good(fleet: &mut Fleet, options: Options, live: Version) -> Result<Value> {
     let before = expect_running(fleet, live)?;
     let mut swing = Swing::begin(fleet, live)?;
-    swing.until("protect", "db-1/db", "snapshot").await?;
+    swing.until("preflight", "db-1/db", "prepare").await?;
+    // It is to vanish before it has answered: it stands still until its network is gone.
+    let agent = fleet.agent(LOST)?.pid().context("its agent runs")?;
+    process::kill(agent, Signal::STOP)?;
     let begun = Instant::now();
     let coordinators: Vec<&str> = fleet.coordinators().map(Coordinator::name).collect();
     let cut = Cut::between(&parties(fleet, &coordinators)?, &parties(fleet, &[LOST])?)?;
+    process::kill(agent, Signal::CONT)?;
     options.say(format!("{LOST} is cut off for good."));
     let answer = swing.into_running().answer_within(GIVEN_UP_WITHIN).await?;
     let taken = begun.elapsed();
+    let result = answer.clone().expect_code(3)?.json()?;
     ensure!(
-        answer.code == 5 && answer.text().contains(LOST),
-        "it is to end badly and to name {LOST}: {answer}"
+        result["blocked"] == true && result["failed_hosts"] == json!([LOST]),
+        "it is to be blocked, because of {LOST}: {answer}"
     );
-    let result = answer.json()?;
     let after = Facts::gather(fleet)?;
-    options.say(format!("{answer}\n{:?}", after.changes_since(&before, false)));
+    expect_nothing("something was touched", &after.changes_since(&before, true))?;
     cut.heal()?;
     well(fleet).await?;
-    Ok(json!({ "state": result["state"], "problem": result["problem"], "ms": taken.as_millis() }))
+    Ok(json!({ "state": result["state"], "code": result["problem"]["code"], "ms": taken.as_millis() }))
 }
 
 /// Gives every coordinator and every agent a group of its own, and starts them anew, so that all connections are marked.
@@ -158,7 +173,10 @@ fn everybody(fleet: &Fleet) -> Result<Vec<Party>> {
         port.parse().context("a port is a number")
     };
     let coordinators = fleet.coordinators().map(|c| (c.name(), c.endpoint()));
-    let agents = fleet.agents.iter().map(|(name, agent)| (name.as_str(), agent.address()));
+    let agents = fleet
+        .agents
+        .iter()
+        .map(|(name, agent)| (name.as_str(), agent.address()));
     let named = coordinators.chain(agents).zip(FIRST_GROUP..);
     let party = |((name, address), group): ((&str, &str), u32)| {
         Ok(Party {

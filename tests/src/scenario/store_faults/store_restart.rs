@@ -81,14 +81,19 @@ pub async fn tell(options: Options) -> Result<Found> {
     on_fleet(replicated(), options, async |fleet| {
         let store = fleet.store_server()?;
         store.record()?;
-        store.psql(&LINGER.replace("{role}", ROLE)).context("make commits linger")?;
+        store
+            .psql(&LINGER.replace("{role}", ROLE))
+            .context("make commits linger")?;
         fleet.deploy_both().await?;
         let (mut live, mut tally, mut met) = (Version::V3_0_0, Tally::default(), Met::default());
         for fault in FAULTS.into_iter().cycle().take(swings) {
             options.say(format!("To the other release, and in the middle of it: {fault:?}."));
             let swing = Swing::begin(fleet, live)?;
             swing.middle(fleet).await?;
-            fault.strike(fleet, &mut met).await.with_context(|| format!("{fault:?}"))?;
+            fault
+                .strike(fleet, &mut met)
+                .await
+                .with_context(|| format!("{fault:?}"))?;
             live = swing
                 .verified(fleet, &mut tally)
                 .await

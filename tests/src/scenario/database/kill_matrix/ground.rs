@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::scenario::points::{KILL_AT, KILL_LOG, Point, passed};
 use crate::control::Control;
 use crate::ctl::{Answer, rollback_to};
 use crate::deployed::database::{Database, HOST};
 use crate::facts::Data;
 use crate::postgres::{DATABASE, ROLE};
+use crate::scenario::points::{KILL_AT, KILL_LOG, Point, passed};
 use crate::wait;
 use crate::zekka::Version;
 

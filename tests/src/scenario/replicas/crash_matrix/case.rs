@@ -15,7 +15,7 @@ pub enum Kind {
     HandedOver,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Victim {
     /// Undisturbed, and where it hands over: the leader. Where it is taken over: whoever takes over.
     Coordinator,

@@ -1,9 +1,8 @@
 //! A small fleet, so that a rollback takes a second: the application with its env file on one host, nginx on another, no
 //! database. It swings between two releases; in every case one process is killed at a point and started again.
 
-use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -29,6 +28,12 @@ const NEW: Version = Version::V3_0_0;
 const APP: &str = "app-1";
 const AGENTS: [&str; 2] = [APP, PROXY];
 
+/// Places that an agent passes for every new leader.
+const AT_TAKEOVER: [&str; 2] = ["rpc.recall.", "ledger.epoch."];
+
+/// Places that a coordinator passes when an agent registers.
+const AT_REGISTRATION: &str = "store.save_agent.";
+
 /// Of two coordinators: the one that leads at the beginning of every case, and the other one.
 const FIRST: &str = crate::coordinator::FIRST;
 const SECOND: &str = "coord-2";
@@ -36,6 +41,7 @@ const SECOND: &str = "coord-2";
 /// For every rollback, however it is disturbed.
 const ENDS_WITHIN: Duration = Duration::from_secs(90);
 const LEADS_WITHIN: Duration = Duration::from_secs(15);
+const CONNECTED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Between two looks at whether the process has come to its point.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
@@ -47,8 +53,6 @@ pub struct Ground<'a> {
     nginx: Nginx,
     store: StoreKind,
     live: Version,
-    /// Names that were passed in an undisturbed rollback.
-    usual: BTreeMap<Victim, Vec<String>>,
 }
 
 /// Variables of a process from its next start on.
@@ -59,6 +63,8 @@ struct Told {
     answer: Answer,
     /// The process came to its point.
     met: bool,
+    /// Points that the leader had passed when it was disturbed.
+    passed_before: usize,
 }
 
 impl<'a> Ground<'a> {
@@ -78,7 +84,6 @@ impl<'a> Ground<'a> {
             nginx,
             store,
             live: NEW,
-            usual: BTreeMap::new(),
         };
         expect_nothing("v3.0.0 is not live", &misfits(&ground.app, &ground.nginx, NEW)?)?;
         Ok(ground)
@@ -105,30 +110,26 @@ impl<'a> Ground<'a> {
             let env = vec![(KILL_LOG, log(*victim).display().to_string())];
             ensure!(!self.arm(kind, *victim, &env).await?, "a log of points kills nobody");
         }
-        let marks: BTreeMap<Victim, usize> = BTreeMap::new();
         let to = self.other();
-        let (told, marks) = self.swing(kind, to, None, &log, marks).await?;
+        let told = self.swing(kind, to, None, Some(&log(Victim::Coordinator))).await?;
+        // Before the processes are ended, which passes further points.
+        let logs: Vec<_> = victims
+            .iter()
+            .map(|victim| passed(&log(*victim)))
+            .collect::<Result<_>>()?;
         self.finish().await?;
         let verdict = judge(&told.answer, &self.app, &self.nginx, self.live, to)?;
         ensure!(verdict == Verdict::Verified, "it ended {}", verdict.describe());
         self.live = to;
         let mut found = Vec::new();
-        for victim in victims {
-            let points = passed(&log(victim))?;
-            let usual = self.usual.entry(victim).or_default();
+        for (victim, points) in victims.into_iter().zip(logs) {
+            let at_takeover = |point: &Point| AT_TAKEOVER.iter().any(|name| point.name.starts_with(name));
             let points: Vec<Point> = match (kind, victim) {
-                (Kind::Undisturbed, _) => {
-                    usual.extend(points.iter().map(|point| point.name.clone()));
-                    points
-                }
-                (Kind::TakenOver, Victim::Coordinator) => points,
+                (Kind::Undisturbed | Kind::TakenOver, Victim::Coordinator) => points,
+                (Kind::HandedOver, Victim::Coordinator) => points.into_iter().skip(told.passed_before).collect(),
+                (Kind::Undisturbed, Victim::Agent(_)) => points.into_iter().filter(|p| !at_takeover(p)).collect(),
                 // The rest is as ever.
-                (Kind::TakenOver, Victim::Agent(_)) => {
-                    points.into_iter().filter(|point| !usual.contains(&point.name)).collect()
-                }
-                (Kind::HandedOver, Victim::Coordinator) => {
-                    points.into_iter().skip(marks.get(&victim).copied().unwrap_or_default()).collect()
-                }
+                (Kind::TakenOver, Victim::Agent(_)) => points.into_iter().filter(at_takeover).collect(),
                 (Kind::HandedOver, Victim::Agent(_)) => Vec::new(),
             };
             found.push((victim, points));
@@ -145,15 +146,21 @@ impl<'a> Ground<'a> {
             // It died while it started.
             self.revive(case.kind, case.victim).await?;
         }
+        if case.victim == Victim::Coordinator && case.point.name.starts_with(AT_REGISTRATION) {
+            for host in AGENTS {
+                let agent = self.control.agent(host)?;
+                agent.stop().await?;
+                agent.run().await?;
+            }
+        }
         let mark = self.app.host.effects()?.len();
-        let nowhere = |_: Victim| PathBuf::new();
         let victim = (!early).then_some(case.victim);
-        let (mut told, _) = self.swing(case.kind, to, victim, &nowhere, BTreeMap::new()).await?;
+        let mut told = self.swing(case.kind, to, victim, None).await?;
         let met = early || told.met;
         self.finish().await?;
         if !began(&told.answer) && misfits(&self.app, &self.nginx, from)?.is_empty() {
             // Whoever was killed was asked for the plan: nothing was begun, and the operator was told so.
-            (told, _) = self.swing(Kind::Undisturbed, to, None, &nowhere, BTreeMap::new()).await?;
+            told = self.swing(Kind::Undisturbed, to, None, None).await?;
         }
         let mut verdict = judge(&told.answer, &self.app, &self.nginx, from, to)?;
         if verdict == Verdict::Verified {
@@ -198,22 +205,18 @@ impl<'a> Ground<'a> {
     }
 
     /// Asks for the rollback, disturbs it as its kind says, and starts the victim again when it has come to its point.
-    async fn swing(
-        &mut self,
-        kind: Kind,
-        to: Version,
-        victim: Option<Victim>,
-        log: &impl Fn(Victim) -> PathBuf,
-        mut marks: BTreeMap<Victim, usize>,
-    ) -> Result<(Told, BTreeMap<Victim, usize>)> {
+    /// `log`: where the leader writes down the points that it passes.
+    async fn swing(&mut self, kind: Kind, to: Version, victim: Option<Victim>, log: Option<&Path>) -> Result<Told> {
         let effects = self.app.host.effects()?.len();
         let running = self.control.ctl.start(&rollback_to(to.name()), false)?;
         let mut answer = std::pin::pin!(running.answer_within(ENDS_WITHIN));
-        let mut disturbed = kind == Kind::Undisturbed;
-        let mut met = false;
+        let (mut disturbed, mut met, mut passed_before) = (kind == Kind::Undisturbed, false, 0);
         loop {
             tokio::select! {
-                answer = &mut answer => return Ok((Told { answer: answer?, met: met || self.is_killed(kind, victim)? }, marks)),
+                answer = &mut answer => {
+                    let met = met || self.is_killed(kind, victim)?;
+                    return Ok(Told { answer: answer?, met, passed_before });
+                }
                 () = wait::moment(BETWEEN_LOOKS) => {}
             }
             if !met && self.is_killed(kind, victim)? {
@@ -225,8 +228,8 @@ impl<'a> Ground<'a> {
             // The application noted that it was stopped: that is in the middle.
             if !disturbed && self.app.host.effects()?.len() > effects {
                 disturbed = true;
-                let written = std::fs::read_to_string(log(Victim::Coordinator)).unwrap_or_default();
-                marks.insert(Victim::Coordinator, written.lines().count());
+                let written = log.and_then(|log| std::fs::read_to_string(log).ok());
+                passed_before = written.map_or(0, |points| points.lines().count());
                 met |= self.disturb(kind, victim).await?;
             }
         }
@@ -243,8 +246,7 @@ impl<'a> Ground<'a> {
                 if let Err(error) = agent.run().await {
                     return killed_or(agent.ended(), error);
                 }
-                self.control.wait_connected(&[host]).await?;
-                Ok(false)
+                self.connected_or_killed(kind, victim, &[host]).await
             }
             // It gets them when it is started again, in the middle.
             (Victim::Coordinator, Kind::TakenOver, StoreKind::Sqlite) => {
@@ -278,10 +280,21 @@ impl<'a> Ground<'a> {
                     }
                     self.control.replica(SECOND)?.run().await?;
                 }
-                self.control.wait_connected(&AGENTS).await?;
-                Ok(false)
+                self.connected_or_killed(kind, victim, &AGENTS).await
             }
         }
+    }
+
+    /// Waits until the coordinator is in touch with these hosts. `true`: before that the victim was killed.
+    async fn connected_or_killed(&mut self, kind: Kind, victim: Victim, hosts: &[&str]) -> Result<bool> {
+        let what = format!("the coordinator is in touch with {}", hosts.join(", "));
+        wait::until(&what, CONNECTED_WITHIN, async || {
+            if self.is_killed(kind, Some(victim)).unwrap_or(false) {
+                return Some(true);
+            }
+            self.control.are_connected(hosts).await.then_some(false)
+        })
+        .await
     }
 
     async fn expect_first_leads(&mut self) -> Result<()> {
@@ -364,7 +377,9 @@ impl<'a> Ground<'a> {
                 first.run().await.map(|()| met)
             }
             (Kind::TakenOver, StoreKind::Sqlite) => {
-                let Err(error) = first.run().await else { return Ok(false) };
+                let Err(error) = first.run().await else {
+                    return Ok(false);
+                };
                 killed_or(first.ended(), error)?;
                 first.unexport(KILL_AT);
                 first.run().await.map(|()| true)
@@ -432,7 +447,9 @@ fn began(answer: &Answer) -> bool {
 fn missed(verdict: Verdict) -> Verdict {
     match verdict {
         Verdict::Verified | Verdict::Missed => Verdict::Missed,
-        Verdict::Undone(why) | Verdict::Held(why) => Verdict::Wrong(format!("nobody was killed, and it ended so: {why}")),
+        Verdict::Undone(why) | Verdict::Held(why) => {
+            Verdict::Wrong(format!("nobody was killed, and it ended so: {why}"))
+        }
         Verdict::Wrong(why) => Verdict::Wrong(why),
     }
 }

@@ -61,7 +61,11 @@ pub fn misfits(app: &ReleaseApp, nginx: &Nginx, version: Version) -> Result<Vec<
         Err(error) => expect("nginx's answer", false, &error),
     }
     let drained = nginx.drained()?;
-    expect("the list of servers that are taken out of nginx", drained.is_empty(), &drained);
+    expect(
+        "the list of servers that are taken out of nginx",
+        drained.is_empty(),
+        &drained,
+    );
     Ok(found)
 }
 
