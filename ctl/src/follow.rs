@@ -13,7 +13,7 @@ mod conclude;
 mod interrupt;
 mod screen;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use futures::stream::unfold;
@@ -36,6 +36,8 @@ pub enum Signal {
     Event(Box<RollbackEvent>),
     /// The connection is gone; we are trying to come back.
     Lost(Problem),
+    /// It is gone still, for this reason by now.
+    StillLost(Problem),
     /// The connection is there again.
     Back,
     /// The coordinator refuses. Last signal.
@@ -50,6 +52,8 @@ struct Follower<'a> {
     backoff: Backoff,
     /// `Lost` was told and `Back` was not.
     is_lost: bool,
+    /// When the last word about that was said.
+    said_at: Instant,
     is_over: bool,
     /// The stream ended by naming the leader: there without a pause.
     is_referred: bool,
@@ -64,6 +68,9 @@ const REFERRALS: u32 = 2;
 /// A stream that was open for so long is one of a coordinator that leads: one that does not ends it at once.
 const IS_BACK_AFTER: Duration = Duration::from_millis(500);
 
+/// Whoever waits is told every now and then for what.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+
 /// Ends after [`Kind::Ended`] or [`Signal::Refused`]. Cancellation-safe as a stream: what was read is never dropped.
 pub fn follow(client: &mut Client, id: String) -> impl Stream<Item = Signal> + '_ {
     let follower = Follower {
@@ -73,6 +80,7 @@ pub fn follow(client: &mut Client, id: String) -> impl Stream<Item = Signal> + '
         stream: None,
         backoff: Backoff::new(),
         is_lost: false,
+        said_at: Instant::now(),
         is_over: false,
         is_referred: false,
         referrals: 0,
@@ -187,6 +195,14 @@ impl Follower<'_> {
             return Some(Signal::Refused(error));
         }
         let is_news = !std::mem::replace(&mut self.is_lost, true);
-        is_news.then_some(Signal::Lost(error.problem))
+        if !is_news && self.said_at.elapsed() < SAY_AGAIN {
+            return None;
+        }
+        self.said_at = Instant::now();
+        Some(if is_news {
+            Signal::Lost(error.problem)
+        } else {
+            Signal::StillLost(error.problem)
+        })
     }
 }

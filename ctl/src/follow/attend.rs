@@ -61,6 +61,9 @@ pub async fn attend(
                     let why = clean(&problem.message);
                     screen.notice(&format!("coordinator connection lost, reconnecting … ({why})"));
                 }
+                Some(Signal::StillLost(problem)) => {
+                    screen.notice(&format!("still reconnecting … ({})", clean(&problem.message)));
+                }
                 Some(Signal::Back) => screen.notice("coordinator connection is back"),
                 Some(Signal::Refused(error)) => return Err(error),
                 None => return Err(Problem::new(Code::Internal, "the watch ended without an end").into()),
