@@ -18,10 +18,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use futures::FutureExt;
 
-use super::Scenario;
+use super::{Scenario, expect_nothing};
 use crate::control::Standing;
 use crate::fleet::{Fleet, FleetBuilder, HOSTS};
-use crate::journal::Journal;
+use crate::journal::{Journal, Ledgers};
 
 pub const ALL: &[Scenario] = &[
     Scenario {
@@ -115,13 +115,19 @@ async fn does_not_lead(fleet: &Fleet, name: &str) -> bool {
     })
 }
 
-/// What the store itself has: a whole journal, and nothing by anybody who did not lead. How many events there are.
-fn expect_whole_journal(fleet: &Fleet) -> Result<usize> {
+/// What the store itself has: a whole journal, nothing by anybody who did not lead, and every step that any agent was asked
+/// for. How many events there are.
+async fn expect_whole_journal(fleet: &Fleet) -> Result<usize> {
     let store = fleet.store_server()?;
     let journal = Journal::of_postgres(store)?;
-    super::expect_nothing("the journal is damaged", &journal.damages())?;
-    super::expect_nothing("appended without the lead", &store.recorder().stale_appends()?)?;
-    let events = journal.events();
-    ensure!(events > 0, "the journal is empty");
-    Ok(events)
+    expect_whole(fleet, &journal).await?;
+    expect_nothing("appended without the lead", &store.recorder().stale_appends()?)?;
+    Ok(journal.events())
+}
+
+async fn expect_whole(fleet: &Fleet, journal: &Journal) -> Result<()> {
+    ensure!(journal.events() > 0, "the journal is empty");
+    expect_nothing("the journal is damaged", &journal.damages())?;
+    let ledgers = Ledgers::read(fleet).await?;
+    expect_nothing("agents went ahead of the journal", &ledgers.beyond(journal))
 }

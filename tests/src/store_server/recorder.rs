@@ -138,3 +138,70 @@ impl Recorder<'_> {
         Ok(rows.lines().map(str::to_owned).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Connection as _, PgConnection};
+
+    use super::SETTING;
+    use crate::control::make_dir;
+    use crate::store_server::{DATABASE, StoreServer};
+
+    /// As much of the coordinators' schema as the triggers see.
+    const TABLES: &str = "CREATE TABLE lease (epoch bigint, leader text); INSERT INTO lease VALUES (1, 'coord-1/a');\
+        CREATE TABLE events (rollback_id text, seq bigint, payload text)";
+
+    fn append(seq: u32, by: &str) -> String {
+        format!(
+            "SET {SETTING} = '{by}'; INSERT INTO events VALUES ('r', {seq}, '{{\"kind\": \"phase_started\", \"phase\": \"app\"}}');"
+        )
+    }
+
+    #[tokio::test]
+    async fn appends_without_the_lead_show_also_when_they_began_with_it() {
+        let dir = make_dir().expect("a directory");
+        let store = StoreServer::start(dir.path(), &dir.path().join("log"), false, false)
+            .await
+            .expect("a server");
+        store.psql(TABLES).expect("the tables");
+        let recorder = store.record().expect("the triggers");
+        store.psql(&append(1, "coord-1")).expect("an append of the leader");
+        assert!(recorder.stale_appends().expect("a look").is_empty());
+
+        let url = format!(
+            "postgres://postgres:{}@127.0.0.1:{}/{DATABASE}",
+            store.password(),
+            store.port()
+        );
+        let mut slow = PgConnection::connect(&url).await.expect("a session");
+        let unfinished = format!("BEGIN; {}", append(2, "coord-1"));
+        sqlx::raw_sql(sqlx::AssertSqlSafe(unfinished))
+            .execute(&mut slow)
+            .await
+            .expect("an append");
+        store
+            .psql("UPDATE lease SET epoch = 2, leader = 'coord-2/b'")
+            .expect("a takeover");
+        store.psql(&append(3, "coord-2")).expect("an append of the new leader");
+        assert!(
+            recorder.stale_appends().expect("a look").is_empty(),
+            "it is not committed"
+        );
+        sqlx::raw_sql("COMMIT").execute(&mut slow).await.expect("a commit");
+        store.psql(&append(4, "coord-1")).expect("an append of the old leader");
+
+        let stale = recorder.stale_appends().expect("a look");
+        let mut found: Vec<bool> = [2, 4]
+            .map(|seq| stale.iter().any(|row| row.contains(&format!("(r/{seq})"))))
+            .to_vec();
+        found.push(stale.len() == 2);
+        assert_eq!(found, [true; 3], "{stale:?}");
+        assert_eq!(
+            recorder
+                .lease_from(2)
+                .expect("a look")
+                .map(|(epoch, name, _)| (epoch, name)),
+            Some((2, "coord-2".to_owned()))
+        );
+    }
+}

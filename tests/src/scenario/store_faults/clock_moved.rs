@@ -89,7 +89,7 @@ pub async fn tell(options: Options) -> Result<Found> {
             strayed > 0,
             "no event of the journal was written by a clock that was moved"
         );
-        let events = expect_whole_journal(fleet)?;
+        let events = expect_whole_journal(fleet).await?;
         Ok(tally.with(json!({
             "leader_changes": 0, "undone_ms": undone_ms, "events_out_of_time": strayed, "events": events,
         })))

@@ -51,7 +51,7 @@ pub async fn tell(options: Options) -> Result<Found> {
             well(fleet).await?;
         }
         let stale = fleet.store_server()?.recorder().stale_appends()?.len();
-        let events = expect_whole_journal(fleet)?;
+        let events = expect_whole_journal(fleet).await?;
         Ok(tally.with(json!({
             "stale_appends": stale, "takeover_ms_max": takeovers.iter().max(), "events": events,
         })))

@@ -95,7 +95,7 @@ async fn story(fleet: &mut Fleet, options: Options) -> Result<Found> {
     }
     let lost = lost_for_good(fleet, options, live).await?;
     ensure!(dropped > 0, "no packet was dropped");
-    let events = expect_whole_journal(fleet)?;
+    let events = expect_whole_journal(fleet).await?;
     Ok(tally.with(json!({
         "cut_with": MADE_WITH, "packets_dropped": dropped, "stepped_down_ms_max": stepped_down.iter().max(),
         "taken_over_ms_max": taken_over.iter().max(), "lost": lost, "events": events,

@@ -42,7 +42,7 @@ pub async fn tell(options: Options) -> Result<Found> {
             live = swing.verified(fleet, &mut tally).await?;
             well(fleet).await?;
         }
-        let events = expect_whole_journal(fleet)?;
+        let events = expect_whole_journal(fleet).await?;
         let transactions = pooler.transactions()?;
         ensure!(pooler.clients()? >= 3, "not every coordinator goes through the pooler");
         Ok(tally.with(json!({

@@ -100,7 +100,7 @@ pub async fn tell(options: Options) -> Result<Found> {
                 .with_context(|| format!("{fault:?}"))?;
             well(fleet).await.with_context(|| format!("after {fault:?}"))?;
         }
-        let events = expect_whole_journal(fleet)?;
+        let events = expect_whole_journal(fleet).await?;
         Ok(tally.with(json!({
             "sessions_ended": met.sessions_ended, "replies_to_commit_lost": met.replies_lost,
             "commits_not_made": met.commits_lost, "stepped_down_ms": met.stepped_down_ms, "said": met.said,
