@@ -3,7 +3,7 @@
 //! Requests that wait at the same time form a batch: one transaction, one fsync. When anything in a batch fails, the
 //! whole batch is rolled back and everybody in it is refused.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rollback_proto::kill_point;
@@ -97,7 +97,11 @@ impl From<sqlx::Error> for LedgerError {
 }
 
 pub(super) struct Actor {
-    connection: SqliteConnection,
+    state: PathBuf,
+    /// `None` after a transaction that failed. When the disk is full SQLite takes a transaction back by itself, and the client's
+    /// own count of open ones is wrong from then on: what it would call a commit could be the end of a savepoint, and not on
+    /// the disk.
+    connection: Option<SqliteConnection>,
     generation: Arc<str>,
     /// As it is on the disk. `None` when that is not known: at the start, and after a commit that failed.
     seen: Option<Seen>,
@@ -114,7 +118,8 @@ impl Actor {
             tracing::info!(steps = forgotten, "forgot old steps of the ledger");
         }
         Ok(Self {
-            connection,
+            state: state.to_owned(),
+            connection: Some(connection),
             generation: generation.into(),
             seen: None,
             _lock: lock,
@@ -139,14 +144,19 @@ impl Actor {
             }
             held.into_iter().for_each(|answer: Held| answer(failed.as_ref()));
         }
-        if let Err(error) = self.connection.close().await {
+        let Some(connection) = self.connection else { return };
+        if let Err(error) = connection.close().await {
             tracing::warn!(error = &error as &dyn std::error::Error, "close ledger");
         }
     }
 
     /// One transaction. On an error, what is in `held` must be given that error, and what is left in the batch, too.
     async fn serve(&mut self, batch: &mut Vec<Ask>, held: &mut Vec<Held>) -> Result<(), LedgerError> {
-        let mut transaction = self.connection.begin().await?;
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => connect(&self.state).await.map_err(OpenError::into_disk)?,
+        };
+        let mut transaction = connection.begin().await?;
         let seen = match self.seen.clone() {
             Some(seen) => seen,
             None => read_seen(&mut transaction).await?,
@@ -158,7 +168,7 @@ impl Actor {
         }
         let (seen, wrote) = rows.end();
         match failed {
-            // Dropping the transaction rolls it back.
+            // Dropping the connection rolls it back.
             Some(error) => Err(error),
             None => {
                 let kill_points = |when| {
@@ -170,6 +180,7 @@ impl Actor {
                 transaction.commit().await?;
                 kill_points("after");
                 self.seen = Some(seen);
+                self.connection = Some(connection);
                 Ok(())
             }
         }

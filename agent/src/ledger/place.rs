@@ -9,6 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row};
 
+use super::LedgerError;
 use crate::files::open_private;
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
@@ -40,6 +41,19 @@ pub enum OpenError {
         #[source]
         source: sqlx::migrate::MigrateError,
     },
+}
+
+impl OpenError {
+    /// Of a ledger that was open before.
+    pub(super) fn into_disk(self) -> LedgerError {
+        let source = match self {
+            OpenError::Database { source, .. } => source,
+            OpenError::Migrate { source, .. } => source.into(),
+            OpenError::File { source, .. } => source.into(),
+            OpenError::InUse { path } => sqlx::Error::Io(std::io::Error::other(path.display().to_string())),
+        };
+        LedgerError::from(source)
+    }
 }
 
 /// Held as long as the ledger is open. Two agents on one ledger would run every step twice.

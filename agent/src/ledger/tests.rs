@@ -318,6 +318,43 @@ async fn a_write_that_fails_refuses_the_step_and_the_ledger_recovers() {
     }
 }
 
+/// A disk that is full makes SQLite take the whole transaction back by itself, another failure does not. What both leave behind
+/// must not make a later write look durable that is not.
+#[tokio::test]
+async fn what_is_written_after_failures_of_all_kinds_is_on_the_disk() {
+    let kept = Kept::on_disk();
+    let Kept::Disk(place) = &kept else {
+        panic!("it is on the disk");
+    };
+    kept.with(async |ledger| {
+        for (step, how) in [("2", "ROLLBACK"), ("3", "ABORT")] {
+            let refuse = format!(
+                "CREATE TRIGGER refuse_{step} BEFORE INSERT ON steps WHEN NEW.step_id = '{step}'
+                 BEGIN SELECT RAISE({how}, 'full'); END"
+            );
+            Kept::sql(place, refuse).await;
+        }
+        for step in ["2", "3"] {
+            let refused = ledger
+                .begin(fence(1, "a"), key(step), DIGEST, ExecuteRequest::default())
+                .await;
+            assert!(matches!(refused, Err(LedgerError::Disk(_))), "{refused:?}");
+        }
+        assert_eq!(begin(ledger, "4", DIGEST).await, Begin::New);
+        let mut copy = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(Kept::state(place).join("ledger.db"))
+            .connect()
+            .await
+            .expect("connect");
+        let others: Vec<String> = sqlx::query_scalar("SELECT step_id FROM steps")
+            .fetch_all(&mut copy)
+            .await
+            .expect("read");
+        assert_eq!(others, ["4"], "others see it");
+    })
+    .await;
+}
+
 fn of(rollback: &str, step: &str) -> StepKey {
     StepKey {
         rollback_id: rollback.into(),

@@ -14,7 +14,7 @@ use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
 use rollback_engine::release::Release;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Connection as _, Row, Sqlite, Transaction};
 
 use super::chain::{self, EVENT_FORMAT, Link, damaged};
 use super::lock::Lock;
@@ -71,8 +71,11 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(5));
+        // When the disk is full SQLite takes a transaction back by itself. The client still counts it as open, and begins no
+        // other one on that connection.
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
             .connect_with(options.clone())
             .await
             .map_err(unavailable("open the database"))?;

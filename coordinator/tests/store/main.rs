@@ -52,6 +52,43 @@ async fn pgbouncer() {
     cases::run(of_postgres(), async || World::postgres(server.database().await)).await;
 }
 
+/// SQLite takes a transaction back by itself when the disk is full, as this trigger does. The next ones go on all the same.
+#[tokio::test]
+async fn sqlite_goes_on_after_a_disk_that_was_full() {
+    use rollback_coordinator::store::sqlite::SqliteStore;
+    use rollback_coordinator::store::{Store as _, StoreError};
+    use sqlx::{ConnectOptions as _, Executor as _};
+
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("coordinator.db");
+    let store = SqliteStore::open(&path, "coord-1").await.expect("open");
+    let fence = material::lead(&store, "a").await;
+    let created = store.create(&fence, &material::rollback("r1", "q1", &["app-1"])).await;
+    created.expect("create");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let mut hand = options.connect().await.expect("connect");
+    let full = "CREATE TRIGGER full BEFORE INSERT ON events BEGIN SELECT RAISE(ROLLBACK, 'the disk is full'); END";
+    hand.execute(full).await.expect("fill");
+    let append = async || {
+        let events = material::events(1);
+        store.append(&fence, &material::id("r1"), 2, &events, "{}", None).await
+    };
+    for _ in 0..3 {
+        let refused = append().await;
+        let Err(StoreError::Unavailable { source, .. }) = &refused else {
+            panic!("{refused:?}");
+        };
+        assert!(source.to_string().contains("the disk is full"), "{refused:?}");
+    }
+    hand.execute("DROP TRIGGER full").await.expect("free");
+    append().await.expect("append");
+    let seen: i64 = sqlx::query_scalar("SELECT count(*) FROM events")
+        .fetch_one(&mut hand)
+        .await
+        .expect("count");
+    assert_eq!(seen, 3, "others see it: it is on the disk");
+}
+
 /// What a simulation does to the store of its own: time that is paused, a way that is cut, an answer that is lost.
 #[tokio::test(start_paused = true)]
 async fn a_simulations_store_fails_as_it_is_told() {
