@@ -10,6 +10,8 @@ use rollback_proto::problem::{Code, Problem};
 use rollback_proto::tls::CredentialFiles;
 use serde::{Deserialize, Serialize};
 
+use crate::store::LONGEST_LEASE;
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -102,6 +104,9 @@ pub struct TelemetryConfig {
     pub json: bool,
 }
 
+/// With what tells a coordinator's processes apart, it must still be a name.
+pub const MAX_COORDINATOR_NAME: usize = 90;
+
 fn default_agent_lifetime() -> Duration {
     Duration::from_secs(72 * 3600)
 }
@@ -166,6 +171,9 @@ impl Config {
 
     fn check(&self) -> Result<(), String> {
         check_name("coordinator", &self.name).map_err(|p| p.message)?;
+        if self.name.len() > MAX_COORDINATOR_NAME {
+            return Err(format!("name is longer than {MAX_COORDINATOR_NAME} characters"));
+        }
         if self.agents.heartbeat < Duration::from_millis(100) {
             return Err("agents.heartbeat is less than 100ms".to_owned());
         }
@@ -174,6 +182,16 @@ impl Config {
             return Err(format!(
                 "leadership: renew ({renew:?}) is to be at least 50ms and at most half of step_down ({step_down:?}), and \
                  step_down less than ttl ({ttl:?})"
+            ));
+        }
+        if ttl > LONGEST_LEASE {
+            return Err(format!("leadership: ttl ({ttl:?}) is more than {LONGEST_LEASE:?}"));
+        }
+        // Followers send everybody to where the leader says it is.
+        if self.store.url.is_some() && self.endpoint.is_none() && self.listen.ip().is_unspecified() {
+            return Err(format!(
+                "endpoint is missing: with replicas, others have to be told an address that {} is not",
+                self.listen.ip()
             ));
         }
         if self.store.password_file.is_some() && self.store.url.is_none() {
@@ -217,6 +235,15 @@ mod tests {
             config.issuer.expect("issuer").agent_certificate_lifetime,
             default_agent_lifetime()
         );
+    }
+
+    #[test]
+    fn a_replica_says_where_it_is() {
+        let store = "[store]\nurl = \"postgres://rollback@db/rollback\"\n\n[tls]";
+        let nowhere = load(&EXAMPLE.replace("[tls]", store)).expect_err("it listens on 0.0.0.0");
+        assert!(nowhere.message.contains("endpoint is missing"), "{nowhere}");
+        let somewhere = EXAMPLE.replace("# endpoint = ", "endpoint = ").replace("[tls]", store);
+        load(&somewhere).expect("an endpoint");
     }
 
     #[test]

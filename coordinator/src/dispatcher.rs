@@ -174,7 +174,7 @@ impl Dispatcher {
         let mut request = tonic::Request::new(v1::ExecuteRequest {
             key: Some(order.key()),
             epoch: self.term.epoch().0,
-            leader_id: self.term.leader().to_owned(),
+            leader_id: self.term.leader_for_agents(),
             component: order.step.target.component.0.clone(),
             action: convert::action_to_wire(action).into(),
             from: Some(convert::revision_to_wire(from)),

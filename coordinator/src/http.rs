@@ -3,6 +3,7 @@
 //! `/healthz`: the process answers. `/readyz`: its store takes reads, and it leads or knows who does; it says which.
 //! `/metrics`: Prometheus.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -11,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::leader::Leader;
@@ -22,6 +24,8 @@ const STORE_ANSWERS: Duration = Duration::from_millis(300);
 #[derive(Clone)]
 struct Served {
     replica: Replica,
+    /// One probe at a time asks the store: nobody needs a certificate to ask us, and rollbacks wait for the same connections.
+    asking: Arc<Mutex<()>>,
 }
 
 /// Serves until `stop` is cancelled.
@@ -30,7 +34,10 @@ pub async fn serve(listener: TcpListener, replica: Replica, stop: CancellationTo
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(Served { replica });
+        .with_state(Served {
+            replica,
+            asking: Arc::default(),
+        });
     axum::serve(listener, router)
         .with_graceful_shutdown(async move { stop.cancelled().await })
         .await
@@ -59,7 +66,11 @@ async fn ready(State(served): State<Served>) -> Response {
     if !note.is_empty() {
         text.push_str(&format!("{note}\n"));
     }
-    let answers = match tokio::time::timeout(STORE_ANSWERS, store.running()).await {
+    let ask = async {
+        let _asking = served.asking.lock().await;
+        store.running().await
+    };
+    let answers = match tokio::time::timeout(STORE_ANSWERS, ask).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => {
             text.push_str(&format!("store: {error}\n"));

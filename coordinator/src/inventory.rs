@@ -110,12 +110,20 @@ impl Inventory {
 
     /// Takes in what other replicas have written of agents since.
     pub async fn refresh(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let asked = Instant::now();
         for record in store.agents().await? {
-            if self.record(&record.name).as_ref() != Some(&record) {
+            // Who registered here while the store answered is known better than by that answer.
+            if self.record(&record.name).as_ref() != Some(&record) && !self.heard_of_since(&record.name, asked) {
                 self.upsert(record, None);
             }
         }
         Ok(())
+    }
+
+    fn heard_of_since(&self, name: &str, since: Instant) -> bool {
+        let agents = self.agents.read().unwrap_or_else(PoisonError::into_inner);
+        let heard = agents.get(name).and_then(|entry| entry.last_seen);
+        heard.is_some_and(|(_, at)| at >= since)
     }
 
     /// From now on agents say to this replica that they live, or to another one. Who says nothing at all to a new leader

@@ -20,11 +20,10 @@ use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
 use tokio::sync::{broadcast, oneshot, watch};
 
-use crate::history;
 use crate::projection::Summary;
 use crate::recall::{self, Recalled};
 use crate::runner::{LIVE_EVENTS, Runner, Shared, Stopped};
-use crate::store::{Created, NewRollback};
+use crate::store::{Created, NewRollback, StoreError};
 
 /// A rollback that an operator asks for.
 #[derive(Debug)]
@@ -54,6 +53,9 @@ fn refused(rejected: Rejected) -> Problem {
     Problem::from_error(code, "create rollback", &rejected)
 }
 
+/// How often a journal that the store did not give is asked for again.
+const READ_AGAIN: Duration = Duration::from_millis(500);
+
 /// To whoever watches.
 type Live = broadcast::Sender<v1::RollbackEvent>;
 
@@ -67,6 +69,8 @@ pub struct Leader {
     taken_up: Arc<watch::Sender<bool>>,
     /// Rollbacks whose journal cannot be read.
     unreadable: Arc<Mutex<BTreeSet<RollbackId>>>,
+    /// Rollbacks of which the store did not say whether they were begun.
+    unsure: Arc<Mutex<BTreeSet<RollbackId>>>,
 }
 
 impl Leader {
@@ -76,6 +80,7 @@ impl Leader {
             running: Running::default(),
             taken_up: Arc::new(watch::Sender::new(false)),
             unreadable: Arc::default(),
+            unsure: Arc::default(),
         }
     }
 
@@ -91,23 +96,59 @@ impl Leader {
         for id in ids {
             let Some(live) = self.register(&id) else { continue };
             tracing::info!(rollback = %id, "going on with a rollback from the journal");
-            match self.read_runner(&id, live).await {
+            match self.read_runner(&id, live.clone()).await {
                 Ok(both) => read.push((id, both)),
-                // A journal that cannot be read must not keep all the others from going on. Its scope stays held, so
-                // nothing is started over it before a person has looked.
-                Err(problem) => {
-                    self.unregister(&id);
-                    let unreadable = &self.unreadable;
-                    unreadable
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .insert(id.clone());
-                    self.shared.metrics.fatal.inc();
-                    let what = format!("its journal cannot be read: {problem}");
-                    self.shared.troubles.begin(format!("rollback {id}"), what);
+                // What one answer of the store did not bring, the next one may. The others do not wait for it.
+                Err(StoreError::Unavailable { .. }) => {
+                    let this = self.clone();
+                    self.spawn_in_term(async move { this.take_up_later(id, live).await });
                 }
+                Err(error) => self.set_aside(&id, error),
             }
         }
+        let ids: Vec<RollbackId> = read.iter().map(|(id, _)| id.clone()).collect();
+        let (recalled, hosts) = self.go_on(read).await;
+        self.taken_up.send_replace(true);
+        self.look_around(recalled, hosts, ids.clone());
+        Ok(ids.len())
+    }
+
+    /// Goes on with a rollback whose journal the store did not give when the term began. It is registered all the while.
+    async fn take_up_later(&self, id: RollbackId, live: Live) {
+        loop {
+            tokio::time::sleep(READ_AGAIN).await;
+            match self.read_runner(&id, live.clone()).await {
+                Ok(both) => {
+                    self.shared.troubles.over(&format!("rollback {id}"));
+                    drop(self.go_on(vec![(id, both)]).await);
+                    return;
+                }
+                Err(error @ StoreError::Unavailable { .. }) => {
+                    let problem = Problem::from(error);
+                    let what = format!("stands still, its journal cannot be read now: {problem}");
+                    self.shared.troubles.begin(format!("rollback {id}"), what);
+                }
+                Err(error) => return self.set_aside(&id, error),
+            }
+        }
+    }
+
+    /// A journal that is damaged must not keep all the others from going on. Its scope stays held, so nothing is started
+    /// over it before a person has looked.
+    fn set_aside(&self, id: &RollbackId, error: StoreError) {
+        self.unregister(id);
+        let unreadable = &self.unreadable;
+        unreadable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.clone());
+        self.shared.metrics.fatal.inc();
+        let what = format!("its journal cannot be read: {}", Problem::from(error));
+        self.shared.troubles.begin(format!("rollback {id}"), what);
+    }
+
+    /// Asks the agents what they know of these rollbacks, and runs them. What they said, and who was asked.
+    async fn go_on(&self, read: Vec<(RollbackId, (Runner, Vec<Event>))>) -> (Recalled, BTreeSet<String>) {
         let ids: Vec<RollbackId> = read.iter().map(|(id, _)| id.clone()).collect();
         let hosts: BTreeSet<String> = read
             .iter()
@@ -125,9 +166,7 @@ impl Leader {
             }
             self.spawn(id, runner);
         }
-        self.taken_up.send_replace(true);
-        self.look_around(recalled, hosts, ids.clone());
-        Ok(ids.len())
+        (recalled, hosts)
     }
 
     /// Comes back when the store says that a rollback runs which this leader has seen end: it has lost a commit that it had
@@ -142,6 +181,15 @@ impl Leader {
                 continue;
             };
             let missing: BTreeSet<RollbackId> = running.into_iter().filter(|id| !self.is_known(id)).collect();
+            // Their beginning was written, and the answer to it was lost.
+            let begun: Vec<RollbackId> = missing.iter().filter(|id| self.is_unsure_of(id)).cloned().collect();
+            for id in &begun {
+                // Tried again with the next look.
+                if let Err(problem) = self.ensure_running(id).await {
+                    tracing::warn!(rollback = %id, %problem, "it was begun and does not run yet");
+                }
+            }
+            let missing: BTreeSet<RollbackId> = missing.into_iter().filter(|id| !begun.contains(id)).collect();
             if let Some(lost) = missing.intersection(&suspects).next() {
                 return format!(
                     "the store says that rollback {lost} runs, and it has ended here: the store has lost its end"
@@ -149,6 +197,11 @@ impl Leader {
             }
             suspects = missing;
         }
+    }
+
+    fn is_unsure_of(&self, id: &RollbackId) -> bool {
+        let unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);
+        unsure.contains(id)
     }
 
     fn is_known(&self, id: &RollbackId) -> bool {
@@ -252,7 +305,12 @@ impl Leader {
             events,
             summary,
         };
-        match self.shared.store.create(self.shared.term.fence(), &new).await? {
+        let created = self.shared.store.create(self.shared.term.fence(), &new).await;
+        if matches!(created, Err(StoreError::Unavailable { .. })) {
+            let unsure = &self.unsure;
+            unsure.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        }
+        match created? {
             Created::New => {}
             // The answer to the first request was lost, perhaps with the process that should have run it.
             Created::Existing(existing) => {
@@ -302,12 +360,13 @@ impl Leader {
         };
         match self.read_runner(id, live).await {
             Ok((runner, _)) => {
+                self.unsure.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
                 self.spawn(id.clone(), runner);
                 Ok(())
             }
-            Err(problem) => {
+            Err(error) => {
                 self.unregister(id);
-                Err(problem)
+                Err(error.into())
             }
         }
     }
@@ -325,11 +384,15 @@ impl Leader {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
     }
 
-    async fn read_runner(&self, id: &RollbackId, live: Live) -> Result<(Runner, Vec<Event>), Problem> {
+    async fn read_runner(&self, id: &RollbackId, live: Live) -> Result<(Runner, Vec<Event>), StoreError> {
         let events = self.shared.store.events(id, 0).await?;
         let events: Vec<Event> = events.into_iter().map(|r| r.event).collect();
-        let runner = Runner::from_journal(self.shared.clone(), id.clone(), events.clone(), live)
-            .map_err(|e| history::unreadable(id, &e))?;
+        let runner = Runner::from_journal(self.shared.clone(), id.clone(), events.clone(), live).map_err(|e| {
+            StoreError::Damaged {
+                what: "the journal",
+                why: format!("{id}: {e}"),
+            }
+        })?;
         Ok((runner, events))
     }
 

@@ -10,34 +10,40 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use rollback_engine::event::Event;
+use rollback_engine::event::{Direction, Event};
 use rollback_engine::ids::{Epoch, RollbackId};
 use rollback_proto::kill_point;
+use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Hint, Problem};
 use rollback_proto::v1;
 use v1::agent_client::AgentClient;
 
 use crate::dispatcher::{Dispatcher, step_name};
-use crate::survey::AT_ONCE;
 
-/// For all agents together: a takeover waits no longer.
+/// For each agent. A takeover waits no longer, unless more than [`AT_ONCE`] are silent.
 pub const PATIENCE: Duration = Duration::from_secs(1);
+/// Agents asked at once: the question is small, and when half of a fleet is cut off, the other half waits for it.
+const AT_ONCE: usize = 4096;
 /// So many rollbacks an agent answers for at once.
 const MAX_ROLLBACKS: usize = 64;
+
+/// A step (its id and attempt), and the host that says that it was told to do it.
+type Claim = ((String, u32), String);
 
 /// What the ledgers know.
 #[derive(Debug, Default)]
 pub struct Recalled {
-    /// Steps by rollback, in the words of the wire: (step id, attempt).
-    steps: BTreeMap<String, BTreeMap<(String, u32), String>>,
+    /// By rollback, in the words of the wire.
+    steps: BTreeMap<String, BTreeSet<Claim>>,
     /// Rollbacks that nobody asked for, with a host that knows of them.
     pub others: BTreeMap<String, String>,
-    /// Hosts that did not answer.
-    pub silent: Vec<String>,
+    /// Hosts that did not answer, and why.
+    pub silent: Vec<(String, Problem)>,
 }
 
 impl Recalled {
     /// Steps of this rollback that an agent was told to do and that the journal has no intent for: "step 17.undo on app-1".
+    /// An agent is heard about the steps that the plan has for its host, and about no others: it could hold any rollback.
     pub fn unknown_to(&self, id: &RollbackId, events: &[Event]) -> Vec<String> {
         let intended: BTreeSet<(String, u32)> = events
             .iter()
@@ -57,9 +63,14 @@ impl Recalled {
                 | Event::Ended { .. } => None,
             })
             .collect();
+        let planned = events.iter().find_map(hosts_of_steps);
+        let is_its_own = |step: &String, host: &String| {
+            let planned = planned.as_ref();
+            planned.is_none_or(|planned| planned.get(step) == Some(&host.as_str()))
+        };
         let recalled = self.steps.get(id.as_str()).into_iter().flatten();
         recalled
-            .filter(|(key, _)| !intended.contains(key))
+            .filter(|(key, host)| !intended.contains(key) && is_its_own(&key.0, host))
             .map(|((step, _), host)| format!("step {step} on {host}"))
             .collect()
     }
@@ -68,12 +79,26 @@ impl Recalled {
         for step in answer.steps {
             let Some(key) = step.key else { continue };
             let steps = self.steps.entry(key.rollback_id).or_default();
-            steps.insert((key.step_id, key.attempt), host.to_owned());
+            steps.insert(((key.step_id, key.attempt), host.to_owned()));
         }
-        for other in answer.other_rollbacks {
+        // Each of these can become a line for a person: no more than an honest agent names, and no other texts.
+        let others = answer.other_rollbacks.into_iter().take(MAX_ROLLBACKS);
+        for other in others.filter(|other| check_name("rollback", other).is_ok()) {
             self.others.entry(other).or_insert_with(|| host.to_owned());
         }
     }
+}
+
+/// Where the plan has each step, by the names of both directions. Of the first event.
+fn hosts_of_steps(event: &Event) -> Option<BTreeMap<String, &str>> {
+    let Event::Created { plan, .. } = event else {
+        return None;
+    };
+    let names = plan.body.steps().flat_map(|step| {
+        let host = step.target.host.as_str();
+        [Direction::Forward, Direction::Undo].map(|direction| (step_name(step.id, direction), host))
+    });
+    Some(names.collect())
 }
 
 /// Asks these hosts for these rollbacks, all at once.
@@ -98,10 +123,14 @@ pub async fn recall(dispatcher: &Dispatcher, hosts: BTreeSet<String>, rollbacks:
         match answer {
             Ok(answer) => recalled.take_in(&host, answer),
             Err(problem) => {
-                tracing::info!(host, %problem, "the agent did not say what its ledger knows");
-                recalled.silent.push(host);
+                tracing::debug!(host, %problem, "the agent did not say what its ledger knows");
+                recalled.silent.push((host, problem));
             }
         }
+    }
+    if let Some((host, problem)) = recalled.silent.first() {
+        let agents = recalled.silent.len();
+        tracing::info!(agents, first = host, %problem, "agents did not say what their ledgers know");
     }
     recalled
 }
@@ -115,7 +144,7 @@ async fn recall_one(
     let channel = dispatcher.inventory().channel(host, PATIENCE).await?;
     let request = v1::RecallRequest {
         epoch: term.epoch().0,
-        leader_id: term.leader().to_owned(),
+        leader_id: term.leader_for_agents(),
         rollback_ids,
     };
     kill_point::pass(|| "rpc.recall.before".to_owned());
@@ -150,7 +179,6 @@ pub fn journal_lost(unknown: &[String]) -> Problem {
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use rollback_engine::event::Direction;
     use rollback_engine::ids::StepId;
 
     use super::*;
@@ -189,6 +217,45 @@ mod tests {
         assert!(
             problem.message.contains("step 3 on app-1, step 3.undo on app-1"),
             "{problem}"
+        );
+    }
+
+    #[test]
+    fn an_agent_is_heard_about_its_own_steps_alone_and_names_no_more_than_an_honest_one() {
+        const JOURNAL: &str = include_str!("../engine/tests/journals/v1-demo.jsonl");
+        let created: Event = serde_json::from_str(JOURNAL.lines().next().expect("a line")).expect("an event");
+        let Event::Created { plan, .. } = &created else {
+            panic!("a journal begins otherwise")
+        };
+        let step = plan.body.steps().last().expect("a step");
+        let claim = v1::RecalledStep {
+            key: Some(v1::StepKey {
+                rollback_id: "r1".to_owned(),
+                step_id: step_name(step.id, Direction::Forward),
+                attempt: 1,
+            }),
+            state: v1::recalled_step::State::Ended.into(),
+        };
+        let answer = v1::RecallResponse {
+            ledger_generation: "g".to_owned(),
+            steps: vec![claim],
+            other_rollbacks: (0..10_000)
+                .map(|n| format!("r{n}"))
+                .chain(["a\nb".to_owned()])
+                .collect(),
+        };
+        let mut liar = Recalled::default();
+        liar.take_in("somebody-else", answer.clone());
+        let journal = std::slice::from_ref(&created);
+        assert!(liar.unknown_to(&"r1".into(), journal).is_empty());
+        assert_eq!(liar.others.len(), MAX_ROLLBACKS);
+
+        let mut both = liar;
+        both.take_in(step.target.host.as_str(), answer);
+        assert_eq!(
+            both.unknown_to(&"r1".into(), journal).len(),
+            1,
+            "another's lie hides nothing"
         );
     }
 }

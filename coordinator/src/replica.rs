@@ -48,6 +48,10 @@ const WIND_UP: Duration = Duration::from_millis(300);
 const RETRY: Duration = Duration::from_millis(500);
 /// A term that failed for a reason of its own is not followed by the next one at once.
 const COOL_DOWN: Duration = Duration::from_secs(2);
+/// After so many terms in a row that agents ended soon by what they claim to obey, the next one does not ask them: above
+/// every epoch that honest agents know it would lead by then, and one liar must not keep a fleet from being led.
+const OUTDONE: u32 = 5;
+const SOON: Duration = Duration::from_secs(60);
 
 /// What a replica is made of.
 #[derive(Debug)]
@@ -122,13 +126,16 @@ impl Replica {
     /// Follows and leads until the process stops; then the lease is given back.
     pub async fn run(&self) {
         let Parts { stop, .. } = &self.0.parts;
-        let mut at_least = Epoch(0);
+        let mut past = Past {
+            at_least: Epoch(0),
+            outdone: 0,
+        };
         let mut follower = Follower::new();
         while !stop.is_cancelled() {
             let sent = Instant::now();
-            match self.stand(at_least).await {
+            match self.stand(past.at_least, &follower).await {
                 Ok(Campaign::Won(epoch)) => {
-                    at_least = self.lead(epoch, sent).await;
+                    self.lead(epoch, sent, &mut past).await;
                     follower = Follower::new();
                 }
                 Ok(Campaign::Held(lease)) => self.follow(&mut follower, lease).await,
@@ -145,7 +152,7 @@ impl Replica {
     }
 
     /// Campaigns when nobody holds the lease. Looking first keeps followers from writing.
-    async fn stand(&self, at_least: Epoch) -> Result<Campaign, StoreError> {
+    async fn stand(&self, at_least: Epoch, follower: &Follower) -> Result<Campaign, StoreError> {
         let Parts {
             store,
             candidate,
@@ -154,7 +161,8 @@ impl Replica {
         } = &self.0.parts;
         if store.is_shared() {
             let lease = store.lease().await?;
-            if !lease.left.is_zero() && lease.leader != candidate.id {
+            let is_dead = lease.is_out_of_time() && follower.out_of_time_for() > timing.ttl;
+            if !lease.left.is_zero() && !is_dead && lease.leader != candidate.id {
                 return Ok(Campaign::Held(lease));
             }
         }
@@ -168,6 +176,10 @@ impl Replica {
             timing,
             ..
         } = &self.0.parts;
+        // A leader that lives renews its lease, by whatever clock the store has now.
+        follower.out_of_time_since = lease
+            .is_out_of_time()
+            .then(|| follower.out_of_time_since.unwrap_or_else(Instant::now));
         let standing = self.standing();
         if !standing.follows(&lease) {
             tracing::info!(leader = lease.leader, epoch = lease.epoch.0, "following");
@@ -184,9 +196,8 @@ impl Replica {
         self.pause(look_again.min(lease.left + Duration::from_millis(1))).await;
     }
 
-    /// A whole term. Returns what the next one's epoch must be at least: this process is known by its id, so that a store
-    /// that lost this term must not give its epoch to the same id again.
-    async fn lead(&self, epoch: Epoch, won_at: Instant) -> Epoch {
+    /// A whole term.
+    async fn lead(&self, epoch: Epoch, won_at: Instant, past: &mut Past) {
         let Parts {
             store,
             inventory,
@@ -218,7 +229,14 @@ impl Replica {
         self.set(Standing::Leading(leader.clone()));
         tasks.spawn(begin(leader, Arc::clone(inventory), term.clone(), timing.renew));
 
-        let end = self.hold(&term).await;
+        let believes = past.outdone < OUTDONE;
+        if !believes {
+            tracing::error!(
+                terms = past.outdone,
+                "agents claim higher epochs again and again; they are not believed in this term"
+            );
+        }
+        let end = self.hold(&term, believes).await;
         term.end();
         inventory.hears_agents(false);
         self.set(Standing::between_terms(end.why()));
@@ -234,8 +252,13 @@ impl Replica {
                 metrics.stepped_down.inc();
             }
         }
+        past.at_least = Epoch(epoch.0 + 1);
+        past.outdone = match &end {
+            End::Outdone(_) if won_at.elapsed() < SOON => past.outdone + 1,
+            End::Outdone(_) | End::Stopped | End::Fenced(_) | End::Unheard(_) | End::Failed(_) => 0,
+        };
         match end {
-            End::Outdone(claimed) => Epoch(claimed.0.max(epoch.0) + 1),
+            End::Outdone(claimed) => past.at_least = Epoch(claimed.0.max(epoch.0) + 1),
             End::Stopped | End::Failed(_) => {
                 // Nobody needs to wait for a lease that nobody uses. Whether it arrives or not: it runs out.
                 let given_back = tokio::time::timeout(timing.renew, store.give_back(&fence)).await;
@@ -244,14 +267,13 @@ impl Replica {
                 }
                 // Another replica, with another disk and another network, is to have the first try.
                 self.pause(COOL_DOWN).await;
-                Epoch(epoch.0 + 1)
             }
-            End::Fenced(_) | End::Unheard(_) => Epoch(epoch.0 + 1),
+            End::Fenced(_) | End::Unheard(_) => {}
         }
     }
 
-    /// Renews the lease until the term ends.
-    async fn hold(&self, term: &Term) -> End {
+    /// Renews the lease until the term ends. `believes`: also when agents say that they obey somebody else.
+    async fn hold(&self, term: &Term, believes: bool) -> End {
         let Parts {
             store, timing, stop, ..
         } = &self.0.parts;
@@ -266,13 +288,15 @@ impl Replica {
                 () = term.ended() => return End::Failed(term.failed().unwrap_or_else(|| "it was ended".to_owned())),
                 () = until_instant(until) => return End::Unheard(last_error),
                 // The sender lives as long as `term`.
-                _ = outdone.changed() => {}
+                _ = outdone.changed(), if believes => {}
                 () = tokio::time::sleep_until(renew_at), if until.is_some() => {}
             }
-            let claimed = *outdone.borrow_and_update();
+            let claimed = outdone.borrow_and_update().filter(|_| believes);
             let sent = Instant::now();
             let renewed = tokio::select! {
                 biased;
+                // A store that is slow must not keep the lease from being given back.
+                () = stop.cancelled() => return End::Stopped,
                 () = until_instant(until) => return End::Unheard(last_error),
                 renewed = store.renew(term.fence(), timing.ttl) => renewed,
             };
@@ -370,11 +394,23 @@ impl End {
     }
 }
 
+/// What is remembered of the terms that are over.
+#[derive(Debug)]
+struct Past {
+    /// The next one's epoch must be this at least: this process is known by its id, so that a store that lost a term must
+    /// not give its epoch to the same id again.
+    at_least: Epoch,
+    /// How many of the last ones agents ended soon, in a row.
+    outdone: u32,
+}
+
 /// What a follower remembers from one look to the next.
 #[derive(Debug)]
 struct Follower {
     refresh_at: Instant,
     said: Option<String>,
+    /// Since when every look found the lease [out of time](Lease::is_out_of_time).
+    out_of_time_since: Option<Instant>,
 }
 
 impl Follower {
@@ -382,7 +418,12 @@ impl Follower {
         Self {
             refresh_at: Instant::now(),
             said: None,
+            out_of_time_since: None,
         }
+    }
+
+    fn out_of_time_for(&self) -> Duration {
+        self.out_of_time_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Was the same thing said before?

@@ -150,6 +150,17 @@ pub struct Lease {
     pub left: Duration,
 }
 
+/// Nobody takes the lease for so long (without it having no end). What holds longer is of a clock that went back since: by
+/// that clock a leader that is gone would be waited for until it has caught up.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(600);
+
+impl Lease {
+    /// By a clock that went back.
+    pub fn is_out_of_time(&self) -> bool {
+        self.left > LONGEST_LEASE && self.left != Duration::MAX
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Another coordinator leads. Step down; never retry.
@@ -184,7 +195,8 @@ impl From<StoreError> for Problem {
 #[async_trait]
 pub trait Store: Send + Sync + std::fmt::Debug {
     /// Takes the lead for `ttl`, when nobody else holds it: a new epoch, higher than every one before and at least
-    /// `at_least`. The holder itself may do so, too, and ends its earlier epoch with it.
+    /// `at_least`. The holder itself may do so, too, and ends its earlier epoch with it. A lease that is
+    /// [out of time](Lease::is_out_of_time) holds nobody up; whether its holder is alive is for the caller to find out.
     async fn campaign(&self, candidate: &Candidate, ttl: Duration, at_least: Epoch) -> Result<Campaign, StoreError>;
 
     /// Holds the lease for another `ttl` from now, by the store's clock. `Fenced`: it is somebody else's, or it had run out

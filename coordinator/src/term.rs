@@ -63,6 +63,12 @@ impl Term {
         &self.0.fence.leader
     }
 
+    /// What agents know the leader by. Those from before there were replicas refuse everything from a leader whose id is
+    /// not a name.
+    pub fn leader_for_agents(&self) -> String {
+        self.leader().replace('/', "+")
+    }
+
     /// May anything still be done in its name?
     pub fn holds(&self) -> bool {
         !self.0.stop.is_cancelled() && self.until().is_none_or(|until| Instant::now() < until)
@@ -151,6 +157,18 @@ mod tests {
         term.fail("another one".to_owned());
         assert!(!term.holds());
         assert_eq!(term.failed().as_deref(), Some("the first reason"));
+    }
+
+    #[test]
+    fn agents_of_every_version_take_the_leaders_id() {
+        let name = "c".repeat(crate::config::MAX_COORDINATOR_NAME);
+        let fence = Fence {
+            epoch: Epoch(1),
+            leader: format!("{name}/{}", uuid::Uuid::now_v7()),
+        };
+        let term = Term::new(fence, None, CancellationToken::new());
+        rollback_proto::names::check_name("leader", &term.leader_for_agents()).expect("a name");
+        assert_eq!(crate::replica::name_of(&term.leader_for_agents()), name);
     }
 
     #[tokio::test]

@@ -6,11 +6,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rollback_coordinator::config::LeadershipConfig;
 use rollback_coordinator::inventory::{Dial, Inventory};
+use rollback_coordinator::leader::Start;
 use rollback_coordinator::metrics::Metrics;
 use rollback_coordinator::replica::{Parts, Replica, Standing};
 use rollback_coordinator::store::memory::{MemoryDisk, MemoryStore};
-use rollback_coordinator::store::{Candidate, Store as _};
+use rollback_coordinator::store::{Candidate, NewRollback, Store as _};
+use rollback_engine::event::Event;
 use rollback_engine::ids::Epoch;
+use rollback_engine::plan::Plan;
 use rollback_proto::problem::{Code, Hint, Problem};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -189,4 +192,100 @@ async fn of_many_campaigns_each_is_won_by_one() {
         members[one].store.set_unreachable(false);
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// One that obeys whatever is higher than we are, again and again.
+#[tokio::test(start_paused = true)]
+async fn a_liar_ends_a_few_terms_and_then_no_more() {
+    let disk = MemoryDisk::new();
+    let leader = member(&disk, "a").await;
+    let mut terms = 0;
+    loop {
+        until_leading(&leader).await;
+        let term = leader.replica.leader().expect("leads").shared().term.clone();
+        term.outdone(Epoch(term.epoch().0 + 1));
+        let lasts = tokio::time::timeout(Duration::from_secs(30), term.ended())
+            .await
+            .is_err();
+        if lasts {
+            break;
+        }
+        terms += 1;
+        assert!(terms < 10, "nobody leads any more");
+    }
+    assert!(terms >= 2, "an epoch that was seen is believed: {terms}");
+}
+
+fn created() -> Event {
+    const JOURNAL: &str = include_str!("../engine/tests/journals/v1-demo.jsonl");
+    serde_json::from_str(JOURNAL.lines().next().expect("a line")).expect("an event")
+}
+
+fn demo() -> Plan {
+    match created() {
+        Event::Created { plan, .. } => *plan,
+        other => panic!("a journal begins otherwise: {other:?}"),
+    }
+}
+
+async fn until_running(member: &Member) {
+    let begun = Instant::now();
+    while member.replica.leader().is_ok_and(|leader| leader.running_count() != 1) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it stands still");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_journal_that_cannot_be_read_at_a_takeover_is_asked_for_until_it_can_be() {
+    let disk = MemoryDisk::new();
+    let first = member(&disk, "a").await;
+    let new = NewRollback {
+        id: "r1".into(),
+        request_id: "q1".to_owned(),
+        scope: Vec::new(),
+        events: vec![created()],
+        summary: "{}".to_owned(),
+    };
+    let term = first.replica.leader().expect("leads").shared().term.clone();
+    first.store.create(term.fence(), &new).await.expect("create");
+    let second = member(&disk, "b").await;
+    second.store.refuse_journals(3);
+    first.stop.cancel();
+    until_leading(&second).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let note = second.replica.standing().note();
+    assert!(note.contains("rollback r1: stands still"), "{note}");
+    until_running(&second).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(epoch(&second), Epoch(2), "one term");
+    let leader = second.replica.leader().expect("leads");
+    assert_eq!(
+        (leader.running_count(), second.replica.standing().note()),
+        (1, String::new())
+    );
+}
+
+/// The commit was made, its answer was lost, and whoever asked does not ask again.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_whose_beginning_was_not_confirmed_runs_and_ends_no_term() {
+    let disk = MemoryDisk::new();
+    let member = member(&disk, "a").await;
+    let leader = member.replica.leader().expect("leads");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    member.store.lose_replies(1);
+    let start = Start {
+        plan: demo(),
+        request_id: "q1".to_owned(),
+        started_by: "ana".to_owned(),
+        reason: String::new(),
+        incident: String::new(),
+        trace_id: "0".repeat(32),
+        parent_span_id: String::new(),
+        consent: None,
+    };
+    let refused = leader.start(start).await.expect_err("nobody knows");
+    assert_eq!(refused.code, Code::StoreUnavailable);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!((epoch(&member), leader.running_count()), (Epoch(1), 1));
 }

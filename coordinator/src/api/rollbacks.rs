@@ -108,11 +108,18 @@ impl Api {
                     .collect::<Vec<_>>()
             }
         };
-        let findings: Vec<Vec<v1::Finding>> = futures::stream::iter(prepares)
+        let findings = futures::stream::iter(prepares)
             .map(prepare)
             .buffered(survey::AT_ONCE)
-            .collect()
-            .await;
+            .collect();
+        // Nothing is asked of agents after the term, so this would wait for the time of every step to be over.
+        let findings: Vec<Vec<v1::Finding>> = tokio::select! {
+            biased;
+            () = leader.shared().term.ended() => {
+                return Err(Problem::new(Code::NotLeader, "this coordinator does not lead any more"));
+            }
+            findings = findings => findings,
+        };
         Ok(v1::PlanRollbackResponse {
             plan: Some(convert::plan_to_wire(&plan)),
             findings: findings.into_iter().flatten().chain(self.strange_backends()).collect(),

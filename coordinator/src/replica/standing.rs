@@ -152,7 +152,8 @@ impl Standing {
     }
 }
 
-/// `coord-1` of `coord-1/0192…`.
+/// `coord-1` of `coord-1/0192…`, and of `coord-1+0192…`, as agents know it.
 pub fn name_of(id: &str) -> &str {
-    id.split_once('/').map_or(id, |(name, _)| name)
+    let parts = id.split_once('/').or_else(|| id.rsplit_once('+'));
+    parts.map_or(id, |(name, _)| name)
 }

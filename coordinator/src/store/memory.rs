@@ -50,6 +50,7 @@ pub struct MemoryStore {
 struct Faults {
     unreachable: AtomicBool,
     replies_to_lose: AtomicU32,
+    journals_to_refuse: AtomicU32,
     latency: Mutex<Duration>,
 }
 
@@ -143,6 +144,11 @@ impl MemoryStore {
     /// The next so many changes are made, and their caller gets [`StoreError::Unavailable`].
     pub fn lose_replies(&self, changes: u32) {
         self.faults.replies_to_lose.store(changes, Ordering::SeqCst);
+    }
+
+    /// The next so many reads of a journal fail.
+    pub fn refuse_journals(&self, reads: u32) {
+        self.faults.journals_to_refuse.store(reads, Ordering::SeqCst);
     }
 
     /// How long the way there and the way back take each, more or less. Zero at first: then no method ever waits.
@@ -340,6 +346,13 @@ impl Store for MemoryStore {
             let links = journal.into_iter().flatten().filter(|l| l.seq > after);
             links.cloned().collect()
         };
+        let refused = self
+            .faults
+            .journals_to_refuse
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if refused.is_ok() {
+            return Err(unavailable("read the journal", "the connection was closed"));
+        }
         let links = self.read("read the journal", journal).await?;
         chain::read(id, after, links)
     }

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::session::{Lane, Transaction};
 use super::{from_sql, to_sql};
-use crate::store::{Campaign, Candidate, Fence, Lease, StoreError};
+use crate::store::{Campaign, Candidate, Fence, LONGEST_LEASE, Lease, StoreError};
 
 /// How long writers to the journal and a renewal wait for each other. Neither may hang because the other one does.
 const COURTESY: Duration = Duration::from_millis(300);
@@ -35,7 +35,7 @@ pub async fn campaign(
     let mut tx = lane.write("take the lead").await?;
     // Followers ask often. They must not stand in the leader's way while its lease holds.
     let lease = read(&mut tx).await?;
-    if !lease.left.is_zero() && lease.leader != candidate.id {
+    if !lease.left.is_zero() && !lease.is_out_of_time() && lease.leader != candidate.id {
         tx.roll_back().await?;
         return Ok(Campaign::Held(lease));
     }
@@ -45,12 +45,14 @@ pub async fn campaign(
             query_as(
                 "UPDATE lease SET epoch = greatest(epoch + 1, $1), leader = $2, endpoint = $3, since = clock_timestamp(), \
                      held_until = clock_timestamp() + make_interval(secs => $4) \
-                 WHERE id = 1 AND (held_until <= clock_timestamp() OR leader = $2) RETURNING epoch",
+                 WHERE id = 1 AND (held_until <= clock_timestamp() OR leader = $2 \
+                     OR held_until > clock_timestamp() + make_interval(secs => $5)) RETURNING epoch",
             )
             .bind(to_sql(at_least.0))
             .bind(&candidate.id)
             .bind(&candidate.endpoint)
-            .bind(ttl.as_secs_f64()),
+            .bind(ttl.as_secs_f64())
+            .bind(LONGEST_LEASE.as_secs_f64()),
         )
         .await?;
     match won {

@@ -18,7 +18,24 @@ cases![
     a_connection_cut_at_commit_leaves_all_or_nothing,
     a_network_that_swallows_everything_is_answered_in_time,
     connections_that_are_killed_all_the_time_lose_nothing,
+    a_lease_of_a_clock_that_went_back_holds_nobody_up,
 ];
+
+/// As a standby with another clock has it, whose primary died together with the leader.
+async fn a_lease_of_a_clock_that_went_back_holds_nobody_up(world: &World) {
+    let store = world.replica().await;
+    let fence = lead(store.as_ref(), "a").await;
+    let mut hand = world.database().connect().await;
+    let ahead = "UPDATE lease SET held_until = clock_timestamp() + interval '1 hour'";
+    hand.execute(ahead).await.expect("update");
+    assert!(store.lease().await.expect("read").is_out_of_time());
+    store.renew(&fence, LONG).await.expect("its holder lives");
+    let held = store.campaign(&candidate("b"), LONG, Epoch(0)).await.expect("campaign");
+    assert!(matches!(held, Campaign::Held(_)), "{held:?}");
+    hand.execute(ahead).await.expect("update");
+    let won = store.campaign(&candidate("b"), LONG, Epoch(0)).await.expect("campaign");
+    assert!(matches!(won, Campaign::Won(epoch) if epoch > fence.epoch), "{won:?}");
+}
 
 async fn behind_a_proxy(world: &World) -> (Proxy, PostgresStore) {
     let database = world.database();
