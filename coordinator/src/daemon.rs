@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use rollback_proto::telemetry::{self, Settings};
@@ -17,7 +18,7 @@ use crate::inventory::{Inventory, MutualTls};
 use crate::issuer::CertificateAuthority;
 use crate::metrics::Metrics;
 use crate::replica::{Parts, Replica};
-use crate::store::{self, Candidate};
+use crate::store::{self, Candidate, FleetId};
 
 /// Runs until a signal. Running rollbacks are left as they stand in the journal; the replica that leads next, or the next
 /// start, goes on with them.
@@ -43,7 +44,17 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()
         )?)),
         None => None,
     };
+    // Who would not be obeyed must not lead.
+    credentials
+        .load()
+        .check_own(SystemTime::now())
+        .context("check our own certificate")?;
     let store = store::open(&config).await.context("open the store")?;
+    let fleet = FleetId {
+        trust_domain,
+        ca: credentials.load().ca_fingerprints.clone(),
+    };
+    store.join(&fleet).await.context("open the store")?;
     // Ports before leadership: a coordinator that cannot serve must not fence the one that can.
     let grpc = TcpListener::bind(config.listen)
         .await

@@ -109,13 +109,12 @@ struct InitArgs {
 ///
 /// Example:
 ///   rollback-coordinator replica coord-2 --out ./coord-2 \
-///     --installed-at /etc/rollback-coordinator \
-///     --listen 0.0.0.0:7443 --endpoint coord-2.example:7443
+///     --installed-at /etc/rollback-coordinator --endpoint coord-2.example:7443
 ///   rsync -a ./coord-2/ root@coord-2.example:/etc/rollback-coordinator/
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 struct ReplicaArgs {
-    /// The replica's name; every one has its own.
+    /// The replica's name; use each name once in a fleet.
     name: String,
     /// The configuration of a coordinator of this fleet, with its [issuer].
     #[arg(long, default_value = "/etc/rollback-coordinator/coordinator.toml")]
@@ -126,13 +125,14 @@ struct ReplicaArgs {
     /// Where the directory will be on the replica's host [default: where it is made].
     #[arg(long, value_name = "DIR")]
     installed_at: Option<PathBuf>,
-    /// Address for agents and operators (gRPC, mutual TLS).
-    #[arg(long, default_value = "127.0.0.1:7443")]
-    listen: SocketAddr,
+    /// Address for agents and operators (gRPC, mutual TLS) [default: 0.0.0.0, with the port of --endpoint].
+    #[arg(long)]
+    listen: Option<SocketAddr>,
     /// Address for health, readiness and metrics (plain HTTP).
     #[arg(long, default_value = "127.0.0.1:7444")]
     http: SocketAddr,
-    /// host:port under which this one replica is reached by operators and agents [default: the listen address].
+    /// host:port under which this one replica is reached by operators and agents [default: the address given as --listen;
+    /// one of the two is needed].
     #[arg(long)]
     endpoint: Option<String>,
     /// Leave the CA's key out: no host enrolls and no agent renews its certificate at this replica, and while it leads, no
@@ -174,6 +174,8 @@ async fn main() -> anyhow::Result<()> {
 }
 
 fn make_first(args: InitArgs) -> anyhow::Result<String> {
+    // The one that is proposed below must not be refused.
+    let another = if args.name == "coord-2" { "coord-3" } else { "coord-2" };
     let options = InitOptions {
         dir: args.dir,
         name: args.name,
@@ -198,12 +200,13 @@ fn make_first(args: InitArgs) -> anyhow::Result<String> {
         );
     }
     text.push_str(&format!(
-        "\nnext:\n  rollback-coordinator run --config {config}\n  export ROLLBACKCTL_CONTEXT={context}\n  rollbackctl doctor\n  \
+        "\nnext:\n  rollback-coordinator check-config --config {config}\n  rollback-coordinator run --config {config}\n  export ROLLBACKCTL_CONTEXT={context}\n  rollbackctl doctor\n  \
          rollbackctl agent token NAME    # once for each host\n"
     ));
     if options.store_url.is_some() {
         text.push_str(&format!(
-            "  rollback-coordinator replica coord-2 --config {config} --out DIR --endpoint HOST:PORT    # for each replica\n"
+            "  rollback-coordinator replica {another} --config {config} --out ./{another} \
+             --installed-at /etc/rollback-coordinator --endpoint HOST:7443    # for each replica, with a name of its own\n"
         ));
     }
     Ok(text)
@@ -234,6 +237,12 @@ fn make_replica(args: ReplicaArgs) -> anyhow::Result<String> {
         made.dir.display(),
         made.identity,
     );
+    // Nothing here knows which ones the fleet has: the other directories have been carried away.
+    let used = format!(
+        "  use the name {:?} for no other replica: each one has its own\n",
+        made.identity.name
+    );
+    text.push_str(&used);
     if moved {
         text.push_str(&format!(
             "  carry {}/ to its host as {home}/, with its modes: rsync -a\n",

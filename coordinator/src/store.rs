@@ -19,6 +19,7 @@ mod open;
 pub mod postgres;
 pub mod sqlite;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -161,8 +162,25 @@ impl Lease {
     }
 }
 
+/// Whose coordinators may use a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetId {
+    pub trust_domain: String,
+    /// SHA-256 of every CA certificate that is trusted. Two coordinators of one fleet have one in common, also while the CA
+    /// is being replaced.
+    pub ca: BTreeSet<String>,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// A coordinator that no host of the fleet would obey must not take its lead.
+    #[error(
+        "the store is that of the fleet {} with another CA (SHA-256 {}): this coordinator belongs to another fleet. Was it \
+         made by `init` instead of `rollback-coordinator replica`?",
+        .0.trust_domain,
+        .0.ca.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    )]
+    OtherFleet(FleetId),
     /// Another coordinator leads. Step down; never retry.
     #[error("another coordinator leads with epoch {0:?}")]
     Fenced(Epoch),
@@ -185,9 +203,10 @@ impl From<StoreError> for Problem {
     fn from(e: StoreError) -> Self {
         match &e {
             StoreError::Fenced(_) => Problem::new(Code::NotLeader, e.to_string()),
-            StoreError::Conflict | StoreError::Unavailable { .. } | StoreError::Damaged { .. } => {
-                Problem::from_error(Code::StoreUnavailable, "store", &e)
-            }
+            StoreError::Conflict
+            | StoreError::Unavailable { .. }
+            | StoreError::Damaged { .. }
+            | StoreError::OtherFleet(_) => Problem::from_error(Code::StoreUnavailable, "store", &e),
         }
     }
 }
@@ -207,6 +226,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn give_back(&self, fence: &Fence) -> Result<(), StoreError>;
 
     async fn lease(&self) -> Result<Lease, StoreError>;
+
+    /// Asked once, before anything else: does this store belong to the coordinator's fleet? An empty one does from then on.
+    async fn join(&self, _fleet: &FleetId) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Can somebody else take the lead when this process is not heard of? If not, the lease does not run out.
     fn is_shared(&self) -> bool {

@@ -40,6 +40,8 @@ impl Setup {
             .concat(),
         );
         assert!(made.contains("rollback-coordinator replica coord-2"), "{made}");
+        let line = |wanted: &str| made.lines().position(|l| l.contains(wanted)).expect(wanted);
+        assert!(line("check-config --config") < line("run --config"), "{made}");
         // So that nothing depends on it any more.
         std::fs::remove_file(setup.path("password")).expect("remove");
         setup
@@ -140,6 +142,7 @@ fn a_replica_shares_what_must_be_shared_and_is_somebody_else() {
     assert!(told.contains("spiffe://rollback.local/coordinator/coord-2"), "{told}");
     assert!(told.contains("add \"coord-2.example:7443\" to `endpoints`"), "{told}");
     assert!(told.contains("certificate files that store.url names"), "{told}");
+    assert!(told.contains("use the name \"coord-2\" for no other replica"), "{told}");
     assert!(!told.contains("carry "), "it stays where it is: {told}");
 
     let made = setup.config("coord-2");
@@ -147,6 +150,7 @@ fn a_replica_shares_what_must_be_shared_and_is_somebody_else() {
         (made.name.as_str(), made.endpoint.as_deref()),
         ("coord-2", Some("coord-2.example:7443"))
     );
+    assert_eq!(made.listen.to_string(), "0.0.0.0:7443", "other hosts reach it");
     assert_eq!(made.store.url.as_deref(), Some(URL));
     assert_eq!(made.leadership, of.leadership);
     assert_eq!(made.agents.heartbeat, of.agents.heartbeat);
@@ -169,6 +173,16 @@ fn a_replica_shares_what_must_be_shared_and_is_somebody_else() {
         assert_eq!(mode, wanted, "{}", path.display());
     }
     assert_eq!(tree(&setup.path("coord-1")), before, "nothing changes there");
+
+    let third = [
+        "replica",
+        "coord-3",
+        "--out",
+        "coord-3",
+        "--endpoint=coord-3.example:9443",
+    ];
+    setup.good(&[&third[..], &REPLICA[2..4]].concat());
+    assert_eq!(setup.config("coord-3").listen.port(), 9443, "the endpoint's");
 
     let again = setup.refused(&REPLICA);
     assert!(
@@ -237,7 +251,11 @@ fn what_would_make_no_replica_is_refused_and_leaves_nothing() {
         ),
         (with(&["--endpoint", "https://coord-2.example"]), "is not host:port"),
         (with(&["--listen", "0.0.0.0:7443"]), "--endpoint"),
-        (with(&["--installed-at", "etc"]), "is not an absolute path"),
+        (with(&[]), "--endpoint"),
+        (
+            with(&["--endpoint", "coord-2.example:7443", "--installed-at", "etc"]),
+            "is not an absolute path",
+        ),
     ] {
         let refused = setup.refused(&args);
         assert!(refused.contains(wanted), "{args:?}: {refused}");
@@ -253,6 +271,7 @@ fn what_would_make_no_replica_is_refused_and_leaves_nothing() {
         "coord-1/main.toml",
         "--out",
         "coord-1",
+        "--endpoint=coord-2.example:7443",
     ]);
     assert!(refused.contains("choose another --out"), "{refused}");
     assert_eq!(tree(&setup.path("coord-1")), before);

@@ -3,7 +3,7 @@
 
 mod fake;
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -302,4 +302,28 @@ fn doctor_asks_every_replica_and_the_leader_that_they_name() {
         ended.stdout.contains("which does not answer here as a leader"),
         "{ended:?}"
     );
+}
+
+#[test]
+fn doctor_recognizes_an_http_port_and_another_fleets_coordinator() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    // Another fleet, with a CA of its own.
+    let stranger = Fake::start(RollbackState::Verified, false);
+    let http = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = http.local_addr().expect("an address").to_string();
+    std::thread::spawn(move || {
+        for mut stream in http.incoming().flatten() {
+            let mut hello = [0; 4096];
+            if stream.read(&mut hello).is_ok() {
+                stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok();
+            }
+        }
+    });
+    fake.write_context_to(&[&fake.endpoint(), &port, &stranger.endpoint()], "");
+    let ended = fake.run(&["doctor"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    for wanted in ["this may be the http port", "its certificate is of another CA"] {
+        assert!(ended.stdout.contains(wanted), "{wanted:?} is not in {ended:?}");
+    }
+    assert!(!ended.stdout.contains("enroll the agent"), "{ended:?}");
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rollback_proto::identity::fingerprint;
@@ -223,4 +223,21 @@ fn a_key_that_others_can_read_is_refused() {
         Credentials::load(&files),
         Err(CredentialError::KeyReadable { mode: 0o640, .. })
     ));
+}
+
+#[test]
+fn credentials_that_nobody_would_accept_are_recognised_before_they_are_used() {
+    install_crypto();
+    let dir = tempfile::tempdir().expect("directory");
+    let (ours, other) = (ca(), ca());
+    let files = ours.files(dir.path(), "spiffe://fleet.test/coordinator/coord-1");
+    let good = Credentials::load(&files).expect("credentials");
+    assert_eq!(good.ca_fingerprints, [ours.fingerprint.clone()].into());
+    good.check_own(SystemTime::now()).expect("accepted");
+    let early = good.check_own(SystemTime::UNIX_EPOCH).expect_err("not valid then");
+    assert!(matches!(early, CredentialError::Refused(_)), "{early:?}");
+    std::fs::write(&files.ca, &other.pem).expect("write");
+    let foreign = Credentials::load(&files).expect("credentials");
+    let refused = foreign.check_own(SystemTime::now()).expect_err("of another CA");
+    assert!(matches!(refused, CredentialError::Refused(_)), "{refused:?}");
 }

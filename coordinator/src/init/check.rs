@@ -1,6 +1,7 @@
 //! `rollback-coordinator check-config`: is everything there that a start needs? Looks, and changes nothing.
 
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use rollback_proto::tls::Credentials;
@@ -13,6 +14,7 @@ use crate::store::postgres::look::look;
 pub async fn check(path: &Path) -> anyhow::Result<String> {
     let settings = Config::load(path)?;
     let credentials = Credentials::load(&settings.tls).context("credentials")?;
+    credentials.check_own(SystemTime::now()).context("credentials")?;
     let identity = &credentials.us.identity;
     if let Some(issuer) = &settings.issuer {
         CertificateAuthority::load(&settings.tls.ca, &issuer.key, &identity.trust_domain)?;

@@ -3,7 +3,7 @@
 //! It gets a certificate of its own from the fleet's CA, and everything that replicas must have in common (store, timing of the
 //! lease, heartbeat) from the configuration of one that is there.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -15,6 +15,9 @@ use super::{CONFIG, PASSWORD, begin, make_private_dir, reached_at, read_password
 use crate::config::{Config, IssuerConfig, StoreConfig};
 use crate::issuer::{CertificateAuthority, LONG_LIFETIME};
 
+/// For agents and operators, unless another one is said.
+const PORT: u16 = 7443;
+
 #[derive(Clone, Debug)]
 pub struct ReplicaOptions {
     /// Of a coordinator that is there, with its issuer.
@@ -23,7 +26,8 @@ pub struct ReplicaOptions {
     pub out: PathBuf,
     /// Where the directory will be on the replica's host; `None`: it stays where it is made.
     pub installed_at: Option<PathBuf>,
-    pub listen: SocketAddr,
+    /// `None`: every address, at the port of `endpoint`. Other hosts are to reach a replica.
+    pub listen: Option<SocketAddr>,
     pub http: SocketAddr,
     /// host:port under which operators and agents reach it; `None`: the address where it listens.
     pub endpoint: Option<String>,
@@ -58,10 +62,13 @@ pub fn replica(options: &ReplicaOptions) -> anyhow::Result<MadeReplica> {
     check_name("coordinator", &options.name)?;
     anyhow::ensure!(
         options.name != of.name,
-        "{} is the name of the coordinator in {from}; every replica needs one of its own",
+        "{} is the name of the coordinator in {from} and exists already; every replica needs one of its own",
         of.name
     );
-    let endpoint = reached_at(options.endpoint.as_deref(), options.listen)?;
+    let listen = options
+        .listen
+        .unwrap_or_else(|| everywhere(options.endpoint.as_deref()));
+    let endpoint = reached_at(options.endpoint.as_deref(), listen)?;
     anyhow::ensure!(
         endpoint != of.advertised(),
         "{endpoint} is where {} is reached; every replica needs an endpoint of its own",
@@ -101,7 +108,7 @@ pub fn replica(options: &ReplicaOptions) -> anyhow::Result<MadeReplica> {
     let store_needs_files = of.store.url.as_deref().is_some_and(names_files);
     let config = Config {
         name: options.name.clone(),
-        listen: options.listen,
+        listen,
         http: options.http,
         endpoint: Some(endpoint.clone()),
         state: home.join("state"),
@@ -131,6 +138,12 @@ pub fn replica(options: &ReplicaOptions) -> anyhow::Result<MadeReplica> {
         store_needs_files,
         dir,
     })
+}
+
+/// Where a replica listens of which only the endpoint was said. One that is no host:port is refused elsewhere.
+fn everywhere(endpoint: Option<&str>) -> SocketAddr {
+    let port = endpoint.and_then(|e| e.rsplit_once(':')?.1.parse().ok());
+    SocketAddr::from((Ipv4Addr::UNSPECIFIED, port.unwrap_or(PORT)))
 }
 
 fn is_same(a: &Path, b: &Path) -> bool {

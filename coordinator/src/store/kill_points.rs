@@ -14,7 +14,7 @@ use rollback_engine::release::Release;
 use rollback_proto::kill_point;
 
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
+    AgentRecord, Campaign, Candidate, Closing, Created, Fence, FleetId, Lease, NewRollback, NewToken, Recorded, Store,
     StoreError,
 };
 
@@ -46,6 +46,10 @@ impl<S: Store> Store for KillPoints<S> {
 
     async fn give_back(&self, fence: &Fence) -> Result<(), StoreError> {
         pass("give_back", self.0.give_back(fence)).await
+    }
+
+    async fn join(&self, fleet: &FleetId) -> Result<(), StoreError> {
+        self.0.join(fleet).await
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {

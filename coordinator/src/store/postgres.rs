@@ -32,7 +32,7 @@ use tokio::sync::RwLock;
 use self::session::{ANSWER, Lane};
 use super::open::OpenError;
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
+    AgentRecord, Campaign, Candidate, Closing, Created, Fence, FleetId, Lease, NewRollback, NewToken, Recorded, Store,
     StoreError,
 };
 
@@ -171,6 +171,10 @@ impl Store for PostgresStore {
 
     async fn give_back(&self, fence: &Fence) -> Result<(), StoreError> {
         lease::give_back(&self.leadership, fence).await
+    }
+
+    async fn join(&self, fleet: &FleetId) -> Result<(), StoreError> {
+        records::join(&self.others, fleet).await
     }
 
     async fn lease(&self) -> Result<Lease, StoreError> {

@@ -8,7 +8,7 @@ use rollback_coordinator::config::StoreConfig;
 use rollback_coordinator::store::postgres::PostgresStore;
 use rollback_coordinator::store::postgres::look::look;
 use rollback_coordinator::store::sqlite::SqliteStore;
-use rollback_coordinator::store::{Created, OpenError, Store};
+use rollback_coordinator::store::{Created, FleetId, OpenError, Store, StoreError};
 use rollback_engine::ids::{Epoch, Target};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
@@ -20,6 +20,7 @@ cases![
     postgres_comes_from_every_earlier_schema,
     eight_replicas_may_start_on_an_empty_database,
     a_schema_of_a_newer_program_is_not_touched,
+    a_store_is_of_one_fleet,
 ];
 
 /// In the order of their schemas.
@@ -77,7 +78,7 @@ async fn eight_replicas_may_start_on_an_empty_database(world: &World) {
     let opened = futures::future::join_all((0..8).map(|_| PostgresStore::open(url, None))).await;
     let seen = futures::future::join_all((0..8).map(|_| look(&config))).await;
     for found in seen {
-        assert_eq!(found.expect("look").schema, Some(1));
+        assert_eq!(found.expect("look").schema, Some(2));
     }
     for store in &opened {
         let store = store.as_ref().expect("open");
@@ -89,7 +90,7 @@ async fn eight_replicas_may_start_on_an_empty_database(world: &World) {
             .fetch_one(&mut hand)
             .await
             .expect("look");
-    assert_eq!(rows, (1, 1));
+    assert_eq!(rows, (1, 2));
 }
 
 async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
@@ -103,7 +104,7 @@ async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
     hand.execute(changes[0]).await.expect("change");
     let refused = PostgresStore::open(&world.database().url, None).await;
     assert!(
-        matches!(refused, Err(OpenError::Newer { found: 9999, known: 1 })),
+        matches!(refused, Err(OpenError::Newer { found: 9999, known: 2 })),
         "{refused:?}"
     );
     hand.execute("DELETE FROM _sqlx_migrations WHERE version = 1")
@@ -114,6 +115,28 @@ async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
     assert!(matches!(refused, Err(OpenError::Foreign { version: 1 })), "{refused:?}");
     // The older program, which runs still, goes on.
     store.give_back(&epoch).await.expect("give back");
+}
+
+/// The first coordinator says whose store it is. One that was made by another `init` must not lead a fleet that cannot obey it.
+async fn a_store_is_of_one_fleet(world: &World) {
+    let store = world.replica().await;
+    let fleet = |domain: &str, ca: &[&str]| FleetId {
+        trust_domain: domain.to_owned(),
+        ca: ca.iter().map(|ca| (*ca).to_owned()).collect(),
+    };
+    store.join(&fleet("a.example", &["1"])).await.expect("it is empty");
+    for stranger in [fleet("a.example", &["2"]), fleet("b.example", &["1"])] {
+        let refused = store.join(&stranger).await;
+        let ours = fleet("a.example", &["1"]);
+        assert!(
+            matches!(&refused, Err(StoreError::OtherFleet(f)) if *f == ours),
+            "{refused:?}"
+        );
+    }
+    // A CA is replaced by way of coordinators that trust both.
+    for ca in [&["1", "2"][..], &["2"], &["1"]] {
+        store.join(&fleet("a.example", ca)).await.expect("the same fleet");
+    }
 }
 
 /// What was left is all there, and goes on.

@@ -3,6 +3,8 @@
 //! Every endpoint of the context is asked, at the same time. When none of them leads, those that they name as the leader's are
 //! asked, too: that is where every other verb would go.
 
+mod names;
+
 use futures::future::join_all;
 use jiff::Timestamp;
 use rollback_proto::problem::{Code, Problem};
@@ -148,6 +150,8 @@ pub fn checks(replicas: &[Replica], context: &Context) -> Vec<Check> {
     if answers(replicas).next().is_some() {
         found.extend(leadership(replicas, context));
     }
+    found.extend(names::doubled(replicas));
+    found.extend(names::elsewhere(replicas));
     found
 }
 
@@ -169,17 +173,30 @@ fn endpoint(replica: &Replica, led: bool) -> Check {
         }
         Err(problem) => {
             let text = format!("{endpoint}: {}: {}", problem.code, problem.message);
-            let remedy = if problem.code == Code::HostUnreachable {
-                "is rollback-coordinator running there, and is the port open from here?".to_owned()
-            } else {
-                problem.remedy.clone()
-            };
+            let remedy = remedy(problem);
             if led {
                 Check::warn(NAME, text, remedy)
             } else {
                 Check::fail(NAME, text, remedy)
             }
         }
+    }
+}
+
+/// A code's own remedy is written for agents, too: here it is known that a coordinator was wanted.
+fn remedy(problem: &Problem) -> String {
+    // rustls' word for bytes that are no TLS at all.
+    let is_no_tls = problem.message.contains("InvalidContentType");
+    if problem.code == Code::HostUnreachable {
+        "is rollback-coordinator running there, and is the port open from here?".to_owned()
+    } else if problem.code == Code::WrongPeer && is_no_tls {
+        "what answers there speaks no TLS; this may be the http port: list the port of its `listen`, 7443 by default"
+            .to_owned()
+    } else if problem.code == Code::WrongPeer {
+        "its certificate is of another CA or has expired: make its credentials again with rollback-coordinator replica"
+            .to_owned()
+    } else {
+        problem.remedy.clone()
     }
 }
 
@@ -301,7 +318,7 @@ mod tests {
     use super::*;
     use crate::output::checks::render;
     use crate::output::paint::Paint;
-    use crate::output::samples::{at, golden};
+    use crate::output::samples::{at, golden, proto_at};
 
     fn replica(name: &str, standing: Standing, leader: &str, epoch: u64) -> Replica {
         let endpoint = |name: &str| format!("{}:7443", leader_name(name));
@@ -334,6 +351,31 @@ mod tests {
                 format!("connect to {name}:7443: connection refused"),
             )),
         }
+    }
+
+    fn refusing(name: &str, refusal: &str) -> Replica {
+        Replica {
+            answer: Err(Problem::new(
+                Code::WrongPeer,
+                format!("connect to {name}:7443: {refusal}"),
+            )),
+            ..silent(name)
+        }
+    }
+
+    fn at_endpoint(endpoint: &str, replica: Replica) -> Replica {
+        Replica {
+            endpoint: endpoint.to_owned(),
+            ..replica
+        }
+    }
+
+    /// With a certificate that ends so many seconds after the start.
+    fn certified(seconds: i64, mut replica: Replica) -> Replica {
+        if let Ok(answer) = &mut replica.answer {
+            answer.info.server_certificate_expires = Some(proto_at(seconds * 1_000));
+        }
+        replica
     }
 
     fn noting(mut replica: Replica, note: &str) -> Replica {
@@ -398,6 +440,55 @@ mod tests {
                 ],
             ),
             ("none answers", vec![silent("coord-1"), silent("coord-2")]),
+            (
+                "one name for two, by their certificates",
+                vec![
+                    replica("coord-1", Leading, one, 7),
+                    certified(1, replica("coord-3", Following, one, 7)),
+                    certified(2, at_endpoint("db-1:7443", replica("coord-3", Following, one, 7))),
+                ],
+            ),
+            (
+                "one name for two, one of which leads",
+                vec![
+                    replica("coord-1", Leading, one, 7),
+                    at_endpoint("db-1:7443", replica("coord-1", Following, one, 7)),
+                ],
+            ),
+            (
+                "one name at two endpoints, for one or two",
+                vec![
+                    replica("coord-1", Leading, one, 7),
+                    certified(1, replica("coord-3", Following, one, 7)),
+                    certified(1, at_endpoint("db-1:7443", replica("coord-3", Following, one, 7))),
+                    // The same endpoint, listed twice.
+                    certified(1, at_endpoint("db-1:7443", replica("coord-3", Following, one, 7))),
+                ],
+            ),
+            (
+                "the leader is reached elsewhere by its own word",
+                vec![
+                    at_endpoint("10.0.0.1:7443", replica("coord-1", Leading, one, 7)),
+                    replica("coord-2", Following, one, 7),
+                    replica("coord-3", Following, one, 7),
+                ],
+            ),
+            (
+                "the leader is listed by its own word, and by another one",
+                vec![
+                    at_endpoint("10.0.0.1:7443", replica("coord-1", Leading, one, 7)),
+                    replica("coord-1", Leading, one, 7),
+                    replica("coord-2", Following, one, 7),
+                ],
+            ),
+            (
+                "no coordinator's certificate, and no TLS",
+                vec![
+                    replica("coord-1", Leading, one, 7),
+                    refusing("coord-2", "invalid peer certificate: UnknownIssuer"),
+                    refusing("coord-3", "received corrupt message of type InvalidContentType"),
+                ],
+            ),
         ];
         let context = Context {
             path: PathBuf::from("/home/ana/.config/rollbackctl/context.toml"),

@@ -24,8 +24,12 @@ pub fn list(agents: &[AgentInfo], now: Timestamp, paint: Paint) -> String {
     ];
     let mut table = Table::new(paint, &header);
     for agent in agents {
-        let seen = timestamp(agent.last_seen.as_ref())
-            .map_or_else(|| "never".to_owned(), |at| format!("{} ago", duration(millis(at, now))));
+        let seen = match timestamp(agent.last_seen.as_ref()) {
+            Some(at) => format!("{} ago", duration(millis(at, now))),
+            // A replica that follows hears no heartbeats: it knows who is connected by the journal alone.
+            None if agent.connected => "-".to_owned(),
+            None => "never".to_owned(),
+        };
         let expires = timestamp(agent.certificate_expires.as_ref());
         let expired = expires.is_some_and(|at| at <= now);
         let components: Vec<String> = agent
@@ -66,5 +70,26 @@ mod tests {
     fn agents_here_and_away() {
         let agents: Vec<AgentInfo> = samples::fleet().hosts.into_iter().filter_map(|h| h.agent).collect();
         golden!("agents", list(&agents, samples::at(5_000), Paint::PLAIN));
+    }
+
+    #[test]
+    fn never_seen_is_said_of_nobody_who_is_connected() {
+        let row = |connected| {
+            let agent = AgentInfo {
+                name: "app-9".to_owned(),
+                connected,
+                ..AgentInfo::default()
+            };
+            let text = list(&[agent], samples::at(0), Paint::PLAIN);
+            let words: Vec<String> = text
+                .lines()
+                .nth(1)
+                .unwrap_or("")
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect();
+            words[1..3].join(" ")
+        };
+        assert_eq!((row(true).as_str(), row(false).as_str()), ("connected -", "AWAY never"));
     }
 }

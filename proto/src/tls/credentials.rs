@@ -1,17 +1,21 @@
 //! A CA certificate, our certificate and our key, from files.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::ParsedCertificate;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{IdentityError, Peer};
+use crate::identity::{IdentityError, Peer, fingerprint};
 
 /// Installs ring as the process's one crypto provider. Called first in every `main`; calling it again does nothing.
 pub fn install_crypto() {
@@ -49,6 +53,8 @@ pub enum CredentialError {
     },
     #[error("certificate and key do not make credentials")]
     Unusable(#[from] rustls::Error),
+    #[error("nobody will accept our certificate; it has to be made again, by the CA of this fleet")]
+    Refused(#[source] rustls::Error),
 }
 
 /// Credentials in memory, ready for handshakes.
@@ -59,6 +65,8 @@ pub struct Credentials {
     pub(super) key: PrivateKeyDer<'static>,
     /// Who we are.
     pub us: Peer,
+    /// Of every CA that we trust, as [`fingerprint`] has it.
+    pub ca_fingerprints: BTreeSet<String>,
 }
 
 /// The credentials in force; replaced as a whole.
@@ -92,6 +100,7 @@ impl Credentials {
         for cert in &ca {
             roots.add(cert.clone())?;
         }
+        let ca_fingerprints = ca.iter().map(|cert| fingerprint(cert)).collect();
         // The CA goes along in the chain: a host that enrolls knows nothing but its fingerprint.
         chain.extend(ca);
         Ok(Self {
@@ -99,7 +108,24 @@ impl Credentials {
             chain,
             key,
             us,
+            ca_fingerprints,
         })
+    }
+
+    /// Would a peer that trusts whom we trust accept our own certificate at this time? It may have expired, or be another
+    /// CA's.
+    pub fn check_own(&self, now: SystemTime) -> Result<(), CredentialError> {
+        let check = || {
+            let [leaf, others @ ..] = &self.chain[..] else {
+                return Err(rustls::Error::NoCertificatesPresented);
+            };
+            let leaf = ParsedCertificate::try_from(leaf)?;
+            let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+            let now = UnixTime::since_unix_epoch(since);
+            verify_server_cert_signed_by_trust_anchor(&leaf, &self.roots, others, now, algorithms.all)
+        };
+        check().map_err(CredentialError::Refused)
     }
 
     pub fn load_store(files: &CredentialFiles) -> Result<CredentialStore, CredentialError> {

@@ -1,5 +1,7 @@
 //! Releases, agents and join tokens: what is not fenced, because it is as true from any replica.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use rollback_engine::ids::ReleaseName;
 use rollback_engine::release::Release;
@@ -7,7 +9,7 @@ use sqlx::{query, query_as};
 
 use super::session::Lane;
 use crate::store::chain::damaged;
-use crate::store::{AgentRecord, NewToken, StoreError, newest_first};
+use crate::store::{AgentRecord, FleetId, NewToken, StoreError, newest_first};
 
 pub async fn add_release(lane: &Lane, release: &Release) -> Result<bool, StoreError> {
     let document = serde_json::to_string(release).map_err(damaged("a release"))?;
@@ -96,4 +98,32 @@ pub async fn redeem_token(lane: &Lane, hash: &str, now: Timestamp) -> Result<Opt
         .await?;
     tx.commit().await?;
     Ok(row.map(|(name,)| name))
+}
+
+/// CAs are only ever added: a coordinator that trusts the old one alone may still be waiting for its turn.
+pub async fn join(lane: &Lane, ours: &FleetId) -> Result<(), StoreError> {
+    let text = |ca: &BTreeSet<String>| ca.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+    let mut tx = lane.write("read whose fleet the store is").await?;
+    tx.execute(
+        query("INSERT INTO fleet (id, trust_domain, ca) VALUES (1, $1, $2) ON CONFLICT DO NOTHING")
+            .bind(&ours.trust_domain)
+            .bind(text(&ours.ca)),
+    )
+    .await?;
+    let found: Option<(String, String)> = tx
+        .optional(query_as("SELECT trust_domain, ca FROM fleet WHERE id = 1 FOR UPDATE"))
+        .await?;
+    let (trust_domain, ca) = found.unwrap_or_default();
+    let theirs = FleetId {
+        trust_domain,
+        ca: ca.split_whitespace().map(str::to_owned).collect(),
+    };
+    if theirs.trust_domain != ours.trust_domain || theirs.ca.is_disjoint(&ours.ca) {
+        tx.roll_back().await?;
+        return Err(StoreError::OtherFleet(theirs));
+    }
+    let both: BTreeSet<String> = theirs.ca.union(&ours.ca).cloned().collect();
+    tx.execute(query("UPDATE fleet SET ca = $1 WHERE id = 1").bind(text(&both)))
+        .await?;
+    tx.commit().await
 }
