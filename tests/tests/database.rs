@@ -5,7 +5,7 @@ use fleet_tests::scenario::{Options, Scenario};
 
 /// Enough that reads and restores take time, and little enough for every run of all tests. Targets are for a database of
 /// full size: `scenario run db-downtime`.
-const SIZE_MIB: u64 = 50;
+const SIZE_MIB: u64 = 25;
 
 macro_rules! scenarios {
     ($($test:ident = $name:literal,)*) => {

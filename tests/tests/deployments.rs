@@ -27,7 +27,8 @@ macro_rules! scenarios {
 
         #[test]
         fn no_scenario_is_forgotten() {
-            let told = [$($name,)*];
+            // `make bench` tells the other one: it measures, and walks through a runbook by hand at a person's pace.
+            let told = [$($name,)* "vs-runbook"];
             let forgotten: Vec<_> = ALL.iter().map(|s| s.name).filter(|name| !told.contains(name)).collect();
             assert!(forgotten.is_empty(), "{forgotten:?}");
         }
@@ -46,7 +47,6 @@ scenarios! {
     git_pm2 = "git-pm2",
     nginx_drain = "nginx-drain",
     zero_downtime = "zero-downtime",
-    vs_runbook = "vs-runbook",
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,8 +21,8 @@ async fn told(name: &str, rounds: usize) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_coordinator_goes_on_when_the_leader_is_killed() {
-    let found = told("ha-failover", 4).await;
-    assert_eq!(found["verified"], 4);
+    let found = told("ha-failover", 3).await;
+    assert_eq!(found["verified"], 3);
     assert_eq!(found["duplicate_effects"], 0);
     assert!(found["resume_ms_max"].as_u64().is_some_and(|ms| ms <= 8_000), "{found}");
 }
