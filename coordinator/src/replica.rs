@@ -193,7 +193,8 @@ impl Replica {
         }
         // Often enough that a lease that is given back is taken up well within a second; and never past its end.
         let look_again = jitter::spread(timing.renew / 4, 0.5..=1.0);
-        self.pause(look_again.min(lease.left + Duration::from_millis(1))).await;
+        self.pause(look_again.min(lease.left.saturating_add(Duration::from_millis(1))))
+            .await;
     }
 
     /// A whole term.

@@ -1,6 +1,8 @@
 //! One conformance suite for stores: every implementation of `Store` runs all of [`cases`], and PostgreSQL's what only it
 //! can get wrong ([`postgres`]), with and without a pooler before it.
 //!
+//! Beside them, how a coordinator is set up over a store ([`setup`]).
+//!
 //! A test is a whole run, because a server is started once for each process; the names of the cases that failed are said
 //! at the end.
 
@@ -9,6 +11,7 @@ mod material;
 mod postgres;
 mod schemas;
 mod server;
+mod setup;
 mod sqlite;
 mod world;
 

@@ -28,22 +28,50 @@ fn stale(problem: &Problem) {
     );
 }
 
+/// The two meet at so many different moments.
+const MEETINGS: usize = 30;
+
+/// A question of the old leader and the recall of the new one, at the same time.
+struct Met {
+    host: Host,
+    step: Result<Events, Problem>,
+    recalled: RecallResponse,
+    /// How often the driver had been entered when the new leader had its answer.
+    entered: usize,
+    _place: tempfile::TempDir,
+}
+
+/// The new leader comes so many turns of the scheduler later.
+async fn meet(asked: ExecuteRequest, turns: usize) -> Met {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let ledger = Memory::new("app-1").open();
+    let host = Host::start_over(place.path(), ledger, Fake::default(), LIMITS);
+    host.executor.recovered().await;
+    let takeover = async {
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+        let recalled = host.executor.recall(question(2)).await.expect("recalled");
+        (recalled, host.api.entered())
+    };
+    let (step, (recalled, entered)) = tokio::join!(host.execute(asked), takeover);
+    Met {
+        host,
+        step,
+        recalled,
+        entered,
+        _place: place,
+    }
+}
+
 /// However the two meet, a step that changes something is refused, or its intent is in the answer.
 #[tokio::test]
 async fn no_step_of_the_old_leader_begins_behind_the_answer_to_the_new_one() {
-    let place = tempfile::tempdir().expect("temporary directory");
     let (mut begun, mut refused) = (0, 0);
-    for turns in 0..30 {
-        let ledger = Memory::new("app-1").open();
-        let host = Host::start_over(place.path(), ledger, Fake::default(), LIMITS);
-        host.executor.recovered().await;
-        let takeover = async {
-            for _ in 0..turns {
-                tokio::task::yield_now().await;
-            }
-            host.executor.recall(question(2)).await.expect("recalled")
-        };
-        let (step, recalled) = tokio::join!(host.execute(switch("api", "1")), takeover);
+    for turns in 0..MEETINGS {
+        let Met {
+            host, step, recalled, ..
+        } = meet(switch("api", "1"), turns).await;
         match step {
             Ok(events) => {
                 assert_eq!(steps(&recalled), ["1"], "after {turns} turns");
@@ -74,20 +102,11 @@ async fn no_step_of_the_old_leader_begins_behind_the_answer_to_the_new_one() {
 /// What only reads leaves nothing in the ledger: it is refused, or was begun when the answer was given.
 #[tokio::test]
 async fn nothing_is_looked_at_for_the_old_leader_behind_the_answer_to_the_new_one() {
-    let place = tempfile::tempdir().expect("temporary directory");
     let (mut begun, mut refused) = (0, 0);
-    for turns in 0..30 {
-        let ledger = Memory::new("app-1").open();
-        let host = Host::start_over(place.path(), ledger, Fake::default(), LIMITS);
-        host.executor.recovered().await;
-        let takeover = async {
-            for _ in 0..turns {
-                tokio::task::yield_now().await;
-            }
-            host.executor.recall(question(2)).await.expect("recalled");
-            host.api.entered()
-        };
-        let (step, entered) = tokio::join!(host.execute(request("api", "1", Action::Verify)), takeover);
+    for turns in 0..MEETINGS {
+        let Met {
+            host, step, entered, ..
+        } = meet(request("api", "1", Action::Verify), turns).await;
         match step {
             Ok(events) => {
                 told(events).await;

@@ -1,12 +1,5 @@
 //! `init`, `replica`, `operator` and `check-config`, as somebody who sets a fleet up meets them.
 
-#[path = "store/material.rs"]
-#[allow(dead_code, reason = "shared with the tests of the stores")]
-mod material;
-#[path = "store/server.rs"]
-#[allow(dead_code, reason = "shared with the tests of the stores")]
-mod server;
-
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +9,8 @@ use rollback_coordinator::config::Config;
 use rollback_coordinator::store::postgres::PostgresStore;
 use rollback_proto::tls::{Credentials, install_crypto};
 use tempfile::TempDir;
+
+use crate::server;
 
 const URL: &str = "postgres://rollback@db-1.example:5432/rollback?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem";
 const SECRET: &str = "correct horse battery staple";
