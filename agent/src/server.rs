@@ -17,8 +17,8 @@ use rollback_proto::tls::{ClientCertificate, CredentialStore, incoming};
 use rollback_proto::v1::agent_server::{Agent, AgentServer};
 use rollback_proto::v1::execute_event::Event;
 use rollback_proto::v1::{
-    DescribeRequest, DescribeResponse, ExecuteEvent, ExecuteRequest, ObserveRequest, ObserveResponse, RecallRequest,
-    RecallResponse, ResolveRequest, ResolveResponse, RetainRequest, RetainResponse,
+    DescribeRequest, DescribeResponse, ExecuteEvent, ExecuteRequest, ForgetRequest, ForgetResponse, ObserveRequest,
+    ObserveResponse, RecallRequest, RecallResponse, ResolveRequest, ResolveResponse, RetainRequest, RetainResponse,
 };
 use rollback_proto::{kill_point, telemetry};
 use tokio::net::TcpListener;
@@ -134,6 +134,10 @@ impl Agent for Service {
             .await?;
         answering("resolve");
         Ok(Response::new(resolved))
+    }
+
+    async fn forget(&self, _request: Request<ForgetRequest>) -> Result<Response<ForgetResponse>, Status> {
+        Err(Status::unimplemented("not built yet"))
     }
 
     async fn recall(&self, request: Request<RecallRequest>) -> Result<Response<RecallResponse>, Status> {

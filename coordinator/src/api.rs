@@ -2,11 +2,18 @@
 //! in tasks of its own (see [`crate::leader`]).
 
 mod agents;
+mod checklist;
 mod enrollment;
 mod fleet;
+mod holds;
 mod imports;
+mod planning;
+mod readiness;
 mod releases;
 mod rollbacks;
+mod runbooks;
+mod steering;
+mod upkeep;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -40,6 +40,18 @@ pub fn allowed(path: &str) -> Option<Allowed> {
         | "/rollback.v1.Fleet/ListReleases"
         | "/rollback.v1.Fleet/GetRelease"
         | "/rollback.v1.Fleet/ListAgents"
+        | "/rollback.v1.Fleet/SteerRollback"
+        | "/rollback.v1.Fleet/UpdateRelease"
+        | "/rollback.v1.Fleet/RemoveReleases"
+        | "/rollback.v1.Fleet/PreflightRelease"
+        | "/rollback.v1.Fleet/HoldRelease"
+        | "/rollback.v1.Fleet/UnholdRelease"
+        | "/rollback.v1.Fleet/CheckGate"
+        | "/rollback.v1.Fleet/GetReadiness"
+        | "/rollback.v1.Fleet/LintRunbook"
+        | "/rollback.v1.Fleet/ApplyRunbook"
+        | "/rollback.v1.Fleet/ListRunbooks"
+        | "/rollback.v1.Fleet/GetRunbook"
         | "/rollback.v1.Fleet/CreateToken" => Allowed::Operators,
         _ => return None,
     })

@@ -28,6 +28,7 @@ pub fn of_verified(plan: &PlanBody, releases: &[Release]) -> Closing {
     Closing {
         works: whole.then(|| plan.release.clone()),
         abandoned: abandoned.map(|r| r.name.clone()).collect(),
+        documents: Vec::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use prost_types::{Duration as WireDuration, Timestamp as WireTimestamp};
 use rollback_engine::event::{Finding, Operation, Outcome, Problem, Receipt, Severity, StepResult};
 use rollback_engine::ids::Target;
-use rollback_engine::plan::{Change, Plan, Step, Undo};
+use rollback_engine::plan::{Change, Plan, Selection, Step, Undo};
 use rollback_engine::release::{Action, Release, Revision, Role};
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem as CodedProblem};
@@ -316,6 +316,7 @@ pub fn plan_to_wire(plan: &Plan) -> v1::Plan {
             .map(|phase| v1::PlanPhase {
                 name: phase.name.as_str().to_owned(),
                 on_failure: format!("{:?}", phase.on_failure).to_lowercase(),
+                max_unavailable: phase.max_unavailable.unwrap_or(0),
                 batches: phase
                     .batches
                     .iter()
@@ -341,7 +342,27 @@ pub fn plan_to_wire(plan: &Plan) -> v1::Plan {
             })
             .collect(),
         database: choice_to_wire(body.database).into(),
+        scope: selection_to_wire(&body.selection),
+        outside: u32::try_from(body.outside.len()).unwrap_or(u32::MAX),
+        approve_within: body
+            .approval
+            .map(|rule| duration(Duration::from_millis(rule.within_ms))),
+        undo_of: body.undo_of.as_ref().map(|id| id.0.clone()).unwrap_or_default(),
     }
+}
+
+/// Absent when everything is meant.
+pub fn selection_to_wire(selection: &Selection) -> Option<v1::Scope> {
+    fn texts<T: ToString>(set: &BTreeSet<T>) -> Vec<String> {
+        set.iter().map(T::to_string).collect()
+    }
+    (!selection.is_everything()).then(|| v1::Scope {
+        services: texts(&selection.services),
+        hosts: texts(&selection.hosts),
+        labels: texts(&selection.labels),
+        exclude_services: texts(&selection.exclude_services),
+        exclude_hosts: texts(&selection.exclude_hosts),
+    })
 }
 
 fn step_to_wire(step: &Step) -> v1::PlanStep {
@@ -399,6 +420,7 @@ pub fn release_to_wire(release: &Release) -> v1::Release {
             .collect(),
         stable: release.stable,
         digest: release_digest(release),
+        ..v1::Release::default()
     }
 }
 

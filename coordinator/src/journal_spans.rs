@@ -67,7 +67,7 @@ impl JournalSpans {
                 self.origin = Some((trace_id.clone(), parent_span_id.clone(), *at));
             }
             Event::PhaseStarted { at, phase } => self.phase = Some((*phase, *at)),
-            Event::BatchStarted { .. } => {}
+            Event::BatchStarted { .. } | Event::Steered { .. } | Event::Paused { .. } => {}
             Event::StepIntended {
                 at,
                 step,

@@ -44,6 +44,8 @@ pub struct Start {
 fn refused(rejected: Rejected) -> Problem {
     let code = match rejected {
         Rejected::NoConsent(_) => Code::ConsentNeeded,
+        Rejected::Unfit(_) => Code::ActUnfit,
+        Rejected::NotApproved(_) => Code::ApprovalRefused,
         Rejected::NotCreated
         | Rejected::AlreadyCreated
         | Rejected::Unsound(_)

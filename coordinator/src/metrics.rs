@@ -132,7 +132,9 @@ impl Metrics {
             | Event::BatchStarted { .. }
             | Event::StepIntended { .. }
             | Event::PhaseEnded { .. }
-            | Event::UndoStarted { .. } => {}
+            | Event::UndoStarted { .. }
+            | Event::Steered { .. }
+            | Event::Paused { .. } => {}
         }
     }
 

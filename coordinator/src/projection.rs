@@ -1,8 +1,10 @@
 //! Readings of a rollback: the summary that lists show, the events that watchers see, the full report.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
-use rollback_engine::event::{Direction, Ending, Event, Problem};
-use rollback_engine::ids::RollbackId;
+use rollback_engine::event::{AbortThen, Act, Direction, Ending, Event, Problem};
+use rollback_engine::ids::{HostName, RollbackId};
 use rollback_engine::loss::Consent;
 use rollback_engine::machine::State;
 use rollback_engine::machine::judge::{Judgement, judge};
@@ -119,6 +121,7 @@ impl Summary {
             problem: self.problem.as_ref().map(convert::problem_to_wire),
             failed_hosts: self.failed_hosts.clone(),
             consent: self.consent.map(convert::consent_to_wire),
+            ..v1::RollbackSummary::default()
         }
     }
 }
@@ -200,6 +203,21 @@ pub fn event(state: &State, seq: u64, event: &Event) -> v1::RollbackEvent {
             problem: Some(convert::problem_to_wire(cause)),
             ..plain(at, Wire::UndoStarted)
         },
+        Event::Steered { at, by, reason, act } => {
+            let (kind, hosts, message) = act_to_wire(act);
+            v1::RollbackEvent {
+                message,
+                by: by.clone(),
+                reason: reason.clone(),
+                hosts,
+                ..plain(at, kind)
+            }
+        }
+        Event::Paused { at, cause } => v1::RollbackEvent {
+            message: cause.message.clone(),
+            problem: Some(convert::problem_to_wire(cause)),
+            ..plain(at, Wire::Paused)
+        },
         Event::Ended { at, ending } => {
             let (word, blocked, problem) = read_ending(ending);
             v1::RollbackEvent {
@@ -210,6 +228,21 @@ pub fn event(state: &State, seq: u64, event: &Event) -> v1::RollbackEvent {
                 ..plain(at, Wire::Ended)
             }
         }
+    }
+}
+
+/// Kind, hosts that it is about, and one line for people.
+fn act_to_wire(act: &Act) -> (v1::rollback_event::Kind, Vec<String>, String) {
+    use v1::rollback_event::Kind as Wire;
+    let names = |hosts: &BTreeSet<HostName>| hosts.iter().map(|h| h.0.clone()).collect();
+    match act {
+        Act::Pause => (Wire::Paused, Vec::new(), "nothing new begins".to_owned()),
+        Act::Resume => (Wire::Resumed, Vec::new(), "goes on".to_owned()),
+        Act::Retry { hosts } => (Wire::Retried, names(hosts), "the failed steps again".to_owned()),
+        Act::Skip { hosts } => (Wire::Skipped, names(hosts), "goes on without them".to_owned()),
+        Act::Abort { then: AbortThen::Undo } => (Wire::Aborted, Vec::new(), "everything is undone".to_owned()),
+        Act::Abort { then: AbortThen::Hold } => (Wire::Aborted, Vec::new(), "it stays as it is".to_owned()),
+        Act::Approve { .. } => (Wire::Approved, Vec::new(), "the plan is approved".to_owned()),
     }
 }
 
@@ -277,5 +310,6 @@ pub fn report(id: &RollbackId, state: &State) -> Option<v1::GetRollbackResponse>
             .findings()
             .map(|(step, f)| convert::finding_to_wire(step, f))
             .collect(),
+        events: Vec::new(),
     })
 }

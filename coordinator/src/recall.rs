@@ -60,6 +60,8 @@ impl Recalled {
                 | Event::StepEnded { .. }
                 | Event::PhaseEnded { .. }
                 | Event::UndoStarted { .. }
+                | Event::Steered { .. }
+                | Event::Paused { .. }
                 | Event::Ended { .. } => None,
             })
             .collect();

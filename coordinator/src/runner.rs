@@ -114,7 +114,7 @@ impl Runner {
     pub async fn run(mut self) -> Stopped {
         // The effects first: they stand in the journal already, and the agents' time runs.
         let at = Timestamp::now();
-        let mut arrived = vec![Command::Resume { at }];
+        let mut arrived = vec![Command::TakeUp { at }];
         match self.doubt.take() {
             Some(cause) => arrived.push(Command::Hold { at, cause }),
             None => {

@@ -71,6 +71,41 @@ pub struct Closing {
     pub works: Option<ReleaseName>,
     /// Newer ones that the fleet was taken back from.
     pub abandoned: Vec<ReleaseName>,
+    /// What is said of them beside the releases: holds, where the fleet shall be.
+    pub documents: Vec<Document>,
+}
+
+/// What a small document is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DocumentKind {
+    /// One version of a runbook; its key is `name@version`.
+    Runbook,
+    /// A release that must not be deployed; its key is the release's name.
+    Hold,
+    /// Where a host's components shall be; its key is the host's name.
+    Objective,
+    /// What the last check of a release found; its key is the release's name.
+    Readiness,
+}
+
+impl DocumentKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DocumentKind::Runbook => "runbook",
+            DocumentKind::Hold => "hold",
+            DocumentKind::Objective => "objective",
+            DocumentKind::Readiness => "readiness",
+        }
+    }
+}
+
+/// Something small that coordinators keep for each other. Whoever wrote last is right; what must not be overwritten is added.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    pub kind: DocumentKind,
+    pub key: String,
+    /// JSON. `None` where one is put: it is removed.
+    pub body: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -275,12 +310,44 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Newest first.
     async fn releases(&self) -> Result<Vec<Release>, StoreError>;
 
+    /// Writes what a release says of itself beside its content (notes, commit, mark). `false`: there is none.
+    async fn update_release(&self, _fence: &Fence, _release: &Release) -> Result<bool, StoreError> {
+        Err(not_built())
+    }
+    /// `false`: there is none.
+    async fn remove_release(&self, _fence: &Fence, _name: &ReleaseName) -> Result<bool, StoreError> {
+        Err(not_built())
+    }
+
+    /// Puts (or removes) all of these, in one transaction.
+    async fn put_documents(&self, _fence: &Fence, _documents: &[Document]) -> Result<(), StoreError> {
+        Err(not_built())
+    }
+    /// Adds one under a key that is free. `false`: it is taken.
+    async fn add_document(&self, _fence: &Fence, _document: &Document) -> Result<bool, StoreError> {
+        Err(not_built())
+    }
+    async fn document(&self, _kind: DocumentKind, _key: &str) -> Result<Option<Document>, StoreError> {
+        Err(not_built())
+    }
+    /// All of a kind, by key.
+    async fn documents(&self, _kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        Err(not_built())
+    }
+
     async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError>;
     async fn agents(&self) -> Result<Vec<AgentRecord>, StoreError>;
 
     async fn add_token(&self, token: &NewToken) -> Result<(), StoreError>;
     /// Redeems a token by one atomic update. The name it was made for, or `None` when it is unknown, used or expired.
     async fn redeem_token(&self, hash: &str, now: Timestamp) -> Result<Option<String>, StoreError>;
+}
+
+fn not_built() -> StoreError {
+    StoreError::Damaged {
+        what: "documents",
+        why: "not built yet".to_owned(),
+    }
 }
 
 impl AgentRecord {

@@ -165,6 +165,7 @@ impl Board {
                 self.ended = Some((state, event.blocked));
                 self.ended_at = at;
             }
+            Kind::Paused | Kind::Resumed | Kind::Retried | Kind::Skipped | Kind::Aborted | Kind::Approved => {}
             Kind::Unspecified => {}
         }
     }

@@ -31,7 +31,10 @@ impl Verb {
 
 /// Fetches one rollback; `latest` is a name that the coordinator knows.
 async fn fetch(client: &mut Client, id: &str) -> Result<GetRollbackResponse, CallError> {
-    let request = GetRollbackRequest { id: id.to_owned() };
+    let request = GetRollbackRequest {
+        id: id.to_owned(),
+        events: false,
+    };
     client
         .call(QUICK, request, |mut fleet, request| async move {
             fleet.get_rollback(request).await

@@ -74,6 +74,28 @@ codes! {
     ImportIncomplete = "0207", FailedPrecondition, "put what is missing where the message says, or leave it out: --as-is HOST/COMPONENT, --without HOST/COMPONENT";
     /// The plan loses data, and nobody agreed to that, or not to so much.
     ConsentNeeded = "0208", FailedPrecondition, "look at what would be lost: the same command with `fleet plan`; then agree: fleet rollback --accept-data-loss, =ROWS or =all";
+    /// The release is held: it must not be deployed or recorded.
+    ReleaseHeld = "0209", FailedPrecondition, "read why; when it is mended: rollbackctl fleet unhold RELEASE --reason TEXT";
+    /// An act that does not fit what the rollback is doing.
+    ActUnfit = "0210", FailedPrecondition, "look at it: rollbackctl rollback show ID";
+    /// Somebody else has to approve, or what is approved is not this plan.
+    ApprovalRefused = "0211", PermissionDenied, "another operator approves: rollbackctl rollback approve ID";
+    /// Nobody approved in time.
+    ApprovalExpired = "0212", DeadlineExceeded, "nothing was touched; ask a second operator to be ready, then start again";
+    /// A runbook cannot be used.
+    BadRunbook = "0213", InvalidArgument, "mend the lines listed; rollbackctl runbook show default is an example with every key";
+    /// No runbook of this name.
+    UnknownRunbook = "0214", NotFound, "list what there is: rollbackctl runbook list";
+    /// A file with a plan cannot be used.
+    BadPlanFile = "0215", InvalidArgument, "make a new one: rollbackctl fleet plan --to RELEASE --out FILE";
+    /// The release is needed.
+    ReleasePinned = "0216", FailedPrecondition, "the message says what needs it: rollbackctl release list";
+    /// What is deployed is not what the deployment expected.
+    NotAsExpected = "0217", FailedPrecondition, "look at what runs: rollbackctl fleet status; then deploy or record again";
+    /// An operator ended the rollback.
+    Aborted = "0218", Aborted, "look at what runs: rollbackctl fleet status";
+    /// Where the rollback came from cannot be gone back to by a rollback.
+    NoWayBack = "0219", FailedPrecondition, "roll back to a recorded release instead: rollbackctl release list";
     /// Cannot reach a host's agent.
     HostUnreachable = "0300", Unavailable, "look at the host and its rollback-agent; rollbackctl agent list shows when it was last seen";
     /// The peer is not the agent it should be.

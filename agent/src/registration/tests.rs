@@ -100,7 +100,10 @@ impl Enrollment for Clerk {
             .registered
             .send_modify(|registered| registered.push(request.into_inner()));
         let heartbeat_interval = prost_types::Duration::try_from(Duration::from_millis(50)).ok();
-        Ok(Response::new(RegisterResponse { heartbeat_interval }))
+        Ok(Response::new(RegisterResponse {
+            heartbeat_interval,
+            awaited: Vec::new(),
+        }))
     }
 
     async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {

@@ -3,12 +3,12 @@
 //! Events are the journal's content. Their JSON is a stored format: fields are only added, with defaults, and every
 //! older shape stays readable (fixtures in `tests/journals/` are replayed for ever).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{HostName, StepId};
+use crate::ids::{Digest, HostName, StepId};
 use crate::loss::{Consent, DataLoss};
 use crate::plan::{PhaseName, Plan};
 use crate::release::Revision;
@@ -114,6 +114,32 @@ pub enum Ending {
     Held { cause: Problem },
 }
 
+/// What an operator does to a rollback that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "act", rename_all = "snake_case")]
+pub enum Act {
+    /// Begin nothing new. What is in flight ends and is written down.
+    Pause,
+    /// Go on with whatever is due: also with an undo that a failure called for.
+    Resume,
+    /// The failed steps of these hosts again, each as its next attempt. Empty: of all hosts that failed in this batch.
+    Retry { hosts: BTreeSet<HostName> },
+    /// Go on without these hosts, as the policy "continue" would. Empty: without all that failed in this batch.
+    Skip { hosts: BTreeSet<HostName> },
+    /// End it, when what is in flight has ended.
+    Abort { then: AbortThen },
+    /// A second operator has looked at this plan.
+    Approve { digest: Digest },
+}
+
+/// What an abort leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AbortThen {
+    Undo,
+    Hold,
+}
+
 /// A fact. Once written it is never changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -171,6 +197,19 @@ pub enum Event {
         at: Timestamp,
         cause: Problem,
     },
+    /// An operator's act that fits.
+    Steered {
+        at: Timestamp,
+        by: String,
+        reason: String,
+        #[serde(flatten)]
+        act: Act,
+    },
+    /// The runbook's policy for a failure: nothing new begins until an operator acts.
+    Paused {
+        at: Timestamp,
+        cause: Problem,
+    },
     Ended {
         at: Timestamp,
         ending: Ending,
@@ -205,7 +244,16 @@ pub enum Command {
         outcome: Outcome,
     },
     /// A leader goes on with a rollback that it read from the journal. Normally nothing is missing.
-    Resume { at: Timestamp },
+    TakeUp { at: Timestamp },
+    /// An operator acts.
+    Steer {
+        at: Timestamp,
+        by: String,
+        reason: String,
+        act: Act,
+    },
+    /// The time for something that was awaited from people may be over; `at` says whether it is.
+    Expire { at: Timestamp },
     /// Ends here and now, for a person: what the journal says cannot be relied on any more. Nobody is asked what became of
     /// the steps in flight.
     Hold { at: Timestamp, cause: Problem },

@@ -13,7 +13,7 @@
 //!
 //! How to run it: give a command to [`transition`]; append the events that it returns, in one transaction; then carry
 //! out [`effects_of`] those events. When the append fails, throw the state away and read it from the journal again.
-//! Recovery is the same thing: [`State::replay`], [`Command::Resume`], then [`outstanding`] instead of `effects_of`.
+//! Recovery is the same thing: [`State::replay`], [`Command::TakeUp`], then [`outstanding`] instead of `effects_of`.
 //!
 //! Invariants, by construction and property-tested:
 //! - a step is intended (and that is durable) before it is dispatched, once in each direction;
@@ -77,6 +77,12 @@ pub enum Rejected {
     /// Nobody agreed to lose what was written to these databases since their backups.
     #[error("what was written since the backup is lost in {}, and nobody agreed to that", crate::problems::name_some(.0.iter()))]
     NoConsent(Vec<Target>),
+    /// An operator's act that does not fit what the rollback is doing; the text says what would.
+    #[error("{0}")]
+    Unfit(String),
+    /// Whoever approves is not somebody else, or has looked at another plan.
+    #[error("{0}")]
+    NotApproved(String),
     /// A late or repeated answer. To be ignored.
     #[error("step {step} ({direction:?}, attempt {attempt}) is not in flight")]
     NotInFlight {
@@ -162,7 +168,9 @@ pub fn transition(state: &mut State, command: Command) -> Result<Vec<Event>, Rej
     let at = match &command {
         Command::Create { at, .. }
         | Command::StepEnded { at, .. }
-        | Command::Resume { at }
+        | Command::TakeUp { at }
+        | Command::Steer { at, .. }
+        | Command::Expire { at }
         | Command::Hold { at, .. } => *at,
     };
     let mut events = decide(state, &command)?;
@@ -212,7 +220,9 @@ pub fn effects_of(state: &State, events: &[Event]) -> Vec<Effect> {
         | Event::BatchStarted { .. }
         | Event::StepEnded { .. }
         | Event::PhaseEnded { .. }
-        | Event::UndoStarted { .. } => None,
+        | Event::UndoStarted { .. }
+        | Event::Steered { .. }
+        | Event::Paused { .. } => None,
     };
     events.iter().filter_map(asked).collect()
 }

@@ -19,7 +19,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Direction;
-use crate::ids::{Digest, HostName, ReleaseName, StepId, Target};
+use crate::ids::{ComponentName, Digest, HostName, ReleaseName, RollbackId, StepId, Target};
 use crate::release::{Action, Revision, Role, Upstreams};
 
 pub use seal::{FORMAT, OpenError};
@@ -81,6 +81,8 @@ pub enum OnFailure {
     Undo,
     /// Stop where it is and wait for a person.
     Hold,
+    /// Begin nothing new until an operator retries, skips or aborts.
+    Pause,
     /// Note it and go on; the rollback cannot end better than `partial` when the step mattered.
     Continue,
 }
@@ -226,6 +228,9 @@ pub struct Batch {
 pub struct Phase {
     pub name: PhaseName,
     pub on_failure: OnFailure,
+    /// Where failures are gone on from: no more hosts than this may be left behind, then it is held. Left out when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_unavailable: Option<u32>,
     pub batches: Vec<Batch>,
 }
 
@@ -278,6 +283,32 @@ pub struct Excused {
     pub reason: String,
 }
 
+/// The part of a release that was asked for, as it was asked for. Everything empty: all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Selection {
+    /// Component names. An application brings the configuration that it reads.
+    pub services: BTreeSet<ComponentName>,
+    pub hosts: BTreeSet<HostName>,
+    /// "key=value"; which hosts these are is resolved before the planner is asked.
+    pub labels: BTreeSet<String>,
+    pub exclude_services: BTreeSet<ComponentName>,
+    pub exclude_hosts: BTreeSet<HostName>,
+}
+
+impl Selection {
+    pub fn is_everything(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A second operator has to approve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApprovalRule {
+    /// Milliseconds from the creation of the rollback.
+    pub within_ms: u64,
+}
+
 /// A plan before it is sealed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanBody {
@@ -289,6 +320,24 @@ pub struct PlanBody {
     /// Left out when it is `auto`: plans from before this field keep their digests.
     #[serde(default, skip_serializing_if = "DatabaseChoice::is_auto")]
     pub database: DatabaseChoice,
+    /// What was asked for. Left out when it is everything.
+    #[serde(default, skip_serializing_if = "Selection::is_everything")]
+    pub selection: Selection,
+    /// Components of the release that are not in the selection. Left out when none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outside: Vec<Target>,
+    /// Left out when nobody has to approve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalRule>,
+    /// It takes this rollback back. Left out when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo_of: Option<RollbackId>,
+    /// Hosts that were left out are brought to the target without being asked, as soon as they are back. Left out when not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub converges: bool,
+    /// When it is verified, the releases that it takes the fleet back from are held. Left out when not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub holds: bool,
     /// A database changes: its schema, or all that is in it.
     pub schema_changes: bool,
     /// Every component in scope, sorted by target; also those that are at the target already.

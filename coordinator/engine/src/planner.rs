@@ -25,7 +25,7 @@ mod scope;
 
 pub use refusal::{PlanRefused, Refusal};
 
-use crate::plan::{FORMAT, Phase, Plan, PlanBody};
+use crate::plan::{FORMAT, Phase, Plan, PlanBody, Selection};
 use crate::release::{ObservedFleet, Release};
 use crate::runbook::Runbook;
 
@@ -46,6 +46,12 @@ pub fn plan(observed: &ObservedFleet, release: &Release, runbook: &Runbook) -> R
         release: release.name.clone(),
         runbook: runbook.label(),
         database: runbook.database,
+        selection: Selection::default(),
+        outside: Vec::new(),
+        approval: None,
+        undo_of: None,
+        converges: false,
+        holds: false,
         schema_changes: scope.schema_changes,
         changes: scope.members.iter().map(|m| m.change.clone()).collect(),
         excused: scope.excused,

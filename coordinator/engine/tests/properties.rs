@@ -386,7 +386,7 @@ fn crash(
     let mut again = State::replay(journal[..journal.len() - torn].iter().cloned())
         .map_err(|e| TestCaseError::fail(e.to_string()))?;
     let missing =
-        transition(&mut again, Command::Resume { at: at(second) }).map_err(|e| TestCaseError::fail(e.to_string()))?;
+        transition(&mut again, Command::TakeUp { at: at(second) }).map_err(|e| TestCaseError::fail(e.to_string()))?;
     prop_assert_eq!(
         &missing[..],
         &journal[journal.len() - torn..],

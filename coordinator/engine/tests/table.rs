@@ -208,7 +208,7 @@ fn every_command_in_every_state() {
         assert_eq!(answer(&state, create(&small())), create_answer, "create when {name}");
         let resume_answer = if is_new { "not created" } else { "0 events" };
         assert_eq!(
-            answer(&state, Command::Resume { at: at(9) }),
+            answer(&state, Command::TakeUp { at: at(9) }),
             resume_answer,
             "resume when {name}"
         );

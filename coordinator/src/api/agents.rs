@@ -96,6 +96,8 @@ impl Api {
             matches_release: matching.map(|r| r.name.0.clone()).unwrap_or_default(),
             active: active.map(Summary::to_wire).collect(),
             hosts: survey.into_iter().map(host_to_wire).collect(),
+            drift: Vec::new(),
+            holds: Vec::new(),
         })
     }
 

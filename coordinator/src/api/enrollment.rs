@@ -107,6 +107,7 @@ impl Api {
         self.inventory().registered(record);
         Ok(v1::RegisterResponse {
             heartbeat_interval: Some(convert::duration(self.inventory().heartbeat_interval())),
+            awaited: Vec::new(),
         })
     }
 }

@@ -112,6 +112,90 @@ impl Fleet for Api {
         Ok(Response::new(self.all_agents().await?))
     }
 
+    async fn steer_rollback(
+        &self,
+        request: Request<v1::SteerRollbackRequest>,
+    ) -> Result<Response<v1::SteerRollbackResponse>, Status> {
+        traced!("steer_rollback", request, self.steer(request))
+    }
+
+    async fn update_release(
+        &self,
+        request: Request<v1::UpdateReleaseRequest>,
+    ) -> Result<Response<v1::UpdateReleaseResponse>, Status> {
+        Ok(Response::new(self.update_release_mark(request).await?))
+    }
+
+    async fn remove_releases(
+        &self,
+        request: Request<v1::RemoveReleasesRequest>,
+    ) -> Result<Response<v1::RemoveReleasesResponse>, Status> {
+        traced!("remove_releases", request, self.remove_unpinned(request))
+    }
+
+    async fn preflight_release(
+        &self,
+        request: Request<v1::PreflightReleaseRequest>,
+    ) -> Result<Response<v1::PreflightReleaseResponse>, Status> {
+        traced!("preflight_release", request, self.preflight(request))
+    }
+
+    async fn hold_release(
+        &self,
+        request: Request<v1::HoldReleaseRequest>,
+    ) -> Result<Response<v1::HoldReleaseResponse>, Status> {
+        Ok(Response::new(self.hold(request).await?))
+    }
+
+    async fn unhold_release(
+        &self,
+        request: Request<v1::UnholdReleaseRequest>,
+    ) -> Result<Response<v1::UnholdReleaseResponse>, Status> {
+        Ok(Response::new(self.unhold(request).await?))
+    }
+
+    async fn check_gate(
+        &self,
+        request: Request<v1::CheckGateRequest>,
+    ) -> Result<Response<v1::CheckGateResponse>, Status> {
+        Ok(Response::new(self.gate(request).await?))
+    }
+
+    async fn get_readiness(
+        &self,
+        request: Request<v1::GetReadinessRequest>,
+    ) -> Result<Response<v1::GetReadinessResponse>, Status> {
+        Ok(Response::new(self.readiness(request).await?))
+    }
+
+    async fn lint_runbook(
+        &self,
+        request: Request<v1::LintRunbookRequest>,
+    ) -> Result<Response<v1::LintRunbookResponse>, Status> {
+        Ok(Response::new(self.lint_runbook_text(request).await?))
+    }
+
+    async fn apply_runbook(
+        &self,
+        request: Request<v1::ApplyRunbookRequest>,
+    ) -> Result<Response<v1::ApplyRunbookResponse>, Status> {
+        Ok(Response::new(self.apply_runbook_text(request).await?))
+    }
+
+    async fn list_runbooks(
+        &self,
+        request: Request<v1::ListRunbooksRequest>,
+    ) -> Result<Response<v1::ListRunbooksResponse>, Status> {
+        Ok(Response::new(self.all_runbooks(request).await?))
+    }
+
+    async fn get_runbook(
+        &self,
+        request: Request<v1::GetRunbookRequest>,
+    ) -> Result<Response<v1::GetRunbookResponse>, Status> {
+        Ok(Response::new(self.runbook_text(request).await?))
+    }
+
     async fn create_token(
         &self,
         request: Request<v1::CreateTokenRequest>,

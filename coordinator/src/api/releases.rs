@@ -70,7 +70,9 @@ impl Api {
         request: Request<v1::RecordReleaseRequest>,
     ) -> Result<v1::RecordReleaseResponse, Problem> {
         let recorded_by = caller(&request)?.identity.name;
-        let v1::RecordReleaseRequest { name, commit, notes } = request.into_inner();
+        let v1::RecordReleaseRequest {
+            name, commit, notes, ..
+        } = request.into_inner();
         check_new(&name, &commit, &notes)?;
         let leader = self.leader()?;
         let agents = self.inventory().list();

@@ -89,6 +89,7 @@ impl TargetArgs {
                 .database
                 .map_or(DatabaseChoice::Unspecified, DatabaseArg::choice)
                 .into(),
+            ..RollbackTarget::default()
         })
     }
 }

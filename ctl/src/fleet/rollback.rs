@@ -130,6 +130,7 @@ pub async fn run(session: &Session, args: RollbackArgs) -> anyhow::Result<ExitCo
         // Consent is to that plan: if the fleet has moved since, nothing starts.
         plan_digest: digest,
         consent,
+        sealed_plan: Vec::new(),
     };
     // The root of the rollback's trace: everything that coordinator and agents do hangs below it.
     let span = tracing::info_span!(

@@ -95,7 +95,10 @@ async fn details(client: &mut Client, id: &str) -> Result<GetRollbackResponse, C
     let give_up = Instant::now() + DETAILS_FOR;
     let mut backoff = Backoff::new();
     loop {
-        let request = GetRollbackRequest { id: id.to_owned() };
+        let request = GetRollbackRequest {
+            id: id.to_owned(),
+            events: false,
+        };
         let answer = client
             .call(QUICK, request, |mut fleet, request| async move {
                 fleet.get_rollback(request).await

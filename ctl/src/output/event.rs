@@ -74,6 +74,12 @@ impl Lines {
                     (format!("{} …", action()), Tone::Dim, since(self.begun.get(&run)))
                 }
             }
+            Kind::Paused => ("PAUSED".to_owned(), Tone::Warn, None),
+            Kind::Resumed => ("resumed".to_owned(), Tone::Plain, None),
+            Kind::Retried => ("retry".to_owned(), Tone::Plain, None),
+            Kind::Skipped => ("skip".to_owned(), Tone::Warn, None),
+            Kind::Aborted => ("ABORT".to_owned(), Tone::Warn, None),
+            Kind::Approved => ("approved".to_owned(), Tone::Plain, None),
             Kind::Unspecified => ("unknown event".to_owned(), Tone::Dim, None),
         };
         let took = took.map_or_else(|| NONE.to_owned(), |ms| format!("{ms} ms"));

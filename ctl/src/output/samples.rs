@@ -180,6 +180,7 @@ pub fn fleet() -> GetFleetResponse {
         ],
         matches_release: String::new(),
         active: vec![running],
+        ..GetFleetResponse::default()
     }
 }
 
@@ -234,6 +235,7 @@ pub fn plan_response() -> PlanRollbackResponse {
         name: name.to_owned(),
         on_failure: on_failure.to_owned(),
         batches: batches.into_iter().map(|lanes| PlanBatch { lanes }).collect(),
+        ..PlanPhase::default()
     };
     let plan = Plan {
         digest: "sha256:77cc01bc04de55aa".to_owned(),
@@ -249,10 +251,12 @@ pub fn plan_response() -> PlanRollbackResponse {
         changes,
         excused: Vec::new(),
         database: i32::from(DatabaseChoice::Auto),
+        ..Plan::default()
     };
     PlanRollbackResponse {
         plan: Some(plan),
         findings: findings(),
+        ..PlanRollbackResponse::default()
     }
 }
 
@@ -475,6 +479,7 @@ pub fn details(state: RollbackState, blocked: bool) -> GetRollbackResponse {
             Vec::new()
         },
         consent: None,
+        ..RollbackSummary::default()
     };
     let timing = |name: &str, start, end| PhaseTiming {
         name: name.to_owned(),
@@ -513,6 +518,7 @@ pub fn details(state: RollbackState, blocked: bool) -> GetRollbackResponse {
             step(6, 38_033, 17, true, Action::Switch, None),
         ],
         findings: findings(),
+        ..GetRollbackResponse::default()
     }
 }
 
@@ -541,5 +547,6 @@ pub fn release(name: &str) -> Release {
         entries: entries.collect(),
         stable: old,
         digest: "sha256:5511".to_owned(),
+        ..Release::default()
     }
 }

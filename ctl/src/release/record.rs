@@ -54,6 +54,7 @@ pub async fn run(session: &Session, args: RecordArgs) -> anyhow::Result<ExitCode
         name: args.name.clone(),
         commit: args.commit.clone(),
         notes: args.notes.clone(),
+        expected: Vec::new(),
     };
     let answer = client
         .call(RETAIN, request, |mut fleet, request| async move {

@@ -58,10 +58,12 @@ pub fn plan(changes: bool) -> Plan {
                 lanes: vec![step(0, "app-1"), step(1, "app-2")],
             }],
             on_failure: "undo".to_owned(),
+            ..PlanPhase::default()
         }],
         changes: vec![change("app-1"), change("app-2")],
         excused: Vec::new(),
         database: i32::from(DatabaseChoice::Auto),
+        ..Plan::default()
     }
 }
 
@@ -172,6 +174,7 @@ pub fn details(state: RollbackState, blocked: bool) -> GetRollbackResponse {
         phases: vec![app],
         steps: Vec::new(),
         findings: if blocked { vec![blocker()] } else { Vec::new() },
+        ..GetRollbackResponse::default()
     }
 }
 
@@ -209,5 +212,6 @@ pub fn fleet() -> GetFleetResponse {
         ],
         matches_release: "v3.0.0".to_owned(),
         active: Vec::new(),
+        ..GetFleetResponse::default()
     }
 }

@@ -158,6 +158,7 @@ impl Fake {
             plan: v1::PlanRollbackResponse {
                 plan: Some(plan(true)),
                 findings: Vec::new(),
+                ..v1::PlanRollbackResponse::default()
             },
             fleet: messages::fleet(),
             ..State::default()

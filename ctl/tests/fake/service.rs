@@ -207,6 +207,90 @@ impl v1::fleet_server::Fleet for Service {
         }))
     }
 
+    async fn steer_rollback(
+        &self,
+        request: Request<v1::SteerRollbackRequest>,
+    ) -> Result<Response<v1::SteerRollbackResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::SteerRollbackResponse::default()))
+    }
+
+    async fn update_release(
+        &self,
+        request: Request<v1::UpdateReleaseRequest>,
+    ) -> Result<Response<v1::UpdateReleaseResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::UpdateReleaseResponse::default()))
+    }
+
+    async fn remove_releases(
+        &self,
+        request: Request<v1::RemoveReleasesRequest>,
+    ) -> Result<Response<v1::RemoveReleasesResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::RemoveReleasesResponse::default()))
+    }
+
+    async fn preflight_release(
+        &self,
+        request: Request<v1::PreflightReleaseRequest>,
+    ) -> Result<Response<v1::PreflightReleaseResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::PreflightReleaseResponse::default()))
+    }
+
+    async fn hold_release(
+        &self,
+        request: Request<v1::HoldReleaseRequest>,
+    ) -> Result<Response<v1::HoldReleaseResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::HoldReleaseResponse::default()))
+    }
+
+    async fn unhold_release(
+        &self,
+        request: Request<v1::UnholdReleaseRequest>,
+    ) -> Result<Response<v1::UnholdReleaseResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::UnholdReleaseResponse::default()))
+    }
+
+    async fn check_gate(
+        &self,
+        request: Request<v1::CheckGateRequest>,
+    ) -> Result<Response<v1::CheckGateResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::CheckGateResponse::default()))
+    }
+
+    async fn get_readiness(
+        &self,
+        request: Request<v1::GetReadinessRequest>,
+    ) -> Result<Response<v1::GetReadinessResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::GetReadinessResponse::default()))
+    }
+
+    async fn lint_runbook(
+        &self,
+        request: Request<v1::LintRunbookRequest>,
+    ) -> Result<Response<v1::LintRunbookResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::LintRunbookResponse::default()))
+    }
+
+    async fn apply_runbook(
+        &self,
+        request: Request<v1::ApplyRunbookRequest>,
+    ) -> Result<Response<v1::ApplyRunbookResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::ApplyRunbookResponse::default()))
+    }
+
+    async fn list_runbooks(
+        &self,
+        request: Request<v1::ListRunbooksRequest>,
+    ) -> Result<Response<v1::ListRunbooksResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::ListRunbooksResponse::default()))
+    }
+
+    async fn get_runbook(
+        &self,
+        request: Request<v1::GetRunbookRequest>,
+    ) -> Result<Response<v1::GetRunbookResponse>, Status> {
+        Ok(self.answer(&request, |_| v1::GetRunbookResponse::default()))
+    }
+
     async fn create_token(
         &self,
         request: Request<v1::CreateTokenRequest>,

@@ -159,7 +159,7 @@ impl Machine {
                 let create = self.subjects[usize::from(rollback)].create();
                 machine::transition(&mut state, create).ok()?
             }
-            Stimulus::Resume => machine::transition(&mut state, Command::Resume { at: AT }).ok()?,
+            Stimulus::Resume => machine::transition(&mut state, Command::TakeUp { at: AT }).ok()?,
             Stimulus::Ended(step, said) => {
                 let ended = ended(&state, step, said);
                 machine::transition(&mut state, ended).ok()?

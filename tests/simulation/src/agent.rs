@@ -129,6 +129,10 @@ impl Agent for Watched {
         self.agent.clone().resolve(request).await
     }
 
+    async fn forget(&self, request: Request<v1::ForgetRequest>) -> Result<Response<v1::ForgetResponse>, Status> {
+        self.agent.clone().forget(request).await
+    }
+
     async fn recall(&self, request: Request<v1::RecallRequest>) -> Result<Response<v1::RecallResponse>, Status> {
         self.world.arrives(&request.get_ref().leader_id).await;
         let (epoch, knew) = (request.get_ref().epoch, self.world.recorder.obeyed(&self.host));

@@ -86,7 +86,10 @@ impl Operator {
         loop {
             let asked = match self.client().await {
                 Ok(mut client) => {
-                    let request = v1::GetRollbackRequest { id: id.to_owned() };
+                    let request = v1::GetRollbackRequest {
+                        id: id.to_owned(),
+                        events: false,
+                    };
                     answered(tokio::time::timeout(DEADLINE, client.get_rollback(request)).await)
                 }
                 Err(problem) => Err(problem),

@@ -96,14 +96,16 @@ fn policy(phase: &Phase, errors: &mut Vec<LintError>) {
     let name = phase.name;
     match (name, phase.on_failure) {
         (PhaseName::App | PhaseName::Proxy | PhaseName::Verify, _) | (PhaseName::Finish, OnFailure::Continue) => {}
-        (PhaseName::Finish, OnFailure::Undo | OnFailure::Hold) => errors.push(LintError::MustContinue { phase: name }),
+        (PhaseName::Finish, OnFailure::Undo | OnFailure::Hold | OnFailure::Pause) => {
+            errors.push(LintError::MustContinue { phase: name })
+        }
         (
             PhaseName::Preflight | PhaseName::Stage | PhaseName::Protect | PhaseName::Quiesce | PhaseName::Database,
             OnFailure::Continue,
         ) => errors.push(LintError::MustNotContinue { phase: name }),
         (
             PhaseName::Preflight | PhaseName::Stage | PhaseName::Protect | PhaseName::Quiesce | PhaseName::Database,
-            OnFailure::Undo | OnFailure::Hold,
+            OnFailure::Undo | OnFailure::Hold | OnFailure::Pause,
         ) => {}
     }
 }

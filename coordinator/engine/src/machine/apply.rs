@@ -150,6 +150,10 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
             | Event::Ended { .. },
         )
         | (
+            State::New | State::Forward { .. } | State::Undoing { .. } | State::Ended { .. },
+            Event::Steered { .. } | Event::Paused { .. },
+        )
+        | (
             State::Forward { .. },
             Event::Created { .. }
             | Event::StepIntended {
@@ -238,6 +242,8 @@ fn name(event: &Event) -> &'static str {
         Event::StepEnded { .. } => "StepEnded",
         Event::PhaseEnded { .. } => "PhaseEnded",
         Event::UndoStarted { .. } => "UndoStarted",
+        Event::Steered { .. } => "Steered",
+        Event::Paused { .. } => "Paused",
         Event::Ended { .. } => "Ended",
     }
 }

@@ -50,13 +50,22 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
                 ledgers: ledgers.clone(),
             }])
         }
-        (State::New, Command::StepEnded { .. } | Command::Resume { .. } | Command::Hold { .. }) => {
-            Err(Rejected::NotCreated)
+        (
+            State::New,
+            Command::StepEnded { .. }
+            | Command::TakeUp { .. }
+            | Command::Hold { .. }
+            | Command::Steer { .. }
+            | Command::Expire { .. },
+        ) => Err(Rejected::NotCreated),
+        (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Expire { .. }) => Ok(Vec::new()),
+        (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Steer { .. }) => {
+            Err(Rejected::Unfit("not yet".to_owned()))
         }
         (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Create { .. }) => {
             Err(Rejected::AlreadyCreated)
         }
-        (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Resume { .. }) => Ok(Vec::new()),
+        (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::TakeUp { .. }) => Ok(Vec::new()),
         (State::Ended { .. }, Command::Hold { .. }) => Ok(Vec::new()),
         (State::Forward { run, .. } | State::Undoing { run, .. }, Command::Hold { at, cause }) => {
             Ok(hold(run, *at, cause))

@@ -288,7 +288,7 @@ fn consequence(run: &mut Run, step: &Step, on_failure: OnFailure, judgement: Jud
             then: Then::Hold,
             failure,
         }),
-        OnFailure::Undo | OnFailure::Hold | OnFailure::Continue => {
+        OnFailure::Undo | OnFailure::Hold | OnFailure::Pause | OnFailure::Continue => {
             run.tolerate(failure);
             None
         }

@@ -274,6 +274,7 @@ impl<'a> Drafter<'a> {
         (!batches.is_empty()).then(|| Phase {
             name,
             on_failure: self.runbook.on_failure(name),
+            max_unavailable: None,
             batches,
         })
     }

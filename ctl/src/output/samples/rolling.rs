@@ -48,6 +48,7 @@ pub fn plan() -> Plan {
         name: "app".to_owned(),
         on_failure: "undo".to_owned(),
         batches: vec![batch(0, "app-1"), batch(1, "app-2")],
+        ..PlanPhase::default()
     }];
     plan
 }

@@ -94,7 +94,9 @@ impl<'a> Journal<'a> {
                 | Event::PhaseStarted { .. }
                 | Event::BatchStarted { .. }
                 | Event::PhaseEnded { .. }
-                | Event::UndoStarted { .. } => {}
+                | Event::UndoStarted { .. }
+                | Event::Steered { .. }
+                | Event::Paused { .. } => {}
             }
         }
         if endings > 1 {
