@@ -19,11 +19,13 @@ demo: dependencies ## Roll a real fleet back on this machine and watch (ARGS=--k
 	$(CARGO) build --workspace --bins
 	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run zekka $(ARGS)
 
-bench: dependencies ## What users notice: requests that fail in a rolling rollback, and the runbooks by hand against ours
+bench: dependencies ## What users notice: failed requests, runbooks by hand against ours, downtime, answers for 1,000 hosts
 	$(CARGO) build --workspace --bins
 	ROLLBACK_BINARIES=$(BUILT) $(WITH_DOCKER) $(BUILT)/scenario run zero-downtime $(ARGS)
 	ROLLBACK_BINARIES=$(BUILT) $(WITH_DOCKER) $(BUILT)/scenario run vs-runbook $(ARGS)
 	ROLLBACK_BINARIES=$(BUILT) $(BUILT)/scenario run db-downtime $(ARGS)
+	$(CARGO) build --release -p rollback-coordinator -p rollbackctl -p fleet-swarm
+	ROLLBACK_BINARIES=$(dir $(BUILT))release $(BUILT)/scenario run thousand-hosts
 
 kills: dependencies ## Back and forth, with a kill -9 in another phase every time (ARGS="--rounds 64")
 	$(CARGO) build --workspace --bins

@@ -38,6 +38,7 @@ if ! has node >/dev/null || ! has npm >/dev/null; then
     need nodejs "the application that pm2 runs" has node
     need npm "npm ci, and pm2" has npm
 fi
+need prometheus "promtool: the alert rules are tested" has promtool
 need redis-server "the cache beside the application" has redis-server
 need debootstrap "a host with systemd, as a container" has debootstrap
 need busybox-static "small images" has_static_busybox

@@ -220,6 +220,13 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         ))
     }
 
+    /// The reverse of `retain`: nothing needs to come back to `revision` any more, which is neither live nor one of
+    /// `kept`. What those need stays, whatever it was kept for, and so does whatever this kind has not made itself. Says in
+    /// one line what became free. May be repeated.
+    async fn forget(&self, _revision: &Revision, _kept: &[Revision]) -> Result<String, Problem> {
+        Ok("nothing was kept for it".to_owned())
+    }
+
     /// Can this host reach `step.to` right now, and come back to `step.from`? Reads only. An empty list means yes.
     async fn prepare(&self, step: &StepContext) -> Vec<Finding>;
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bollard::models::{ContainerInspectResponse, ImageInspect};
-use bollard::query_parameters::{InspectContainerOptions, LogsOptions};
+use bollard::query_parameters::{InspectContainerOptions, LogsOptions, RemoveImageOptions};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -85,6 +85,20 @@ impl Engine {
         let client = self.client().await?;
         let asked = client.inspect_image(reference);
         found(self.asked(&format!("look at image {reference}"), asked).await)
+    }
+
+    /// Takes a name away from an image; the engine removes the image with its last name. `false`: a container needs it, and
+    /// nothing was done. Succeeds when there is no such name.
+    pub async fn remove_name(&self, reference: &str) -> Result<bool, Problem> {
+        check_reference(reference)?;
+        let client = self.client().await?;
+        let asked = client.remove_image(reference, None::<RemoveImageOptions>, None);
+        match self.asked(&format!("remove image {reference}"), asked).await {
+            Ok(_) => Ok(true),
+            Err(refused) if refused.status == Some(404) => Ok(true),
+            Err(refused) if refused.status == Some(409) => Ok(false),
+            Err(refused) => Err(refused.problem),
+        }
     }
 
     /// The container of this whole name or whole id.

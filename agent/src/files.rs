@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use rollback_proto::problem::{Code, Problem};
 use sha2::{Digest as _, Sha256};
 
-use crate::vault::VaultError;
+use crate::size;
+use crate::vault::{Vault, VaultError};
 
 /// Largest configuration file that is managed. Anything larger is not a configuration file.
 pub const MAX_FILE: u64 = 16 * 1024 * 1024;
@@ -268,4 +269,21 @@ pub fn stays_beneath(relative: &Path) -> bool {
     use std::path::Component;
     let mut parts = relative.components().peekable();
     parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// Takes a component's pin away, and from the vault what no other pin names. One line for people.
+pub fn let_go(vault: &Vault, component: &str, digest: &str) -> Result<String, Problem> {
+    let unpinned = vault.unpin(component, digest).map_err(|e| vault_problem(&e))?;
+    // Also when there was no pin: an earlier attempt may have been killed between the two.
+    let swept = vault.sweep().map_err(|e| vault_problem(&e))?;
+    Ok(match (unpinned, swept) {
+        (_, Some(swept)) if swept.objects > 0 => format!(
+            "{} objects, {} of the vault are free",
+            swept.objects,
+            size::shown(swept.bytes)
+        ),
+        (true, Some(_)) => "what it had in the vault belongs to others, too".to_owned(),
+        (_, None) => "the vault is in use; what is free goes the next time".to_owned(),
+        (false, Some(_)) => "nothing was kept for it".to_owned(),
+    })
 }

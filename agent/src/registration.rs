@@ -13,7 +13,7 @@ use std::time::Duration;
 use rollback_proto::problem::{Code, Hint, Problem};
 use rollback_proto::tls::{Connect, CredentialStore, Expect, connect};
 use rollback_proto::v1::enrollment_client::EnrollmentClient;
-use rollback_proto::v1::{HeartbeatRequest, RegisterRequest};
+use rollback_proto::v1::{Awaited, HeartbeatRequest, RegisterRequest};
 use rollback_proto::{jitter, kill_point};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -103,6 +103,7 @@ pub async fn stay_registered(member: &Membership, stop: CancellationToken) {
     let mut open = None;
     // Since we were registered: the rest of them are said where details are wanted.
     let mut failures = 0;
+    let mut expectation = Expectation::default();
     loop {
         let coordinator = route.here().to_owned();
         let registered = || {
@@ -113,7 +114,7 @@ pub async fn stay_registered(member: &Membership, stop: CancellationToken) {
         let end = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            end = session(member, &coordinator, open.take(), registered) => end,
+            end = session(member, &coordinator, open.take(), &mut expectation, registered) => end,
         };
         let pause = match end {
             End::Replaced => continue,
@@ -184,7 +185,45 @@ impl End {
     }
 }
 
-async fn session(member: &Membership, coordinator: &str, open: Option<Client>, registered: impl FnOnce()) -> End {
+/// What the fleet expects this host to be, as it was last told.
+#[derive(Debug, Default)]
+struct Expectation(Vec<Awaited>);
+
+impl Expectation {
+    /// Says so once for each change. Nothing else is done about it here: it is the leader who takes the fleet anywhere.
+    fn told(&mut self, awaited: Vec<Awaited>) {
+        if self.0 == awaited {
+            return;
+        }
+        for one in &awaited {
+            let version = one.revision.as_ref().map(|r| r.version.as_str()).unwrap_or_default();
+            let what_next = if one.automatic {
+                "the coordinator brings it there"
+            } else {
+                "bring it there: rollbackctl fleet converge"
+            };
+            tracing::warn!(
+                component = one.component,
+                version,
+                release = one.release,
+                rollback = one.rollback_id,
+                "the fleet went back while this host was away; it may run what must not serve users: {what_next}"
+            );
+        }
+        if awaited.is_empty() {
+            tracing::info!("this host is awaited to be nothing else any more");
+        }
+        self.0 = awaited;
+    }
+}
+
+async fn session(
+    member: &Membership,
+    coordinator: &str,
+    open: Option<Client>,
+    expectation: &mut Expectation,
+    registered: impl FnOnce(),
+) -> End {
     let mut replaced = member.replaced.subscribe();
     let mut client = match open {
         Some(client) => client,
@@ -193,7 +232,7 @@ async fn session(member: &Membership, coordinator: &str, open: Option<Client>, r
             Err(problem) => return End::Unreachable(problem),
         },
     };
-    let mut interval = match register(member, &mut client).await {
+    let mut interval = match register(member, &mut client, expectation).await {
         Ok(interval) => interval,
         Err(problem) => return End::of(problem, client, End::Unreachable),
     };
@@ -215,7 +254,7 @@ async fn session(member: &Membership, coordinator: &str, open: Option<Client>, r
                 coordinator,
                 "the coordinator does not know us any more; registering again"
             );
-            interval = match register(member, &mut client).await {
+            interval = match register(member, &mut client, expectation).await {
                 Ok(interval) => interval,
                 Err(problem) => return End::of(problem, client, End::Lost),
             };
@@ -224,10 +263,15 @@ async fn session(member: &Membership, coordinator: &str, open: Option<Client>, r
 }
 
 /// How often the coordinator wants to hear from us.
-async fn register(member: &Membership, client: &mut Client) -> Result<Duration, Problem> {
+async fn register(
+    member: &Membership,
+    client: &mut Client,
+    expectation: &mut Expectation,
+) -> Result<Duration, Problem> {
     kill_point::pass(|| "registration.register.before".to_owned());
     let answer = bounded(client.register(member.announcement.clone())).await?;
     kill_point::pass(|| "registration.register.after".to_owned());
+    expectation.told(answer.awaited);
     let asked = answer
         .heartbeat_interval
         .and_then(|interval| Duration::try_from(interval).ok());

@@ -136,8 +136,14 @@ impl Agent for Service {
         Ok(Response::new(resolved))
     }
 
-    async fn forget(&self, _request: Request<ForgetRequest>) -> Result<Response<ForgetResponse>, Status> {
-        Err(Status::unimplemented("not built yet"))
+    async fn forget(&self, request: Request<ForgetRequest>) -> Result<Response<ForgetResponse>, Status> {
+        received("forget");
+        let (metadata, _, request) = request.into_parts();
+        let span = tracing::info_span!("agent_forget", host = %self.identity.name);
+        telemetry::continue_trace(&span, &metadata);
+        let forgotten = self.executor.forget(request).instrument(span).await?;
+        answering("forget");
+        Ok(Response::new(forgotten))
     }
 
     async fn recall(&self, request: Request<RecallRequest>) -> Result<Response<RecallResponse>, Status> {

@@ -4,7 +4,9 @@
 //! Layout under the vault's directory (0700): `objects/ab/cdef…` (contents, 0600, never changed once there) and
 //! `pins/<component>/<digest>.json` (what a component needs in order to come back to that digest: a JSON document that
 //! its driver understands and that names objects). A pin is written last, after every object it names is durable:
-//! whoever finds a pin finds everything.
+//! whoever finds a pin finds everything. What no pin names any more is removed by [`Vault::sweep`], and by nothing else.
+
+mod sweep;
 
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -13,6 +15,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
+
+pub use self::sweep::{Keeping, Swept};
 
 /// SHA-256 of some content, as 64 hex digits: an object's name.
 pub type ObjectId = String;
@@ -41,6 +45,9 @@ fn io(verb: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> VaultEr
     move |source| VaultError::Io { verb, path, source }
 }
 
+/// Documents whose name begins so remember digests of files that are elsewhere. They keep no object.
+pub const MEMORY: &str = "hashes:";
+
 /// Blocking: callers with much to copy use `spawn_blocking`.
 #[derive(Debug)]
 pub struct Vault {
@@ -60,7 +67,10 @@ impl Vault {
                 .map_err(io("create", &path))?;
         }
         std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o700)).map_err(io("restrict", &root))?;
-        Ok(Self { root })
+        let vault = Self { root };
+        // Made now, so that a disk that is full later keeps nobody from locking.
+        vault.lock_file()?;
+        Ok(vault)
     }
 
     pub fn root(&self) -> &Path {
@@ -73,10 +83,7 @@ impl Vault {
     }
 
     fn pin_path(&self, component: &str, digest: &str) -> PathBuf {
-        self.root
-            .join("pins")
-            .join(component)
-            .join(format!("{}.json", digest.replace(':', "-")))
+        self.root.join("pins").join(component).join(pin_name(digest))
     }
 
     /// Stores content. Durable when it returns; storing the same content again costs one read.
@@ -220,6 +227,10 @@ impl Vault {
             }),
         }
     }
+}
+
+fn pin_name(digest: &str) -> String {
+    format!("{}.json", digest.replace(':', "-"))
 }
 
 /// Makes renames and new names in a directory durable.

@@ -212,3 +212,27 @@ async fn what_an_application_writes_of_its_secrets_is_not_passed_on() {
     );
     assert!(problem.message.contains("cannot log in with [PASSWORD]"), "{problem}");
 }
+
+/// Contents are shared: by components, and by releases under one digest.
+#[tokio::test]
+async fn what_is_forgotten_is_gone_and_what_others_have_stays() {
+    let f = fleet().await;
+    let twin = f.host.path().join("etc/twin.env");
+    write(&twin, "SAME=1\nPASSWORD=hunter2\n");
+    let config = EnvFileConfig { path: twin };
+    let twin = EnvFileDriver::new("twin", config, Arc::clone(&f.host.vault)).expect("driver");
+    assert_eq!(twin.retain("v2.9.0").await.expect("retain").revision, f.old);
+    let step = f.host.step(Action::Prepare, &f.new, &f.old);
+
+    let said = f.driver.forget(&f.old, &[]).await.expect("forget");
+    assert!(said.contains("belongs to others"), "{said}");
+    let findings = f.driver.prepare(&step).await;
+    assert!(findings.iter().any(|found| found.problem.code == Code::RevisionMissing), "{findings:?}");
+    assert_eq!(f.driver.forget(&f.old, &[]).await.expect("again"), "nothing was kept for it");
+    // The other one comes back all the same.
+    assert_eq!(twin.retain("v2.9.0").await.expect("retain").revision, f.old);
+    let stage = f.host.step(Action::Stage, &f.new, &f.old);
+    twin.stage(&stage).await.expect("its content is there");
+    let said = twin.forget(&f.old, &[]).await.expect("forget");
+    assert!(said.starts_with("1 objects, "), "{said}");
+}

@@ -4,6 +4,7 @@
 mod agents;
 mod checklist;
 mod enrollment;
+mod expected;
 mod fleet;
 mod holds;
 mod imports;
@@ -25,15 +26,21 @@ use rollback_proto::v1::fleet_server::FleetServer;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
 
+pub(crate) use self::agents::matches;
+pub(crate) use self::planning::plan_for;
 use crate::authority::AuthorityLayer;
+use crate::config::ReadinessConfig;
 use crate::inventory::Inventory;
 use crate::issuer::CertificateAuthority;
 use crate::leader::Leader;
 use crate::replica::Replica;
+use crate::retention::ReleasesConfig;
 use crate::store::Store;
 
-/// Nothing that people or agents send is larger: a registration with some hundred components is a few KiB.
+/// Nothing that agents send is larger: a registration with some hundred components is a few KiB.
 const MAX_REQUEST: usize = 1024 * 1024;
+/// What operators may send: a saved plan is some KiB for each host, and a fleet may have thousands.
+const MAX_OPERATOR_REQUEST: usize = 64 * 1024 * 1024;
 /// Streams on one connection at once.
 const MAX_STREAMS: u32 = 256;
 
@@ -44,6 +51,11 @@ pub struct Api {
     credentials: CredentialStore,
     issuer: Option<Arc<CertificateAuthority>>,
     agent_certificate_lifetime: Duration,
+    /// The newest so many releases, and so many stable ones, stay when nobody names them.
+    keep: usize,
+    checked: usize,
+    /// Whoever records or imports releases has a part of it, whoever forgets some has it alone.
+    upkeep: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Api {
@@ -58,7 +70,17 @@ impl Api {
             credentials,
             issuer,
             agent_certificate_lifetime,
+            keep: ReleasesConfig::default().keep,
+            checked: ReadinessConfig::default().releases,
+            upkeep: Arc::default(),
         }
+    }
+
+    /// How many releases stay although nothing needs them.
+    #[must_use]
+    pub fn retaining(mut self, releases: ReleasesConfig, readiness: &ReadinessConfig) -> Self {
+        (self.keep, self.checked) = (releases.keep, readiness.releases);
+        self
     }
 
     fn store(&self) -> &dyn Store {
@@ -98,7 +120,7 @@ impl Api {
             .max_concurrent_streams(MAX_STREAMS)
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-            .add_service(FleetServer::new(self.clone()).max_decoding_message_size(MAX_REQUEST))
+            .add_service(FleetServer::new(self.clone()).max_decoding_message_size(MAX_OPERATOR_REQUEST))
             .add_service(EnrollmentServer::new(self).max_decoding_message_size(MAX_REQUEST))
             .serve_with_incoming_shutdown(connections, async move { stop.cancelled().await })
             .await

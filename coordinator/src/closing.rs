@@ -1,141 +1,220 @@
-//! What the end of a rollback says of releases: which one was seen to work, and which ones the fleet was taken back from.
+//! What the end of a rollback says: which release was seen to work, which ones the fleet was taken back from and must not be
+//! deployed again, and where every component shall be from now on.
 //!
-//! `previous` goes by this, so nothing is said that nobody has seen. A rollback that left part of the fleet somewhere else
-//! on purpose has not seen its release as a whole; one that only exchanged data has not gone anywhere.
+//! `previous`, the deployments' gate and `converge` go by this, so nothing is said that nobody has seen. A rollback that left
+//! part of the fleet somewhere else on purpose has not seen its release as a whole; one that only exchanged data has not gone
+//! anywhere; one that was undone or held says nothing at all.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use rollback_engine::event::{Ending, StepResult};
+use rollback_engine::ids::{HostName, ReleaseName, RollbackId, Target};
+use rollback_engine::machine::State;
 use rollback_engine::plan::{Change, PlanBody};
-use rollback_engine::release::{Release, ReleaseEntry};
+use rollback_engine::release::{Release, ReleaseEntry, Revision, Role};
+use rollback_proto::problem::Code;
 
-use crate::store::Closing;
+use crate::hold::{self, Hold};
+use crate::objective::{self, Objective};
+use crate::store::{Closing, Document, DocumentKind, Store, StoreError};
+use crate::{convert, history};
 
-/// Of a rollback that was verified; every other end says nothing of releases. `releases`: all that are recorded.
-pub fn of_verified(plan: &PlanBody, releases: &[Release]) -> Closing {
-    let moved = plan.changes.iter().any(Change::moves);
-    if !moved {
-        return Closing::default();
-    }
-    let whole = plan.changes.iter().all(|change| change.left.is_none());
-    let was = |entry: &ReleaseEntry| {
-        plan.changes
-            .iter()
-            .any(|change| change.target == entry.target && change.from == entry.revision)
+/// Of this rollback as it is now; `None`: it has not ended. Only for a good end the store is read: a bad one must not fail
+/// over that.
+pub async fn of_end(store: &dyn Store, id: &RollbackId, state: &State) -> Result<Option<Closing>, StoreError> {
+    let State::Ended { run, ending, at } = state else {
+        return Ok(None);
     };
-    let target = releases.iter().find(|r| r.name == plan.release).map(Release::rank);
-    // Only what is newer than the target: going forward says nothing against what was left behind.
-    let abandoned = releases
-        .iter()
-        .filter(|r| target.is_some_and(|target| r.rank() > target) && r.entries.iter().all(was));
-    Closing {
-        works: whole.then(|| plan.release.clone()),
-        abandoned: abandoned.map(|r| r.name.clone()).collect(),
-        documents: Vec::new(),
+    let failed: BTreeSet<&HostName> = match ending {
+        Ending::Verified => BTreeSet::new(),
+        Ending::Partial { hosts, .. } => hosts.iter().collect(),
+        Ending::Undone { .. } | Ending::Held { .. } => return Ok(Some(Closing::default())),
+    };
+    let plan = &run.plan().body;
+    let releases = store.releases().await?;
+    let holds = if plan.holds {
+        store.documents(DocumentKind::Hold).await?
+    } else {
+        Vec::new()
+    };
+    let end = End {
+        id,
+        plan,
+        verified: *ending == Ending::Verified,
+        failed,
+        lost: lost_hosts(state, run.skipped_hosts()),
+        at: *at,
+        started_by: &run.creation.started_by,
+        reason: &run.creation.reason,
+        before: way_back(store, plan).await?,
+        releases: &releases,
+        held: holds.iter().map(|document| document.key.as_str()).collect(),
+    };
+    Ok(Some(end.closing()))
+}
+
+/// Hosts that stopped answering while it ran, and that no operator left out.
+fn lost_hosts(state: &State, skipped: &BTreeSet<HostName>) -> BTreeSet<HostName> {
+    let unreachable = Code::HostUnreachable.id();
+    let lost = state.reports().filter(|report| match report.outcome.map(|o| &o.result) {
+        Some(StepResult::Failed(problem)) => problem.code == unreachable,
+        Some(StepResult::Succeeded | StepResult::Indeterminate(_)) | None => false,
+    });
+    let hosts = lost.map(|report| &report.step.target.host);
+    hosts.filter(|host| !skipped.contains(*host)).cloned().collect()
+}
+
+/// Of a rollback that takes another one back: where that one had come from. What its hosts shall be is in no release.
+async fn way_back(store: &dyn Store, plan: &PlanBody) -> Result<BTreeMap<Target, (Role, Revision)>, StoreError> {
+    let Some(undone) = plan.undo_of.as_ref().filter(|_| !plan.excused.is_empty()) else {
+        return Ok(BTreeMap::new());
+    };
+    let state = match store.events(undone, 0).await {
+        Ok(events) => State::replay(events.into_iter().map(|r| r.event)),
+        Err(error @ (StoreError::Unavailable { .. } | StoreError::Fenced(_))) => return Err(error),
+        Err(error @ (StoreError::Conflict | StoreError::Damaged { .. } | StoreError::OtherFleet(_))) => {
+            tracing::error!(rollback = %undone, %error, "cannot read what is being undone");
+            return Ok(BTreeMap::new());
+        }
+    };
+    let state = state
+        .inspect_err(|error| tracing::error!(problem = %history::unreadable(undone, error), "it is being undone"))
+        .unwrap_or(State::New);
+    let changes = state.plan().into_iter().flat_map(|plan| &plan.body.changes);
+    let moved = changes.filter(|change| change.moves());
+    Ok(moved.map(|c| (c.target.clone(), (c.role, c.from.clone()))).collect())
+}
+
+/// A good end, with everything that is needed to say what it means.
+struct End<'a> {
+    id: &'a RollbackId,
+    plan: &'a PlanBody,
+    verified: bool,
+    /// Hosts on which the target was not reached.
+    failed: BTreeSet<&'a HostName>,
+    /// Of those, the ones that were away when they were needed.
+    lost: BTreeSet<HostName>,
+    at: Timestamp,
+    started_by: &'a str,
+    reason: &'a str,
+    /// As [`way_back`].
+    before: BTreeMap<Target, (Role, Revision)>,
+    /// All that are recorded, newest first.
+    releases: &'a [Release],
+    /// Releases that are held already: whoever did that has said why.
+    held: BTreeSet<&'a str>,
+}
+
+impl End<'_> {
+    fn closing(&self) -> Closing {
+        let changes: BTreeMap<&Target, &Change> = self.plan.changes.iter().map(|c| (&c.target, c)).collect();
+        let moved = self.plan.changes.iter().any(Change::moves);
+        let target = self.releases.iter().find(|r| r.name == self.plan.release);
+        let reached = |e: &ReleaseEntry| changes.get(&e.target).is_some_and(|c| c.to == e.revision);
+        let works = target.filter(|release| self.verified && moved && release.entries.iter().all(reached));
+        let abandoned: Vec<&Release> = if moved { self.abandoned(target, &changes) } else { Vec::new() };
+        let mut documents = self.objectives(target);
+        if self.plan.holds {
+            let new = abandoned.iter().filter(|r| !self.held.contains(r.name.as_str()));
+            documents.extend(new.map(|release| hold::document(&release.name, &self.hold(release))));
+        }
+        Closing {
+            works: works.map(|r| r.name.clone()),
+            abandoned: abandoned.into_iter().map(|r| r.name.clone()).collect(),
+            documents,
+        }
+    }
+
+    /// Releases that the fleet was taken back from. Only what is newer than the target: going forward says nothing against
+    /// what was left behind. What nobody could look at (hosts that were away, services that were not asked for) speaks neither
+    /// for nor against; a rollback of some hosts has not taken back the fleet.
+    fn abandoned(&self, target: Option<&Release>, changes: &BTreeMap<&Target, &Change>) -> Vec<&Release> {
+        let Some(rank) = target.map(Release::rank) else {
+            return Vec::new();
+        };
+        let asked = &self.plan.selection;
+        let every_host = asked.hosts.is_empty() && asked.labels.is_empty() && asked.exclude_hosts.is_empty();
+        let outside: BTreeSet<&Target> = self.plan.outside.iter().filter(|_| every_host).collect();
+        let away: BTreeSet<&HostName> = self.plan.excused.iter().map(|e| &e.host).collect();
+        let fits = |e: &ReleaseEntry| match changes.get(&e.target) {
+            Some(change) => change.from == e.revision,
+            None => away.contains(&e.target.host) || outside.contains(&e.target),
+        };
+        let left = |e: &ReleaseEntry| changes.get(&e.target).is_some_and(|c| c.moves());
+        let was = |r: &&Release| r.rank() > rank && r.entries.iter().all(fits) && r.entries.iter().any(left);
+        self.releases.iter().filter(was).collect()
+    }
+
+    fn hold(&self, release: &Release) -> Hold {
+        let reason = if self.reason.is_empty() {
+            format!("the fleet was taken back from it to {}", self.plan.release)
+        } else {
+            self.reason.to_owned()
+        };
+        Hold {
+            since: self.at,
+            by: self.started_by.to_owned(),
+            reason,
+            rollback_id: Some(self.id.clone()),
+            content: Some(convert::release_digest(release)),
+        }
+    }
+
+    /// Where everything shall be that the rollback was about.
+    fn objectives(&self, target: Option<&Release>) -> Vec<Document> {
+        let whole = self.plan.selection.is_everything();
+        let mut documents = Vec::with_capacity(self.plan.changes.len());
+        for change in &self.plan.changes {
+            // What a scoped plan has beside what was asked for shall be where it was to be before.
+            if change.left.is_some() && !whole {
+                continue;
+            }
+            let missed = change.moves() && self.failed.contains(&change.target.host);
+            let automatic = missed && self.plan.converges && self.lost.contains(&change.target.host);
+            let objective = self.objective(&change.target, change.role, &change.to, (missed, automatic));
+            documents.push(objective::document(&change.target, &objective));
+        }
+        // Roles that this runbook leaves where they are, on every host.
+        let changes = self.plan.changes.iter();
+        let left: BTreeSet<Role> = changes.filter(|c| whole && c.left.is_some()).map(|c| c.role).collect();
+        let away: BTreeSet<&HostName> = self.plan.excused.iter().map(|e| &e.host).collect();
+        let outside: BTreeSet<&Target> = self.plan.outside.iter().collect();
+        let recorded = target.into_iter().flat_map(|release| &release.entries);
+        let recorded = recorded.map(|e| (&e.target, e.role, &e.revision));
+        let before = self.before.iter().map(|(target, (role, revision))| (target, *role, revision));
+        for (target, role, revision) in recorded.chain(before) {
+            if away.contains(&target.host) && !outside.contains(target) && !left.contains(&role) {
+                let objective = self.objective(target, role, revision, (true, self.plan.converges));
+                documents.push(objective::document(target, &objective));
+            }
+        }
+        documents
+    }
+
+    fn objective(&self, target: &Target, role: Role, revision: &Revision, missed: (bool, bool)) -> Objective {
+        Objective {
+            role,
+            revision: revision.clone(),
+            release: self.release_of(target, revision),
+            rollback_id: Some(self.id.clone()),
+            since: self.at,
+            missed: missed.0,
+            automatic: missed.1,
+        }
+    }
+
+    /// The plan's own release, if that is where the revision is from; what was left alone is a part of another one.
+    fn release_of(&self, target: &Target, revision: &Revision) -> ReleaseName {
+        let has = |release: &&Release| {
+            let place = release.entries.binary_search_by(|e| e.target.cmp(target));
+            place.is_ok_and(|i| release.entries.get(i).is_some_and(|e| e.revision == *revision))
+        };
+        let own = self.releases.iter().find(|r| r.name == self.plan.release).filter(has);
+        let from = own.or_else(|| self.releases.iter().find(has));
+        from.map_or_else(|| self.plan.release.clone(), |r| r.name.clone())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use jiff::Timestamp;
-    use rollback_engine::ids::Target;
-    use rollback_engine::plan::{DatabaseChoice, FORMAT};
-    use rollback_engine::release::{Revision, Role};
-
-    use super::*;
-
-    fn revision(digest: &str) -> Revision {
-        Revision {
-            version: digest.to_owned(),
-            digest: digest.into(),
-        }
-    }
-
-    fn release(name: &str, second: i64) -> Release {
-        let entry = |component: &str, role: Role| ReleaseEntry {
-            target: Target::new("host-1", component),
-            role,
-            revision: revision(&format!("{component} of {name}")),
-            summary: String::new(),
-        };
-        Release {
-            name: name.into(),
-            commit: String::new(),
-            notes: String::new(),
-            recorded_at: Timestamp::from_second(second).expect("a small number"),
-            recorded_by: "ana".to_owned(),
-            entries: vec![entry("api", Role::App), entry("db", Role::Database)],
-            stable: true,
-            ranks_at: None,
-        }
-    }
-
-    /// From v3 to v2, or from v2 to v2; the database as `database` says.
-    fn plan(from: &str, database: DatabaseChoice) -> PlanBody {
-        let change = |component: &str, role: Role| {
-            let (live, wanted) = (
-                revision(&format!("{component} of {from}")),
-                revision(&format!("{component} of v2")),
-            );
-            let kept = role == Role::Database && database == DatabaseChoice::Keep;
-            Change {
-                target: Target::new("host-1", component),
-                role,
-                from: live.clone(),
-                to: if kept { live.clone() } else { wanted.clone() },
-                restore: false,
-                backends: BTreeSet::new(),
-                out: BTreeSet::new(),
-                from_backup: role == Role::Database && database == DatabaseChoice::Restore,
-                left: (kept && live != wanted).then_some(wanted),
-            }
-        };
-        PlanBody {
-            format: FORMAT,
-            release: "v2".into(),
-            runbook: "default@2".to_owned(),
-            database,
-            schema_changes: true,
-            changes: vec![change("api", Role::App), change("db", Role::Database)],
-            excused: Vec::new(),
-            phases: Vec::new(),
-        }
-    }
-
-    fn told(from: &str, database: DatabaseChoice) -> (Option<String>, Vec<String>) {
-        let releases = [release("v3", 3), release("v2", 2)];
-        let closing = of_verified(&plan(from, database), &releases);
-        let abandoned = closing.abandoned.into_iter().map(|name| name.0).collect();
-        (closing.works.map(|name| name.0), abandoned)
-    }
-
-    #[test]
-    fn release_that_was_reached_as_a_whole_works() {
-        let all = (Some("v2".to_owned()), vec!["v3".to_owned()]);
-        assert_eq!(told("v3", DatabaseChoice::Auto), all);
-        assert_eq!(told("v3", DatabaseChoice::Restore), all);
-    }
-
-    /// The fleet was taken back from v3 all the same: `previous` must not choose it.
-    #[test]
-    fn release_that_was_reached_in_part_is_not_said_to_work() {
-        assert_eq!(told("v3", DatabaseChoice::Keep), (None, vec!["v3".to_owned()]));
-    }
-
-    #[test]
-    fn data_that_were_restored_say_nothing_of_releases() {
-        assert_eq!(told("v2", DatabaseChoice::Restore), (None, Vec::new()));
-    }
-
-    /// Nothing was left: the kept database is where the release has it.
-    #[test]
-    fn keeping_what_is_in_place_leaves_nothing() {
-        let mut body = plan("v3", DatabaseChoice::Keep);
-        if let Some(database) = body.changes.get_mut(1) {
-            database.from = revision("db of v2");
-            database.to = revision("db of v2");
-            database.left = None;
-        }
-        let closing = of_verified(&body, &[release("v2", 2)]);
-        assert_eq!(closing.works, Some("v2".into()));
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ use rollback_proto::problem::{Code, Problem};
 use rollback_proto::tls::CredentialFiles;
 use serde::{Deserialize, Serialize};
 
+use crate::retention::ReleasesConfig;
 use crate::store::LONGEST_LEASE;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +38,10 @@ pub struct Config {
     pub issuer: Option<IssuerConfig>,
     #[serde(default)]
     pub agents: AgentsConfig,
+    #[serde(default, skip_serializing_if = "ReleasesConfig::is_default")]
+    pub releases: ReleasesConfig,
+    #[serde(default, skip_serializing_if = "ReadinessConfig::is_default")]
+    pub readiness: ReadinessConfig,
     #[serde(default)]
     pub telemetry: TelemetryConfig,
 }
@@ -92,6 +97,18 @@ pub struct AgentsConfig {
     pub heartbeat: Duration,
 }
 
+/// What the leader checks in the background: could the fleet go back?
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReadinessConfig {
+    /// So many stable releases before the one that runs. 0: nothing is checked.
+    pub releases: usize,
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub every: Duration,
+    /// What a check may cost the fleet at any moment.
+    pub hosts_at_once: usize,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TelemetryConfig {
@@ -141,6 +158,22 @@ impl Default for LeadershipConfig {
     }
 }
 
+impl ReadinessConfig {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for ReadinessConfig {
+    fn default() -> Self {
+        Self {
+            releases: 3,
+            every: Duration::from_secs(15 * 60),
+            hosts_at_once: 8,
+        }
+    }
+}
+
 impl Default for AgentsConfig {
     fn default() -> Self {
         Self {
@@ -176,6 +209,15 @@ impl Config {
         }
         if self.agents.heartbeat < Duration::from_millis(100) {
             return Err("agents.heartbeat is less than 100ms".to_owned());
+        }
+        if self.releases.keep == 0 {
+            return Err("releases.keep is 0: the newest release is always kept".to_owned());
+        }
+        if self.readiness.every < Duration::from_secs(1) {
+            return Err("readiness.every is less than 1s".to_owned());
+        }
+        if self.readiness.hosts_at_once == 0 {
+            return Err("readiness.hosts_at_once is 0; to check nothing, set readiness.releases to 0".to_owned());
         }
         let LeadershipConfig { ttl, renew, step_down } = self.leadership;
         if renew < Duration::from_millis(50) || renew * 2 > step_down || step_down >= ttl {
@@ -231,6 +273,8 @@ mod tests {
     fn the_commented_example_is_a_configuration_with_the_defaults() {
         let config = load(EXAMPLE).expect("the example");
         assert_eq!(config.agents.heartbeat, default_heartbeat());
+        assert_eq!(config.releases, ReleasesConfig::default());
+        assert_eq!(config.readiness, ReadinessConfig::default());
         assert_eq!(
             config.issuer.expect("issuer").agent_certificate_lifetime,
             default_agent_lifetime()

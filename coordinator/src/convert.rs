@@ -254,6 +254,10 @@ fn finding_from_wire(f: v1::Finding) -> Option<Finding> {
 }
 
 pub fn finding_to_wire(step: &Step, f: &Finding) -> v1::Finding {
+    finding_of(&step.target, f)
+}
+
+pub fn finding_of(target: &Target, f: &Finding) -> v1::Finding {
     let severity = match f.severity {
         Severity::Ok => v1::Severity::Ok,
         Severity::Warning => v1::Severity::Warning,
@@ -264,8 +268,8 @@ pub fn finding_to_wire(step: &Step, f: &Finding) -> v1::Finding {
         code: f.code.clone(),
         message: f.message.clone(),
         remedy: f.remedy.clone(),
-        host: step.target.host.0.clone(),
-        component: step.target.component.0.clone(),
+        host: target.host.0.clone(),
+        component: target.component.0.clone(),
         loss: f.loss.as_ref().map(loss_to_wire),
     }
 }
@@ -401,6 +405,7 @@ fn change_to_wire(change: &Change) -> v1::PlanChange {
 }
 
 pub fn release_to_wire(release: &Release) -> v1::Release {
+    let mark = release.mark.as_ref().filter(|mark| mark.stable == release.stable);
     v1::Release {
         name: release.name.0.clone(),
         commit: release.commit.clone(),
@@ -420,12 +425,16 @@ pub fn release_to_wire(release: &Release) -> v1::Release {
             .collect(),
         stable: release.stable,
         digest: release_digest(release),
+        // One that a rollback has contradicted since says nothing of what the release is marked as now.
+        mark_reason: mark.map(|m| m.reason.clone()).unwrap_or_default(),
+        marked_by: mark.map(|m| m.by.clone()).unwrap_or_default(),
+        marked_at: mark.map(|m| timestamp(m.at)),
         ..v1::Release::default()
     }
 }
 
 /// Identity of what a release names, for people to compare: over the targets and their digests alone.
-fn release_digest(release: &Release) -> String {
+pub fn release_digest(release: &Release) -> String {
     use sha2::{Digest as _, Sha256};
     let mut hash = Sha256::new();
     for entry in &release.entries {

@@ -93,6 +93,8 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()
         let replica = replica.clone();
         async move { replica.run().await }
     });
+    tasks.spawn(crate::converge::keep(replica.clone()));
+    tasks.spawn(crate::readiness::keep(replica.clone(), config.readiness.clone()));
     tracing::info!(name = config.name, %grpc_address, %http_address, "coordinator serves");
 
     let lifetime = config
@@ -100,7 +102,7 @@ pub async fn run(config: Config, ready_file: Option<&Path>) -> anyhow::Result<()
         .as_ref()
         .map(|i| i.agent_certificate_lifetime)
         .unwrap_or_default();
-    let api = Api::new(replica.clone(), credentials, issuer, lifetime);
+    let api = Api::new(replica.clone(), credentials, issuer, lifetime).retaining(config.releases, &config.readiness);
     let mut api = tasks.spawn(api.serve(grpc));
     let mut pages = tasks.spawn(crate::http::serve(http, replica.clone(), stop.clone()));
     replica.settled().await;

@@ -22,6 +22,17 @@ pub async fn newest(store: &dyn Store, limit: u32) -> Result<Vec<Summary>, Probl
     Ok(summaries.iter().filter_map(|s| serde_json::from_str(s).ok()).collect())
 }
 
+/// Rollbacks that have not ended, newest first. One whose summary cannot be read is there without it: that it runs must not be
+/// overlooked.
+pub async fn running(store: &dyn Store) -> Result<Vec<(RollbackId, Option<Summary>)>, Problem> {
+    let mut running = Vec::new();
+    for id in store.running().await?.into_iter().rev() {
+        let summary = store.summary(&id).await?;
+        running.push((id, summary.and_then(|s| serde_json::from_str(&s).ok())));
+    }
+    Ok(running)
+}
+
 pub fn unreadable(id: &RollbackId, why: &Corrupt) -> Problem {
     Problem::from_error(Code::StoreUnavailable, format_args!("read rollback {id}"), why)
 }

@@ -18,8 +18,11 @@ use anyhow::Context as _;
 use rollback_proto::identity::PeerRole;
 use rollback_proto::tls::{CredentialFiles, write_private};
 
-use crate::config::{AgentsConfig, Config, IssuerConfig, LeadershipConfig, StoreConfig, TelemetryConfig};
+use crate::config::{
+    AgentsConfig, Config, IssuerConfig, LeadershipConfig, ReadinessConfig, StoreConfig, TelemetryConfig,
+};
 use crate::issuer::{CertificateAuthority, LONG_LIFETIME};
+use crate::retention::ReleasesConfig;
 
 #[derive(Clone, Debug)]
 pub struct InitOptions {
@@ -108,6 +111,8 @@ pub fn init(options: &InitOptions) -> anyhow::Result<Initialized> {
             agent_certificate_lifetime: std::time::Duration::from_secs(72 * 3600),
         }),
         agents: AgentsConfig::default(),
+        releases: ReleasesConfig::default(),
+        readiness: ReadinessConfig::default(),
         telemetry: TelemetryConfig {
             otlp: options.otlp.clone(),
             ..TelemetryConfig::default()

@@ -159,20 +159,30 @@ impl Inventory {
             .map(|e| e.record.clone())
     }
 
+    /// Can it be asked for something right now?
+    pub fn is_connected(&self, name: &str) -> bool {
+        let heard_since = *self.heard_since.read().unwrap_or_else(PoisonError::into_inner);
+        let agents = self.agents.read().unwrap_or_else(PoisonError::into_inner);
+        agents.get(name).is_some_and(|entry| self.is_up(entry, heard_since))
+    }
+
     pub fn list(&self) -> Vec<AgentView> {
         let heard_since = *self.heard_since.read().unwrap_or_else(PoisonError::into_inner);
         let agents = self.agents.read().unwrap_or_else(PoisonError::into_inner);
         agents.values().map(|e| self.view(e, heard_since)).collect()
     }
 
-    fn view(&self, entry: &Entry, heard_since: Option<Instant>) -> AgentView {
+    fn is_up(&self, entry: &Entry, heard_since: Option<Instant>) -> bool {
         let recent = |at: Instant| at.elapsed() < 3 * self.heartbeat;
         let fresh = heard_since.is_none_or(recent) || entry.last_seen.is_some_and(|(_, at)| recent(at));
-        let up = matches!(*entry.link.borrow(), Link::Up(_));
+        fresh && matches!(*entry.link.borrow(), Link::Up(_))
+    }
+
+    fn view(&self, entry: &Entry, heard_since: Option<Instant>) -> AgentView {
         AgentView {
             record: entry.record.clone(),
             last_seen: entry.last_seen.map(|(t, _)| t),
-            connected: up && fresh,
+            connected: self.is_up(entry, heard_since),
         }
     }
 

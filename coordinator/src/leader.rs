@@ -11,18 +11,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rollback_engine::event::{Command, Event};
+use rollback_engine::event::{Act, Command, Event};
 use rollback_engine::ids::{RollbackId, Target};
 use rollback_engine::loss::Consent;
-use rollback_engine::machine::{self, Rejected, State};
+use rollback_engine::machine::{self, State};
 use rollback_engine::plan::Plan;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{Notify, broadcast, oneshot, watch};
 
+use crate::history;
 use crate::projection::Summary;
 use crate::recall::{self, Recalled};
-use crate::runner::{LIVE_EVENTS, Runner, Shared, Stopped};
+use crate::runner::{self, Given, Handle, Lines, Runner, Shared, Steering, Stopped};
 use crate::store::{Created, NewRollback, StoreError};
 
 /// A rollback that an operator asks for.
@@ -40,28 +41,10 @@ pub struct Start {
     pub consent: Option<Consent>,
 }
 
-/// Why the machine takes no such rollback.
-fn refused(rejected: Rejected) -> Problem {
-    let code = match rejected {
-        Rejected::NoConsent(_) => Code::ConsentNeeded,
-        Rejected::Unfit(_) => Code::ActUnfit,
-        Rejected::NotApproved(_) => Code::ApprovalRefused,
-        Rejected::NotCreated
-        | Rejected::AlreadyCreated
-        | Rejected::Unsound(_)
-        | Rejected::NotInFlight { .. }
-        | Rejected::Corrupt(_) => Code::PlanRefused,
-    };
-    Problem::from_error(code, "create rollback", &rejected)
-}
-
 /// How often a journal that the store did not give is asked for again.
 const READ_AGAIN: Duration = Duration::from_millis(500);
 
-/// To whoever watches.
-type Live = broadcast::Sender<v1::RollbackEvent>;
-
-type Running = Arc<Mutex<HashMap<RollbackId, Live>>>;
+type Running = Arc<Mutex<HashMap<RollbackId, Handle>>>;
 
 #[derive(Clone, Debug)]
 pub struct Leader {
@@ -69,6 +52,10 @@ pub struct Leader {
     running: Running,
     /// Nothing is started before what was running has been taken up.
     taken_up: Arc<watch::Sender<bool>>,
+    /// How many are in `running`.
+    count: Arc<watch::Sender<usize>>,
+    /// A release was recorded since somebody last waited for that.
+    recorded: Arc<Notify>,
     /// Rollbacks whose journal cannot be read.
     unreadable: Arc<Mutex<BTreeSet<RollbackId>>>,
     /// Rollbacks of which the store did not say whether they were begun.
@@ -81,6 +68,8 @@ impl Leader {
             shared,
             running: Running::default(),
             taken_up: Arc::new(watch::Sender::new(false)),
+            count: Arc::default(),
+            recorded: Arc::default(),
             unreadable: Arc::default(),
             unsure: Arc::default(),
         }
@@ -96,14 +85,17 @@ impl Leader {
         let ids = self.shared.store.running().await?;
         let mut read = Vec::with_capacity(ids.len());
         for id in ids {
-            let Some(live) = self.register(&id) else { continue };
+            let Some(lines) = self.register(&id) else { continue };
             tracing::info!(rollback = %id, "going on with a rollback from the journal");
-            match self.read_runner(&id, live.clone()).await {
-                Ok(both) => read.push((id, both)),
+            match self.read_journal(&id).await {
+                Ok(events) => match self.runner(&id, &events, lines) {
+                    Ok(runner) => read.push((id, (runner, events))),
+                    Err(error) => self.set_aside(&id, error),
+                },
                 // What one answer of the store did not bring, the next one may. The others do not wait for it.
                 Err(StoreError::Unavailable { .. }) => {
                     let this = self.clone();
-                    self.spawn_in_term(async move { this.take_up_later(id, live).await });
+                    self.spawn_in_term(async move { this.take_up_later(id, lines).await });
                 }
                 Err(error) => self.set_aside(&id, error),
             }
@@ -116,15 +108,11 @@ impl Leader {
     }
 
     /// Goes on with a rollback whose journal the store did not give when the term began. It is registered all the while.
-    async fn take_up_later(&self, id: RollbackId, live: Live) {
-        loop {
+    async fn take_up_later(&self, id: RollbackId, lines: Lines) {
+        let events = loop {
             tokio::time::sleep(READ_AGAIN).await;
-            match self.read_runner(&id, live.clone()).await {
-                Ok(both) => {
-                    self.shared.troubles.over(&format!("rollback {id}"));
-                    drop(self.go_on(vec![(id, both)]).await);
-                    return;
-                }
+            match self.read_journal(&id).await {
+                Ok(events) => break events,
                 Err(error @ StoreError::Unavailable { .. }) => {
                     let problem = Problem::from(error);
                     let what = format!("stands still, its journal cannot be read now: {problem}");
@@ -132,6 +120,13 @@ impl Leader {
                 }
                 Err(error) => return self.set_aside(&id, error),
             }
+        };
+        match self.runner(&id, &events, lines) {
+            Ok(runner) => {
+                self.shared.troubles.over(&format!("rollback {id}"));
+                drop(self.go_on(vec![(id, (runner, events))]).await);
+            }
+            Err(error) => self.set_aside(&id, error),
         }
     }
 
@@ -297,7 +292,7 @@ impl Leader {
             consent: start.consent,
             ledgers,
         };
-        let events = machine::transition(&mut state, command).map_err(refused)?;
+        let events = machine::transition(&mut state, command).map_err(runner::refused)?;
         let summary = serde_json::to_string(&Summary::of(&id, &state))
             .map_err(|e| Problem::from_error(Code::Internal, "write summary", &e))?;
         let new = NewRollback {
@@ -357,11 +352,12 @@ impl Leader {
 
     /// Runs the rollback here, unless it does already. One that has ended ends again at once.
     async fn ensure_running(&self, id: &RollbackId) -> Result<(), Problem> {
-        let Some(live) = self.register(id) else {
+        let Some(lines) = self.register(id) else {
             return Ok(());
         };
-        match self.read_runner(id, live).await {
-            Ok((runner, _)) => {
+        let read = self.read_journal(id).await;
+        match read.and_then(|events| self.runner(id, &events, lines)) {
+            Ok(runner) => {
                 self.unsure.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
                 self.spawn(id.clone(), runner);
                 Ok(())
@@ -374,28 +370,35 @@ impl Leader {
     }
 
     /// Before anything is read: of two that ask at the same time, one runs it. `None`: it runs.
-    fn register(&self, id: &RollbackId) -> Option<Live> {
+    fn register(&self, id: &RollbackId) -> Option<Lines> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         match running.entry(id.clone()) {
             Entry::Occupied(_) => None,
-            Entry::Vacant(place) => Some(place.insert(broadcast::channel(LIVE_EVENTS).0).clone()),
+            Entry::Vacant(place) => {
+                let (handle, lines) = runner::lines();
+                place.insert(handle);
+                self.count.send_replace(running.len());
+                Some(lines)
+            }
         }
     }
 
     fn unregister(&self, id: &RollbackId) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.remove(id);
+        self.count.send_replace(running.len());
     }
 
-    async fn read_runner(&self, id: &RollbackId, live: Live) -> Result<(Runner, Vec<Event>), StoreError> {
+    async fn read_journal(&self, id: &RollbackId) -> Result<Vec<Event>, StoreError> {
         let events = self.shared.store.events(id, 0).await?;
-        let events: Vec<Event> = events.into_iter().map(|r| r.event).collect();
-        let runner = Runner::from_journal(self.shared.clone(), id.clone(), events.clone(), live).map_err(|e| {
-            StoreError::Damaged {
-                what: "the journal",
-                why: format!("{id}: {e}"),
-            }
-        })?;
-        Ok((runner, events))
+        Ok(events.into_iter().map(|r| r.event).collect())
+    }
+
+    fn runner(&self, id: &RollbackId, events: &[Event], lines: Lines) -> Result<Runner, StoreError> {
+        Runner::from_journal(self.shared.clone(), id.clone(), events, lines).map_err(|e| StoreError::Damaged {
+            what: "the journal",
+            why: format!("{id}: {e}"),
+        })
     }
 
     fn spawn(&self, id: RollbackId, runner: Runner) {
@@ -422,7 +425,96 @@ impl Leader {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(id)
-            .map(broadcast::Sender::subscribe)
+            .map(|handle| handle.live.subscribe())
+    }
+
+    /// An operator's act. The rollback as it is afterwards, once that is durable.
+    pub async fn steer(&self, id: &RollbackId, by: String, reason: String, act: Act) -> Result<Summary, Problem> {
+        self.when_taken_up().await?;
+        let handle = {
+            let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            running.get(id).map(|handle| handle.acts.clone())
+        };
+        if let Some(acts) = handle {
+            let (answer, answered) = oneshot::channel();
+            let steering = Steering {
+                by: by.clone(),
+                reason: reason.clone(),
+                act: act.clone(),
+                answer,
+            };
+            if acts.send(steering).await.is_ok()
+                && let Ok(answer) = answered.await
+            {
+                return answer;
+            }
+            // It has ended before it looked, or the term has: the journal says which.
+            if !self.shared.term.holds() {
+                return Err(Problem::new(
+                    Code::NotLeader,
+                    format!("the term ended; ask the next leader what became of rollback {id}"),
+                ));
+            }
+        }
+        self.steer_what_does_not_run(id, by, reason, act).await
+    }
+
+    /// What has ended takes no act; but whoever ended it, and lost the answer, is told so.
+    async fn steer_what_does_not_run(
+        &self,
+        id: &RollbackId,
+        by: String,
+        reason: String,
+        act: Act,
+    ) -> Result<Summary, Problem> {
+        let events = self.read_journal(id).await?;
+        if events.is_empty() {
+            return Err(Problem::new(Code::NotFound, format!("no rollback {id}")));
+        }
+        let mut state = State::replay(events.iter().cloned()).map_err(|e| history::unreadable(id, &e))?;
+        if state.ending().is_none() {
+            let text = format!("rollback {id} does not run on this coordinator now");
+            return Err(Problem::new(Code::NotLeader, text));
+        }
+        let summary = Summary::of(id, &state);
+        let given: Given = (by.clone(), reason.clone(), act.clone());
+        let at = Timestamp::now();
+        match machine::transition(&mut state, Command::Steer { at, by, reason, act }) {
+            Err(rejected) => {
+                let last = runner::last_act(&events);
+                match summary.filter(|_| runner::is_done_already(&state, last.as_ref(), &given, &rejected)) {
+                    Some(summary) => Ok(summary),
+                    None => Err(runner::refused(rejected)),
+                }
+            }
+            // Nothing is written here: the machine has no business to take an act after the end.
+            Ok(_) => Err(Problem::new(
+                Code::Internal,
+                format!("rollback {id} has ended and takes an act"),
+            )),
+        }
+    }
+
+    /// A release was recorded: what the fleet could go back to is another one.
+    pub fn release_recorded(&self) {
+        self.recorded.notify_one();
+    }
+
+    /// Resolves once for any number of releases that were recorded since the last time. For one who waits.
+    pub async fn until_recorded(&self) {
+        self.recorded.notified().await;
+    }
+
+    /// Resolves at once when a rollback runs, else when one begins.
+    pub async fn until_busy(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.count.subscribe().wait_for(|count| *count > 0).await;
+    }
+
+    /// Resolves when what an earlier term left is taken up, and no rollback runs.
+    pub async fn until_idle(&self) {
+        let _ = self.taken_up.subscribe().wait_for(|done| *done).await;
+        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
     }
 
     pub fn running_count(&self) -> usize {

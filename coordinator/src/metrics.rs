@@ -1,5 +1,9 @@
 //! Prometheus metrics. What each means is in its help text, which `/metrics` shows.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -13,9 +17,77 @@ pub struct Outcome {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfRelease {
+    release: String,
+}
+
+/// Of one release that the leader checks in the background.
+#[derive(Clone, Debug)]
+pub struct ReadinessFigures {
+    pub release: String,
+    pub ready: bool,
+    pub blockers: usize,
+    pub checked_at: Timestamp,
+}
+
+#[derive(Debug, Default)]
+struct Readiness {
+    /// What is checked now; a release that is not leaves no series behind.
+    known: Mutex<Vec<ReadinessFigures>>,
+    ready: Family<OfRelease, Gauge>,
+    blockers: Family<OfRelease, Gauge>,
+    age_seconds: Family<OfRelease, Gauge>,
+    interval_seconds: Gauge,
+}
+
+impl Readiness {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "readiness",
+            "1 when the fleet could go back to this release, as its hosts said when they were last asked, else 0",
+            self.ready.clone(),
+        );
+        registry.register(
+            "readiness_blockers",
+            "What stands in the way of going back to this release",
+            self.blockers.clone(),
+        );
+        registry.register(
+            "readiness_age_seconds",
+            "Time since the hosts were last asked whether the fleet could go back to this release",
+            self.age_seconds.clone(),
+        );
+        registry.register(
+            "readiness_interval_seconds",
+            "How often they are to be asked; 0: not in the background",
+            self.interval_seconds.clone(),
+        );
+    }
+
+    /// Ages are those of the moment that somebody looks.
+    fn refresh(&self, now: Timestamp) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for family in [&self.ready, &self.blockers, &self.age_seconds] {
+            family.clear();
+        }
+        for figures in known.iter() {
+            let label = OfRelease {
+                release: figures.release.clone(),
+            };
+            let age = now.duration_since(figures.checked_at).as_secs().max(0);
+            self.ready.get_or_create(&label).set(i64::from(figures.ready));
+            let blockers = i64::try_from(figures.blockers).unwrap_or(i64::MAX);
+            self.blockers.get_or_create(&label).set(blockers);
+            self.age_seconds.get_or_create(&label).set(age);
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    readiness: Readiness,
     pub rollbacks_started: Counter,
     rollbacks_ended: Family<Outcome, Counter>,
     steps_ended: Family<Outcome, Counter>,
@@ -87,8 +159,11 @@ impl Default for Metrics {
             "Times that a journal could not be gone on with, or turned out to be incomplete",
             fatal.clone(),
         );
+        let readiness = Readiness::default();
+        readiness.register(&mut registry);
         Self {
             registry,
+            readiness,
             rollbacks_started,
             rollbacks_ended,
             steps_ended,
@@ -138,10 +213,88 @@ impl Metrics {
         }
     }
 
+    /// What is known of the releases that are checked in the background; all of them. Only a leader knows.
+    pub fn readiness(&self, known: Vec<ReadinessFigures>) {
+        *self.readiness.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+    }
+
+    /// Zero: not at all.
+    pub fn readiness_every(&self, every: Duration) {
+        let seconds = i64::try_from(every.as_secs()).unwrap_or(i64::MAX);
+        self.readiness.interval_seconds.set(seconds);
+    }
+
     /// The text that Prometheus scrapes.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        self.readiness.refresh(Timestamp::now());
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::ToSpan as _;
+
+    use super::*;
+
+    #[test]
+    fn releases_that_are_not_checked_any_more_leave_no_series() {
+        let metrics = Metrics::default();
+        let figures = |release: &str, blockers: usize| ReadinessFigures {
+            release: release.to_owned(),
+            ready: blockers == 0,
+            blockers,
+            checked_at: Timestamp::now() - 90.seconds(),
+        };
+        metrics.readiness(vec![figures("v1", 0), figures("v2", 3)]);
+        let text = metrics.encode().expect("text");
+        for line in [
+            "rollback_readiness{release=\"v1\"} 1",
+            "rollback_readiness{release=\"v2\"} 0",
+            "rollback_readiness_blockers{release=\"v2\"} 3",
+            "rollback_readiness_age_seconds{release=\"v1\"} 9",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+        metrics.readiness(vec![figures("v2", 0)]);
+        let text = metrics.encode().expect("text");
+        assert!(!text.contains("v1"), "{text}");
+        assert!(text.contains("rollback_readiness{release=\"v2\"} 1"), "{text}");
+    }
+
+    const RULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/prometheus");
+
+    /// An alert over a metric that nobody exports never fires.
+    #[test]
+    fn the_alert_rules_speak_of_what_is_exported() {
+        let metrics = Metrics::default();
+        metrics.readiness(vec![ReadinessFigures {
+            release: "v1".to_owned(),
+            ready: true,
+            blockers: 0,
+            checked_at: Timestamp::now(),
+        }]);
+        let text = metrics.encode().expect("text");
+        let exported = |name: &str| text.lines().any(|line| line.split(['{', ' ']).next() == Some(name));
+        let rules = std::fs::read_to_string(format!("{RULES}/rollbackctl.rules.yml")).expect("the rules");
+        let words = rules.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        let names: std::collections::BTreeSet<&str> = words.filter(|word| word.starts_with("rollback_")).collect();
+        assert!(names.len() >= 4, "{names:?}");
+        for name in names {
+            assert!(exported(name), "{name} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_alerts_fire_when_they_should_and_not_before() {
+        let tested = std::process::Command::new("promtool")
+            .args(["test", "rules", "rollbackctl.rules.test.yml"])
+            .current_dir(RULES)
+            .output()
+            .expect("promtool is there: tests/install-dependencies.sh");
+        let said = [tested.stdout, tested.stderr].concat();
+        assert!(tested.status.success(), "{}", String::from_utf8_lossy(&said));
     }
 }

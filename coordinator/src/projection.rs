@@ -4,15 +4,17 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use rollback_engine::event::{AbortThen, Act, Direction, Ending, Event, Problem};
-use rollback_engine::ids::{HostName, RollbackId};
+use rollback_engine::ids::{Digest, HostName, RollbackId};
 use rollback_engine::loss::Consent;
 use rollback_engine::machine::State;
 use rollback_engine::machine::judge::{Judgement, judge};
-use rollback_engine::view::Kind;
+use rollback_engine::plan::Selection;
+use rollback_engine::view::{self, Kind};
 use rollback_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::convert;
+use crate::estimate::Timing;
 
 /// What lists show, as it is stored beside the journal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,6 +37,85 @@ pub struct Summary {
     pub failed_hosts: Vec<String>,
     #[serde(default)]
     pub consent: Option<Consent>,
+    /// Nothing new begins until somebody acts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub standstill: Option<Standstill>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    #[serde(default, skip_serializing_if = "Selection::is_everything")]
+    pub selection: Selection,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undo_of: Option<RollbackId>,
+    /// Left out by operators while it ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped_hosts: Vec<String>,
+    /// Of one that was verified, for estimates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timing: Option<Timing>,
+}
+
+/// Somebody, or the runbook, has paused it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standstill {
+    pub since: Timestamp,
+    /// `None`: the runbook.
+    pub by: Option<String>,
+    pub reason: String,
+    pub problem: Option<Problem>,
+    pub failed_hosts: Vec<String>,
+    pub in_flight: u32,
+}
+
+/// A second operator has to approve, or has approved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    pub expires_at: Timestamp,
+    pub approved: Option<(String, Timestamp)>,
+    pub plan_digest: Digest,
+}
+
+impl Standstill {
+    fn of(view: &view::Standstill<'_>) -> Self {
+        Self {
+            since: view.since,
+            by: view.by.map(str::to_owned),
+            reason: view.reason.to_owned(),
+            problem: view.cause.clone(),
+            failed_hosts: view.failed_hosts.iter().map(|h| h.0.clone()).collect(),
+            in_flight: u32::try_from(view.in_flight).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn to_wire(&self) -> v1::Standstill {
+        v1::Standstill {
+            since: Some(convert::timestamp(self.since)),
+            by: self.by.clone().unwrap_or_default(),
+            reason: self.reason.clone(),
+            problem: self.problem.as_ref().map(convert::problem_to_wire),
+            failed_hosts: self.failed_hosts.clone(),
+            in_flight: self.in_flight,
+        }
+    }
+}
+
+impl Approval {
+    fn of(view: view::Approval<'_>) -> Self {
+        Self {
+            expires_at: view.expires_at,
+            approved: view.approved.map(|approved| (approved.by.clone(), approved.at)),
+            plan_digest: view.plan_digest.clone(),
+        }
+    }
+
+    fn to_wire(&self) -> v1::Approval {
+        let (by, at) = self.approved.clone().unzip();
+        v1::Approval {
+            expires_at: Some(convert::timestamp(self.expires_at)),
+            approved_by: by.unwrap_or_default(),
+            approved_at: at.map(convert::timestamp),
+            plan_digest: self.plan_digest.0.clone(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +180,12 @@ impl Summary {
             problem: problem.cloned(),
             failed_hosts: view.failed_hosts.iter().map(|h| h.0.clone()).collect(),
             consent: run.creation.consent,
+            standstill: view.standstill.as_ref().map(Standstill::of),
+            approval: view.approval.map(Approval::of),
+            selection: body.selection.clone(),
+            undo_of: body.undo_of.clone(),
+            skipped_hosts: view.skipped_hosts.iter().map(|h| h.0.clone()).collect(),
+            timing: Timing::of(state),
         })
     }
 
@@ -121,7 +208,11 @@ impl Summary {
             problem: self.problem.as_ref().map(convert::problem_to_wire),
             failed_hosts: self.failed_hosts.clone(),
             consent: self.consent.map(convert::consent_to_wire),
-            ..v1::RollbackSummary::default()
+            standstill: self.standstill.as_ref().map(Standstill::to_wire),
+            approval: self.approval.as_ref().map(Approval::to_wire),
+            scope: convert::selection_to_wire(&self.selection),
+            undo_of: self.undo_of.as_ref().map(|id| id.0.clone()).unwrap_or_default(),
+            skipped_hosts: self.skipped_hosts.clone(),
         }
     }
 }
@@ -144,6 +235,8 @@ pub fn event(state: &State, seq: u64, event: &Event) -> v1::RollbackEvent {
             consent,
             ..
         } => v1::RollbackEvent {
+            by: started_by.clone(),
+            reason: reason.clone(),
             message: {
                 let agreed = consent.map_or_else(String::new, |consent| format!(", agreed to {consent}"));
                 let why = if reason.is_empty() {

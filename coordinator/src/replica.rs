@@ -116,6 +116,19 @@ impl Replica {
             .ok_or_else(|| standing.refusal(&self.0.parts.candidate))
     }
 
+    /// The leader of this replica's next term; at once when it leads with a later epoch than this one.
+    pub async fn until_leading_after(&self, past: Epoch) -> Leader {
+        let mut standing = self.0.standing.subscribe();
+        loop {
+            let leader = standing.borrow_and_update().leader().cloned();
+            if let Some(leader) = leader.filter(|leader| leader.shared().term.epoch() > past) {
+                return leader;
+            }
+            // The sender lives as long as `self`.
+            let _ = standing.changed().await;
+        }
+    }
+
     /// Resolves once it is known who leads.
     pub async fn settled(&self) {
         let mut standing = self.0.standing.subscribe();

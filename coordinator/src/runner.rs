@@ -4,19 +4,23 @@
 //! - Effects follow only from events that are durable.
 //! - Everything that arrived by the time an append begins goes into that one append (one transaction, one fsync).
 //! - A journal that has gone on without us, or a newer leader, ends the runner at once; nothing more is dispatched.
+//! - An operator's act is answered when what it led to is durable, or when it was refused by a state that is.
 //! - The runner keeps no truth of its own: dropped at any point, the journal says how to go on.
+//!
+//! What people let pass (an approval that does not come) wakes the runner by a timer that is set from the state, so a
+//! leader that takes the rollback up has it again.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use opentelemetry_sdk::trace::SdkTracer;
-use rollback_engine::event::{self, Command, Direction, Effect, Ending, Event};
+use rollback_engine::event::{self, Act, Command, Direction, Effect, Event};
 use rollback_engine::ids::{RollbackId, StepId};
 use rollback_engine::machine::{self, Rejected, State};
-use rollback_proto::problem::Problem;
+use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -25,12 +29,19 @@ use crate::dispatcher::{Dispatcher, Order};
 use crate::journal_spans::JournalSpans;
 use crate::metrics::Metrics;
 use crate::projection::{self, Summary};
-use crate::store::{APPEND_PATIENCE, Closing, Store, StoreError};
+use crate::store::{APPEND_PATIENCE, Store, StoreError};
 use crate::term::Term;
 use crate::troubles::Troubles;
 
 /// Answers of this many steps wait while an append is under way; more make their tasks wait.
 const COMMANDS: usize = 1024;
+
+/// Acts of people that wait while an append is under way. People are few, and whoever is in a hurry asks once more.
+const ACTS: usize = 16;
+
+/// The least time between two looks at what may have expired: the clock that says so and the one that wakes us are not the
+/// same.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Watchers that fall this many events behind read the journal again.
 pub const LIVE_EVENTS: usize = 1024;
@@ -49,6 +60,46 @@ pub struct Shared {
     pub tasks: TaskTracker,
 }
 
+/// An operator's act on its way to the runner.
+#[derive(Debug)]
+pub struct Steering {
+    pub by: String,
+    pub reason: String,
+    pub act: Act,
+    /// Gets the rollback as it is afterwards. Whoever has given up waiting is not obeyed any more: an act that comes true
+    /// minutes later, when the store answers again, would surprise everybody.
+    pub answer: oneshot::Sender<Result<Summary, Problem>>,
+}
+
+/// Who acts, why, and what.
+pub type Given = (String, String, Act);
+
+/// What reaches a runner from outside. Made before the runner: a rollback can be steered and watched from the moment that
+/// it is registered.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    pub live: broadcast::Sender<v1::RollbackEvent>,
+    pub acts: mpsc::Sender<Steering>,
+}
+
+/// The runner's ends of a [`Handle`].
+#[derive(Debug)]
+pub struct Lines {
+    live: broadcast::Sender<v1::RollbackEvent>,
+    acts: mpsc::Receiver<Steering>,
+}
+
+/// Both ends.
+pub fn lines() -> (Handle, Lines) {
+    let live = broadcast::channel(LIVE_EVENTS).0;
+    let (acts, received) = mpsc::channel(ACTS);
+    let lines = Lines {
+        live: live.clone(),
+        acts: received,
+    };
+    (Handle { live, acts }, lines)
+}
+
 /// A rollback that runs here.
 #[derive(Debug)]
 pub struct Runner {
@@ -62,6 +113,9 @@ pub struct Runner {
     spans: JournalSpans,
     live: broadcast::Sender<v1::RollbackEvent>,
     commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
+    acts: mpsc::Receiver<Steering>,
+    /// The last act in the journal: whoever lost the answer to it asks again.
+    last_act: Option<Given>,
 }
 
 /// Why a runner stopped.
@@ -77,15 +131,16 @@ impl Runner {
     pub fn from_journal(
         shared: Shared,
         id: RollbackId,
-        events: Vec<Event>,
-        live: broadcast::Sender<v1::RollbackEvent>,
+        events: &[Event],
+        lines: Lines,
     ) -> Result<Self, machine::Corrupt> {
         let mut spans = JournalSpans::new(shared.tracer.clone(), id.clone(), shared.term.epoch());
         let mut state = State::New;
-        for event in &events {
+        for event in events {
             machine::apply(&mut state, event)?;
             spans.follow(&state, event);
         }
+        let Lines { live, acts } = lines;
         let seq = u64::try_from(events.len()).unwrap_or(u64::MAX);
         Ok(Self {
             shared,
@@ -96,6 +151,8 @@ impl Runner {
             spans,
             live,
             commands: mpsc::channel(COMMANDS),
+            acts,
+            last_act: last_act(events),
         })
     }
 
@@ -123,47 +180,109 @@ impl Runner {
                 }
             }
         }
+        let mut acts = Vec::new();
         loop {
-            match self.tick(&mut arrived).await {
+            match self.tick(&mut arrived, &mut acts).await {
                 Ok(()) => {}
                 Err(error) => return Stopped::Left(error),
             }
             if self.state.ending().is_some() {
                 return Stopped::Ended;
             }
+            self.wait(&mut arrived, &mut acts).await;
+        }
+    }
+
+    /// Until something arrives, or until it is time to look whether something was awaited for too long.
+    async fn wait(&mut self, arrived: &mut Vec<Command>, acts: &mut Vec<Steering>) {
+        let awaited_until = awaits_approval_until(&self.state);
+        let expiry = async {
+            match awaited_until {
+                Some(at) => tokio::time::sleep(until(at).max(LOOK_AGAIN)).await,
+                None => std::future::pending().await,
+            }
+        };
+        // What was sent stays in its channel when another arm wins.
+        tokio::select! {
             // We hold a sender ourselves, so this never yields 0.
-            self.commands.1.recv_many(&mut arrived, COMMANDS).await;
+            _ = self.commands.1.recv_many(arrived, COMMANDS) => {}
+            Some(act) = self.acts.recv() => acts.push(act),
+            () = expiry => arrived.push(Command::Expire { at: Timestamp::now() }),
         }
     }
 
     /// Takes in what arrived, writes down what follows from it, does what that asks for.
-    async fn tick(&mut self, arrived: &mut Vec<Command>) -> Result<(), StoreError> {
+    async fn tick(&mut self, arrived: &mut Vec<Command>, acts: &mut Vec<Steering>) -> Result<(), StoreError> {
         let mut events = Vec::new();
         for command in arrived.drain(..) {
-            match machine::transition(&mut self.state, command) {
-                Ok(more) => events.extend(more),
-                Err(Rejected::Corrupt(error)) => {
-                    let why = format!("{}: {error}", self.id);
-                    return Err(StoreError::Damaged {
-                        what: "the state machine",
-                        why,
-                    });
-                }
+            match self.take_in(command, &mut events)? {
+                Ok(()) => {}
                 Err(rejected) => tracing::debug!(rollback = %self.id, %rejected, "ignored a command"),
             }
         }
-        if events.is_empty() {
-            return Ok(());
+        let mut answers = Vec::new();
+        for act in acts.drain(..).filter(|act| !act.answer.is_closed()) {
+            let given = (act.by.clone(), act.reason.clone(), act.act.clone());
+            let command = Command::Steer {
+                at: Timestamp::now(),
+                by: act.by,
+                reason: act.reason,
+                act: act.act,
+            };
+            let answer = match self.take_in(command, &mut events)? {
+                Ok(()) => {
+                    // As it was written down: with its hosts by name.
+                    self.last_act = last_act(&events);
+                    Ok(())
+                }
+                Err(rejected) if is_done_already(&self.state, self.last_act.as_ref(), &given, &rejected) => Ok(()),
+                Err(rejected) => Err(refused(rejected)),
+            };
+            answers.push((act.answer, answer));
         }
-        self.append(&events).await?;
-        for event in &events {
+        if !events.is_empty() {
+            self.write(&events).await?;
+        }
+        for (asker, answer) in answers {
+            let answer = answer.and_then(|()| {
+                Summary::of(&self.id, &self.state)
+                    .ok_or_else(|| Problem::new(Code::Internal, "a rollback that runs has no summary"))
+            });
+            // Whoever asked may have gone by now.
+            let _ = asker.send(answer);
+        }
+        Ok(())
+    }
+
+    /// The outer error ends the runner.
+    fn take_in(&mut self, command: Command, events: &mut Vec<Event>) -> Result<Result<(), Rejected>, StoreError> {
+        match machine::transition(&mut self.state, command) {
+            Ok(more) => {
+                events.extend(more);
+                Ok(Ok(()))
+            }
+            Err(Rejected::Corrupt(error)) => {
+                let why = format!("{}: {error}", self.id);
+                Err(StoreError::Damaged {
+                    what: "the state machine",
+                    why,
+                })
+            }
+            Err(rejected) => Ok(Err(rejected)),
+        }
+    }
+
+    /// Makes the events durable, tells them, and does what they ask for.
+    async fn write(&mut self, events: &[Event]) -> Result<(), StoreError> {
+        self.append(events).await?;
+        for event in events {
             self.seq += 1;
             self.spans.follow(&self.state, event);
             self.shared.metrics.event(event);
             // Nobody may be watching.
             let _ = self.live.send(projection::event(&self.state, self.seq, event));
         }
-        for effect in machine::effects_of(&self.state, &events) {
+        for effect in machine::effects_of(&self.state, events) {
             self.carry_out(effect, Origin::Now);
         }
         Ok(())
@@ -224,23 +343,10 @@ impl Runner {
 
     async fn try_append(&self, events: &[Event], summary: &str) -> Result<(), StoreError> {
         let Shared { store, term, .. } = &self.shared;
-        let closing = self.closing().await?;
+        let closing = closing::of_end(store.as_ref(), &self.id, &self.state).await?;
         store
             .append(term.fence(), &self.id, self.seq, events, summary, closing.as_ref())
             .await
-    }
-
-    /// What the end says of releases; `None` while it has not ended.
-    async fn closing(&self) -> Result<Option<Closing>, StoreError> {
-        let (Some(ending), Some(plan)) = (self.state.ending(), self.state.plan()) else {
-            return Ok(None);
-        };
-        // Only a good end says anything, and only for that the releases are read: a bad one must not fail over them.
-        if ending != &Ending::Verified {
-            return Ok(Some(Closing::default()));
-        }
-        let releases = self.shared.store.releases().await?;
-        Ok(Some(closing::of_verified(&plan.body, &releases)))
     }
 
     async fn has_been_written(&self, events: &[Event]) -> bool {
@@ -321,6 +427,66 @@ impl Runner {
                 .await;
         });
     }
+}
+
+/// The last act in a journal.
+pub fn last_act(events: &[Event]) -> Option<Given> {
+    events.iter().rev().find_map(|event| match event {
+        Event::Steered { by, reason, act, .. } => Some((by.clone(), reason.clone(), act.clone())),
+        Event::Created { .. }
+        | Event::PhaseStarted { .. }
+        | Event::BatchStarted { .. }
+        | Event::StepIntended { .. }
+        | Event::StepEnded { .. }
+        | Event::PhaseEnded { .. }
+        | Event::UndoStarted { .. }
+        | Event::Paused { .. }
+        | Event::Ended { .. } => None,
+    })
+}
+
+/// Is what was asked for done already? By the same operator, whose answer was lost; or, where only the result counts, by
+/// anybody: who wants it to stand still is told that it does.
+pub fn is_done_already(state: &State, last: Option<&Given>, given: &Given, rejected: &Rejected) -> bool {
+    let unfit = matches!(rejected, Rejected::Unfit(_) | Rejected::NotApproved(_));
+    let stands_still = || state.summary().is_some_and(|summary| summary.standstill.is_some());
+    unfit && (last.is_some_and(|last| repeats(last, given)) || given.2 == Act::Pause && stands_still())
+}
+
+/// Did the same operator ask for the same thing, in the same words? Hosts that were not named are, in the journal.
+fn repeats(last: &Given, given: &Given) -> bool {
+    let same = match (&last.2, &given.2) {
+        (Act::Retry { .. }, Act::Retry { hosts }) | (Act::Skip { .. }, Act::Skip { hosts }) if hosts.is_empty() => true,
+        (last, given) => last == given,
+    };
+    same && (&last.0, &last.1) == (&given.0, &given.1)
+}
+
+/// Why the machine does not take it.
+pub fn refused(rejected: Rejected) -> Problem {
+    let code = match rejected {
+        Rejected::NoConsent(_) => Code::ConsentNeeded,
+        Rejected::Unfit(_) => Code::ActUnfit,
+        Rejected::NotApproved(_) => Code::ApprovalRefused,
+        Rejected::NotCreated
+        | Rejected::AlreadyCreated
+        | Rejected::Unsound(_)
+        | Rejected::NotInFlight { .. }
+        | Rejected::Corrupt(_) => Code::PlanRefused,
+    };
+    Problem::new(code, rejected.to_string())
+}
+
+/// `None`: nobody's approval is awaited.
+fn awaits_approval_until(state: &State) -> Option<Timestamp> {
+    let summary = state.summary()?;
+    let awaited = summary.approval.filter(|approval| approval.approved.is_none())?;
+    summary.ending.is_none().then_some(awaited.expires_at)
+}
+
+/// From now on; nothing when it has passed.
+fn until(at: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO)
 }
 
 /// Ends the trouble with the append that it is about, however that ends.

@@ -2,12 +2,15 @@
 //! ([`postgres`]).
 //!
 //! What do we store? Per rollback a journal of events (the truth), a summary (a projection, for lists) and the scope it
-//! holds; the releases; the agents as they last registered; hashes of join tokens; and the lease with its epoch.
+//! holds; the releases; the agents as they last registered; small documents (holds, where hosts shall be); hashes of join
+//! tokens; and the lease with its epoch.
 //!
 //! Invariants:
 //! - Once a method that writes returns `Ok`, what it wrote survives a kill and a power cut.
-//! - `create` and `append` are fenced: they write nothing unless the lease is the caller's ([`Fence`]).
-//! - A rollback's events, its summary and its scope change in one transaction.
+//! - What leaders alone write (rollbacks, documents, what is said of a release later) is fenced: nothing is written unless the
+//!   lease is the caller's ([`Fence`]).
+//! - A rollback's events, its summary and its scope change in one transaction; with its last events, so does what its end
+//!   says of releases and hosts ([`Closing`]).
 //! - An epoch is given out once. Whoever holds the lease is told apart by epoch and leader id together: a store that was
 //!   taken back to an earlier copy of itself gives out epochs again.
 
@@ -19,7 +22,7 @@ mod open;
 pub mod postgres;
 pub mod sqlite;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -64,7 +67,7 @@ pub enum Created {
     },
 }
 
-/// What the end of a rollback says of releases.
+/// What the end of a rollback says of releases and hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Closing {
     /// Was verified everywhere: it works.
@@ -82,7 +85,7 @@ pub enum DocumentKind {
     Runbook,
     /// A release that must not be deployed; its key is the release's name.
     Hold,
-    /// Where a host's components shall be; its key is the host's name.
+    /// Where a component shall be; its key is `host/component`.
     Objective,
     /// What the last check of a release found; its key is the release's name.
     Readiness,
@@ -99,7 +102,8 @@ impl DocumentKind {
     }
 }
 
-/// Something small that coordinators keep for each other. Whoever wrote last is right; what must not be overwritten is added.
+/// Something small that coordinators keep for each other. Whoever wrote last is right; what must not be overwritten is
+/// added.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     pub kind: DocumentKind,
@@ -310,29 +314,22 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Newest first.
     async fn releases(&self) -> Result<Vec<Release>, StoreError>;
 
-    /// Writes what a release says of itself beside its content (notes, commit, mark). `false`: there is none.
-    async fn update_release(&self, _fence: &Fence, _release: &Release) -> Result<bool, StoreError> {
-        Err(not_built())
-    }
+    /// Writes what a release says of itself beside its content (notes, commit, mark). Its content, and who recorded it
+    /// when, stay as they are stored. `false`: there is none.
+    async fn update_release(&self, fence: &Fence, release: &Release) -> Result<bool, StoreError>;
     /// `false`: there is none.
-    async fn remove_release(&self, _fence: &Fence, _name: &ReleaseName) -> Result<bool, StoreError> {
-        Err(not_built())
-    }
+    async fn remove_release(&self, fence: &Fence, name: &ReleaseName) -> Result<bool, StoreError>;
 
-    /// Puts (or removes) all of these, in one transaction.
-    async fn put_documents(&self, _fence: &Fence, _documents: &[Document]) -> Result<(), StoreError> {
-        Err(not_built())
-    }
-    /// Adds one under a key that is free. `false`: it is taken.
-    async fn add_document(&self, _fence: &Fence, _document: &Document) -> Result<bool, StoreError> {
-        Err(not_built())
-    }
-    async fn document(&self, _kind: DocumentKind, _key: &str) -> Result<Option<Document>, StoreError> {
-        Err(not_built())
-    }
+    /// Puts (or removes) all of these, in one transaction. Of several under one key the last one counts.
+    async fn put_documents(&self, fence: &Fence, documents: &[Document]) -> Result<(), StoreError>;
+    /// Adds one under a key that is free. `false`: it is taken. Without a body there is nothing to add.
+    async fn add_document(&self, fence: &Fence, document: &Document) -> Result<bool, StoreError>;
+    async fn document(&self, kind: DocumentKind, key: &str) -> Result<Option<Document>, StoreError>;
+    /// Of a kind, all whose key begins so, by key. An empty beginning: all of them.
+    async fn documents_under(&self, kind: DocumentKind, beginning: &str) -> Result<Vec<Document>, StoreError>;
     /// All of a kind, by key.
-    async fn documents(&self, _kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
-        Err(not_built())
+    async fn documents(&self, kind: DocumentKind) -> Result<Vec<Document>, StoreError> {
+        self.documents_under(kind, "").await
     }
 
     async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError>;
@@ -343,13 +340,6 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn redeem_token(&self, hash: &str, now: Timestamp) -> Result<Option<String>, StoreError>;
 }
 
-fn not_built() -> StoreError {
-    StoreError::Damaged {
-        what: "documents",
-        why: "not built yet".to_owned(),
-    }
-}
-
 impl AgentRecord {
     /// `None`: it cannot be read. That must not keep the others out; it comes back when its agent registers again.
     fn read(document: &str) -> Option<Self> {
@@ -357,6 +347,32 @@ impl AgentRecord {
             .inspect_err(|error| tracing::error!(%error, "an agent in the store is damaged"))
             .ok()
     }
+}
+
+/// As [`Store::update_release`] writes it.
+fn relabelled(stored: Release, new: &Release) -> Release {
+    Release {
+        name: stored.name,
+        recorded_at: stored.recorded_at,
+        recorded_by: stored.recorded_by,
+        entries: stored.entries,
+        ranks_at: stored.ranks_at,
+        ..new.clone()
+    }
+}
+
+/// What putting these comes to: one of each key, in an order that is the same for everybody who writes.
+fn last_of_each_key(documents: &[Document]) -> BTreeMap<(&'static str, &str), Option<&str>> {
+    documents
+        .iter()
+        .map(|d| ((d.kind.as_str(), d.key.as_str()), d.body.as_deref()))
+        .collect()
+}
+
+/// Keys that begin so are at least the first of these, and less than the second one: as bytes, nothing that could follow is
+/// greater than the last character that there is.
+fn keys_under(beginning: &str) -> (&str, String) {
+    (beginning, format!("{beginning}{}", char::MAX))
 }
 
 /// As [`Store::releases`] answers.

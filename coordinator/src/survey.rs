@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use rollback_engine::ids::{ComponentName, Target};
-use rollback_engine::release::{ObservedComponent, ObservedFleet, ObservedHost, Serving};
+use rollback_engine::release::{ObservedComponent, ObservedFleet, ObservedHost, Revision, Serving};
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
 use v1::agent_client::AgentClient;
@@ -30,13 +30,29 @@ pub struct HostSurvey {
 
 /// Observes every component of every registered host. The answer has one entry per host, sorted by name.
 pub async fn observe(inventory: &Arc<Inventory>) -> Vec<HostSurvey> {
+    observe_by(inventory, AT_ONCE).await
+}
+
+/// The same, asking fewer hosts at once.
+pub async fn observe_by(inventory: &Arc<Inventory>, at_once: usize) -> Vec<HostSurvey> {
+    observe_these(inventory, inventory.list(), at_once).await
+}
+
+/// [`observe`], of these hosts alone. Those that are not registered have no entry.
+pub async fn observe_some(inventory: &Arc<Inventory>, hosts: &BTreeSet<&str>) -> Vec<HostSurvey> {
+    let mut agents = inventory.list();
+    agents.retain(|agent| hosts.contains(agent.record.name.as_str()));
+    observe_these(inventory, agents, AT_ONCE).await
+}
+
+async fn observe_these(inventory: &Arc<Inventory>, agents: Vec<AgentView>, at_once: usize) -> Vec<HostSurvey> {
     let ask = |agent: AgentView| async move {
         let states = observe_host(inventory, &agent.record.name).await;
         HostSurvey { agent, states }
     };
-    futures::stream::iter(inventory.list())
+    futures::stream::iter(agents)
         .map(ask)
-        .buffered(AT_ONCE)
+        .buffered(at_once.max(1))
         .collect()
         .await
 }
@@ -62,6 +78,42 @@ async fn observe_host(inventory: &Inventory, host: &str) -> Result<Vec<v1::Compo
             format!("{host} did not answer within {OBSERVE_DEADLINE:?}"),
         ))
     })
+}
+
+/// What is known of a component by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    At(Revision),
+    /// Its host does not answer, or its agent cannot tell.
+    Unknown,
+    /// No agent has such a component.
+    Nowhere,
+}
+
+/// A survey, for looking up one component after the other.
+#[derive(Debug)]
+pub struct Sight<'a>(BTreeMap<&'a str, &'a HostSurvey>);
+
+impl<'a> Sight<'a> {
+    pub fn of(survey: &'a [HostSurvey]) -> Self {
+        Self(survey.iter().map(|h| (h.agent.record.name.as_str(), h)).collect())
+    }
+
+    pub fn seen(&self, target: &Target) -> Seen {
+        let Some(host) = self.0.get(target.host.as_str()) else {
+            return Seen::Nowhere;
+        };
+        let name = target.component.as_str();
+        if host.agent.record.components.iter().all(|c| c.name != name) {
+            return Seen::Nowhere;
+        }
+        let states = host.states.as_deref().unwrap_or_default();
+        let state = states.iter().find(|s| s.component == name);
+        match state.and_then(|s| s.revision.clone()) {
+            Some(revision) => Seen::At(convert::revision_from_wire(revision)),
+            None => Seen::Unknown,
+        }
+    }
 }
 
 /// The survey as the planner wants it.

@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rollback_proto::v1::rollback_event::Kind;
-use rollback_proto::v1::{Plan, RollbackEvent, RollbackState};
+use rollback_proto::v1::{Plan, RollbackEvent, RollbackState, Standstill};
 
-use crate::output::text::timestamp;
+use crate::output::standstill::Down;
+use crate::output::text::{clean, timestamp};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PhaseState {
@@ -60,6 +61,12 @@ pub struct Undo {
 }
 
 #[derive(Clone, Debug, Default)]
+pub struct AwaitedApproval {
+    pub started_by: String,
+    pub until: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug, Default)]
 pub struct Board {
     pub id: String,
     pub release: String,
@@ -70,6 +77,18 @@ pub struct Board {
     pub undo: Option<Undo>,
     /// What the coordinator itself waits for; gone with the next event of the journal.
     pub waits: Option<String>,
+    /// Nothing new begins until somebody acts; see [`Board::stands_still`].
+    standstill: Option<Standstill>,
+    /// A second operator has not approved yet.
+    pub approval: Option<AwaitedApproval>,
+    /// An operator wants it to end; what is in flight ends first.
+    pub aborted: Option<String>,
+    /// What users miss now.
+    pub down: Down,
+    /// Hosts whose steps failed, by step.
+    failed: BTreeMap<u32, String>,
+    /// Of the plan.
+    approve_within: Option<SignedDuration>,
     pub ended: Option<(RollbackState, bool)>,
     pub ended_at: Option<Timestamp>,
 }
@@ -89,6 +108,9 @@ impl Board {
             id: id.to_owned(),
             release,
             phases,
+            approve_within: plan
+                .and_then(|plan| plan.approve_within.as_ref())
+                .map(|within| SignedDuration::new(within.seconds, within.nanos)),
             ..Self::default()
         }
     }
@@ -100,7 +122,13 @@ impl Board {
             self.waits = None;
         }
         match Kind::try_from(event.kind).unwrap_or(Kind::Unspecified) {
-            Kind::Created => self.started = at,
+            Kind::Created => {
+                self.started = at;
+                self.approval = self.approve_within.map(|within| AwaitedApproval {
+                    started_by: event.by.clone(),
+                    until: at.and_then(|at| at.checked_add(within).ok()),
+                });
+            }
             Kind::PhaseStarted => {
                 let row = self.phase(&event.phase);
                 row.state = PhaseState::Running;
@@ -128,6 +156,12 @@ impl Board {
                     fraction: -1.0,
                 };
                 self.running.insert(key, running);
+                self.down
+                    .begun(event.action, &event.host, &event.component, &event.backend);
+                // Another attempt of a step that failed.
+                if !event.undo && self.failed.remove(&event.step_id).is_some() {
+                    self.phase(&event.phase).failed.remove(&event.step_id);
+                }
             }
             Kind::Progress if is_of_coordinator(event) => self.waits = Some(event.message.clone()),
             Kind::Progress => {
@@ -138,6 +172,8 @@ impl Board {
             }
             Kind::StepSucceeded => {
                 self.running.remove(&key);
+                self.down
+                    .succeeded(event.action, &event.host, &event.component, &event.backend);
                 if event.undo {
                     self.undo.get_or_insert_default().done += 1;
                 } else {
@@ -152,11 +188,14 @@ impl Board {
                     self.undo.get_or_insert_default().failed += 1;
                 } else {
                     self.phase(&event.phase).failed.insert(event.step_id);
+                    self.failed.insert(event.step_id, event.host.clone());
                 }
             }
             Kind::UndoStarted => {
                 self.leave_running_phases(at);
                 self.undo.get_or_insert_default().started = at;
+                self.failed.clear();
+                self.aborted = None;
             }
             Kind::Ended => {
                 self.leave_running_phases(at);
@@ -164,10 +203,43 @@ impl Board {
                 let state = RollbackState::try_from(event.state).unwrap_or(RollbackState::Unspecified);
                 self.ended = Some((state, event.blocked));
                 self.ended_at = at;
+                (self.standstill, self.approval, self.aborted) = (None, None, None);
             }
-            Kind::Paused | Kind::Resumed | Kind::Retried | Kind::Skipped | Kind::Aborted | Kind::Approved => {}
+            Kind::Paused => self.pause(event),
+            Kind::Resumed | Kind::Retried => self.standstill = None,
+            Kind::Skipped => {
+                self.standstill = None;
+                self.failed.retain(|_, host| !event.hosts.contains(host));
+            }
+            Kind::Aborted => {
+                self.standstill = None;
+                let (by, reason) = (clean(&event.by), clean(&event.reason));
+                self.aborted = Some(format!("{by} ends it, {}: {reason}", clean(&event.message)));
+            }
+            Kind::Approved => self.approval = None,
             Kind::Unspecified => {}
         }
+    }
+
+    fn pause(&mut self, event: &RollbackEvent) {
+        self.standstill = Some(Standstill {
+            since: event.at,
+            by: event.by.clone(),
+            reason: event.reason.clone(),
+            problem: event.problem.clone(),
+            ..Standstill::default()
+        });
+    }
+
+    /// It stands still, as that is now: steps go on ending after the pause.
+    pub fn stands_still(&self) -> Option<Standstill> {
+        let standstill = self.standstill.clone()?;
+        let failed: BTreeSet<&String> = self.failed.values().collect();
+        Some(Standstill {
+            in_flight: u32::try_from(self.running.len()).unwrap_or(u32::MAX),
+            failed_hosts: failed.into_iter().cloned().collect(),
+            ..standstill
+        })
     }
 
     /// Phases that were left before their end was written.

@@ -5,7 +5,7 @@ use rollback_proto::problem::Problem;
 
 use crate::exit::{self, ExitCode};
 use crate::session::Session;
-use crate::{agent, completions, doctor, fleet, release, rollback, version};
+use crate::{agent, completions, doctor, explain, fleet, man, release, rollback, runbook, schema, version};
 
 /// Takes a whole fleet back to the release that worked
 ///
@@ -51,11 +51,17 @@ pub enum Command {
     /// Releases: what the fleet can go back to
     #[command(subcommand)]
     Release(release::Verb),
+    /// Runbooks: the policy that shapes a rollback
+    #[command(subcommand)]
+    Runbook(runbook::Verb),
     /// The agents on the hosts
     #[command(subcommand)]
     Agent(agent::Verb),
     Doctor(doctor::DoctorArgs),
+    Explain(explain::ExplainArgs),
+    Schema(schema::SchemaArgs),
     Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
     Version(version::VersionArgs),
 }
 
@@ -82,23 +88,31 @@ impl Command {
             Command::Fleet(verb) => verb.format(),
             Command::Rollback(verb) => verb.format(),
             Command::Release(verb) => verb.format(),
+            Command::Runbook(verb) => verb.format(),
             Command::Agent(verb) => verb.format(),
             Command::Doctor(args) => args.output.output,
             Command::Version(args) => args.output.output,
-            Command::Completions(_) => Format::Table,
+            Command::Explain(_) | Command::Schema(_) | Command::Completions(_) | Command::Man(_) => Format::Table,
         }
     }
 
-    /// Where spans go. Only a rollback is traced: it is the one thing that is looked at afterwards.
+    /// Where spans go. Only what starts a rollback is traced: it is the one thing that is looked at afterwards.
     pub fn otlp_endpoint(&self, session: &Session) -> Result<Option<String>, Problem> {
         match self {
-            Command::Fleet(fleet::Verb::Rollback(_)) => Ok(session.context()?.otlp_endpoint()),
-            Command::Fleet(fleet::Verb::Status(_) | fleet::Verb::Plan(_))
+            Command::Fleet(fleet::Verb::Rollback(_))
+            | Command::Rollback(rollback::Verb::Undo(_) | rollback::Verb::Retry(_)) => {
+                Ok(session.context()?.otlp_endpoint())
+            }
+            Command::Fleet(fleet::Verb::Status(_) | fleet::Verb::Plan(_) | fleet::Verb::Readiness(_))
             | Command::Rollback(_)
             | Command::Release(_)
+            | Command::Runbook(_)
             | Command::Agent(_)
             | Command::Doctor(_)
+            | Command::Explain(_)
+            | Command::Schema(_)
             | Command::Completions(_)
+            | Command::Man(_)
             | Command::Version(_) => Ok(None),
         }
     }
@@ -109,19 +123,41 @@ pub async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Fleet(fleet::Verb::Status(args)) => fleet::status::run(&session, args).await,
         Command::Fleet(fleet::Verb::Plan(args)) => fleet::plan::run(&session, args).await,
+        Command::Fleet(fleet::Verb::Readiness(args)) => fleet::readiness::run(&session, args).await,
         Command::Fleet(fleet::Verb::Rollback(args)) => fleet::rollback::run(&session, args).await,
         Command::Rollback(rollback::Verb::List(args)) => rollback::list::run(&session, args).await,
         Command::Rollback(rollback::Verb::Show(args)) => rollback::show::run(&session, args).await,
         Command::Rollback(rollback::Verb::Watch(args)) => rollback::watch::run(&session, args).await,
+        Command::Rollback(rollback::Verb::Pause(args)) => rollback::pause::run(&session, args).await,
+        Command::Rollback(rollback::Verb::Resume(args)) => rollback::resume::run(&session, args).await,
+        Command::Rollback(rollback::Verb::Retry(args)) => rollback::retry::run(&session, args).await,
+        Command::Rollback(rollback::Verb::Skip(args)) => rollback::skip::run(&session, args).await,
+        Command::Rollback(rollback::Verb::Abort(args)) => rollback::abort::run(&session, args).await,
+        Command::Rollback(rollback::Verb::Undo(args)) => rollback::undo::run(&session, args).await,
+        Command::Rollback(rollback::Verb::Approve(args)) => rollback::approve::run(&session, args).await,
+        Command::Rollback(rollback::Verb::Trace(args)) => rollback::trace::run(&session, args).await,
+        Command::Rollback(rollback::Verb::Report(args)) => rollback::report::run(&session, args).await,
         Command::Release(release::Verb::Record(args)) => release::record::run(&session, args).await,
         Command::Release(release::Verb::Import(args)) => release::import::run(&session, args).await,
         Command::Release(release::Verb::List(args)) => release::list::run(&session, args).await,
         Command::Release(release::Verb::Show(args)) => release::show::run(&session, args).await,
         Command::Release(release::Verb::Diff(args)) => release::diff::run(&session, args).await,
+        Command::Release(release::Verb::Mark(args)) => release::mark::run(&session, args).await,
+        Command::Release(release::Verb::Note(args)) => release::note::run(&session, args).await,
+        Command::Release(release::Verb::Prune(args)) => release::prune::run(&session, args).await,
+        Command::Release(release::Verb::Remove(args)) => release::remove::run(&session, args).await,
+        Command::Release(release::Verb::Preflight(args)) => release::preflight::run(&session, args).await,
+        Command::Runbook(runbook::Verb::Lint(args)) => runbook::lint::run(&session, args).await,
+        Command::Runbook(runbook::Verb::Apply(args)) => runbook::apply::run(&session, args).await,
+        Command::Runbook(runbook::Verb::List(args)) => runbook::list::run(&session, args).await,
+        Command::Runbook(runbook::Verb::Show(args)) => runbook::show::run(&session, args).await,
         Command::Agent(agent::Verb::List(args)) => agent::list::run(&session, args).await,
         Command::Agent(agent::Verb::Token(args)) => agent::token::run(&session, args).await,
         Command::Doctor(args) => doctor::run(&session, args).await,
+        Command::Explain(args) => explain::run(&args),
+        Command::Schema(args) => schema::run(&args),
         Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::Version(args) => version::run(&session, args).await,
     }
 }

@@ -23,9 +23,9 @@ use crate::output;
 use crate::output::text::clean;
 
 pub use backoff::Backoff;
-pub use dial::{Fleet, dial};
+pub use dial::{Fleet, dial, dial_any};
 
-use dial::{Connected, Unusable, dial_any, reasons, unreachable};
+use dial::{Connected, Unusable, reasons, unreachable};
 
 /// For questions that the coordinator answers from memory or its store.
 pub const QUICK: Duration = Duration::from_secs(10);
@@ -121,6 +121,11 @@ impl Client {
             Some(_) => Ok(()),
             None => Err(unreachable(&round.unusable)),
         }
+    }
+
+    /// The name in our certificate: what we do is written down under it.
+    pub fn identity(&self) -> String {
+        self.credentials.load().us.identity.name.clone()
     }
 
     /// host:port of the coordinator that answered last, while the connection to it holds.

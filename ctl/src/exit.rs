@@ -34,7 +34,8 @@ Exit codes:
   0  the target is verified (fleet rollback, rollback watch); done (all other verbs)
   1  error, or a wrong command line
   2  fleet plan: the plan has changes
-  3  blocked: no plan can be made, preflight found blockers, or nobody agreed to a loss of data; nothing was touched
+  3  blocked: no plan can be made, or not the one that was saved; preflight found blockers; nobody agreed to a loss of
+     data, or may approve; nothing was touched
   4  partial: the target was not reached on every host
   5  undone, aborted or held: the target was not reached
   6  another rollback holds the scope
@@ -62,7 +63,14 @@ impl ExitCode {
             ExitCode::ScopeHeld
         } else if matches!(
             code,
-            Code::Blocked | Code::PlanRefused | Code::PlanStale | Code::ConsentNeeded
+            Code::Blocked
+                | Code::PlanRefused
+                | Code::PlanStale
+                | Code::ConsentNeeded
+                | Code::ApprovalRefused
+                | Code::NoWayBack
+                | Code::ReleaseHeld
+                | Code::ReleasePinned
         ) {
             ExitCode::Blocked
         } else {

@@ -1,8 +1,11 @@
 //! `rollbackctl fleet …`
 
 pub mod plan;
+pub mod plan_file;
+pub mod readiness;
 pub mod rollback;
 pub mod status;
+pub mod target;
 
 use clap::Subcommand;
 
@@ -13,6 +16,7 @@ pub enum Verb {
     Status(status::StatusArgs),
     Plan(plan::PlanArgs),
     Rollback(rollback::RollbackArgs),
+    Readiness(readiness::ReadinessArgs),
 }
 
 impl Verb {
@@ -21,6 +25,7 @@ impl Verb {
             Verb::Status(args) => args.output.output,
             Verb::Plan(args) => args.output.output,
             Verb::Rollback(args) => args.output.output,
+            Verb::Readiness(args) => args.output.output,
         }
     }
 }

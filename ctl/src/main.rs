@@ -14,13 +14,21 @@ mod completions;
 mod context;
 mod doctor;
 mod exit;
+mod explain;
 mod fleet;
 mod follow;
+mod man;
 mod output;
 mod release;
 mod rollback;
+mod runbook;
+mod schema;
 mod session;
 mod version;
+
+#[cfg(test)]
+#[path = "../tests/strict/mod.rs"]
+mod strict;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -31,6 +39,9 @@ use crate::exit::ExitCode;
 use crate::output::paint::Paint;
 
 fn main() -> std::process::ExitCode {
+    if let Some(exit) = completions::answer() {
+        return exit.into();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {

@@ -3,7 +3,9 @@
 //!
 //! stdout carries data, stderr everything else.
 
+pub mod acts;
 pub mod agents;
+pub mod checklist;
 pub mod checks;
 pub mod event;
 pub mod findings;
@@ -13,12 +15,18 @@ pub mod loss;
 pub mod paint;
 pub mod plan;
 pub mod problem;
+pub mod readiness;
 pub mod releases;
+pub mod report;
 pub mod rollbacks;
+pub mod runbooks;
+pub mod scope;
+pub mod standstill;
 pub mod status;
 pub mod summary;
 pub mod table;
 pub mod text;
+pub mod trace;
 pub mod tree;
 pub mod words;
 

@@ -190,6 +190,8 @@ codes! {
     IntegrityFailed = "0711", FailedPrecondition, "look at what the check asks, in the database itself";
     /// The project's own migration tool failed, or did something else than its name says.
     MigrationToolFailed = "0712", FailedPrecondition, "run the command that the message names by hand, against a copy";
+    /// The only backup that a way back could go by is older than its host allows.
+    BackupTooOld = "0713", FailedPrecondition, "make backups of each release while it runs: backup_on_record, or rollback-agent database backup COMPONENT; or allow older ones: backup_max_age";
     /// The coordinator's store refuses or cannot be reached.
     StoreUnavailable = "0900", Unavailable, "look at the coordinator's disk and log";
     /// This coordinator does not lead any more.

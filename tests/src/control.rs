@@ -50,6 +50,8 @@ pub struct ControlOptions {
     pub further_replicas: usize,
     /// Keys of `[leadership]` that are not as shipped, by their names: `ttl = "1s"`.
     pub leadership: BTreeMap<&'static str, String>,
+    /// How often the leader checks which releases the fleet could go back to: `1s`. Without it as shipped.
+    pub readiness: Option<String>,
     /// The servers that the harness starts keep what they wrote when the host loses power, as figures of time want it.
     pub durable: bool,
 }
@@ -202,6 +204,11 @@ impl Control {
             agents.iter().find(is_it).is_some_and(|a| a["connected"] == true)
         };
         hosts.iter().all(connected)
+    }
+
+    /// Another operator, with a certificate of their own.
+    pub fn operator(&self, name: &str) -> Result<Ctl> {
+        Ok(Ctl::new(&self.binaries, &self.coordinator.add_operator(name)?))
     }
 
     /// Keeps a value until the programs under test have ended, and drops it then: what cleans up when it goes, and what

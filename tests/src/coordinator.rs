@@ -28,6 +28,8 @@ pub struct CoordinatorOptions {
     pub store: Option<StoreAddress>,
     /// Keys of `[leadership]` that are not as shipped, by their names: `ttl = "1s"`.
     pub leadership: BTreeMap<&'static str, String>,
+    /// How often readiness is checked: `1s`. Without it as shipped.
+    pub readiness: Option<String>,
 }
 
 /// Where the store is, as `coordinator.toml` says it.
@@ -68,7 +70,14 @@ impl Coordinator {
                 .arg(&store.password_file);
         }
         run(&mut init)?;
-        coordinator.configure(|config| set_leadership(config, options))?;
+        coordinator.configure(|config| {
+            for (key, value) in &options.leadership {
+                table(config, "leadership", key, value);
+            }
+            if let Some(every) = &options.readiness {
+                table(config, "readiness", "every", every);
+            }
+        })?;
         Ok(coordinator)
     }
 
@@ -271,12 +280,6 @@ pub fn edit_toml(path: &Path, change: impl FnOnce(&mut toml::Table)) -> Result<(
     let text = toml::to_string(&content).context("write TOML")?;
     // In place: who may read it stays as it was.
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
-}
-
-fn set_leadership(config: &mut toml::Table, options: &CoordinatorOptions) {
-    for (key, value) in &options.leadership {
-        table(config, "leadership", key, value);
-    }
 }
 
 fn table(config: &mut toml::Table, name: &str, key: &str, value: &str) {

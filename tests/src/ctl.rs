@@ -5,11 +5,13 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 
 use crate::binaries::Binaries;
+use crate::process;
 
 /// No verb of a scenario takes longer; a hanging program must not hang the test.
 const ANSWER_WITHIN: Duration = Duration::from_secs(180);
@@ -95,6 +97,12 @@ impl Running {
             Ok(line) => line.with_context(|| format!("{} said\n{}", self.shown, self.said)),
             Err(_) => bail!("{} does not say: {what}; it said\n{}", self.shown, self.said),
         }
+    }
+
+    /// Ctrl-C.
+    pub fn interrupt(&self) -> Result<()> {
+        let pid = self.child.id().context("the command runs")?;
+        process::kill(pid, Signal::INT)
     }
 
     pub async fn answer(self) -> Result<Answer> {

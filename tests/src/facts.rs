@@ -98,24 +98,6 @@ impl Facts {
             }
         };
         let (name, greeting) = (version.name(), version.greeting());
-        for (host, app) in &self.apps {
-            expect(
-                format!("current of {host}"),
-                app.link == format!("releases/{name}"),
-                &app.link,
-            );
-            expect(
-                format!("GREETING of the process on {host}"),
-                app.process_greeting == greeting,
-                &app.process_greeting,
-            );
-            expect(
-                format!("the answer of {host}"),
-                app.served.contains(&format!("\"{name}\"")),
-                &app.served,
-            );
-            expect(format!("health of {host}"), app.healthy, &app.healthy);
-        }
         let migrations = (1..=version.schema())
             .map(|n| n.to_string())
             .collect::<Vec<_>>()
@@ -142,6 +124,7 @@ impl Facts {
             !self.workers.is_empty(),
             &self.workers,
         );
+        found.extend(self.apps.iter().flat_map(|(host, app)| app.misfits(host, version)));
         found
     }
 
@@ -184,7 +167,30 @@ impl Facts {
 }
 
 impl AppFacts {
-    fn gather(host: &AppHost) -> Result<Self> {
+    /// What is not as it must be when this version runs here. Empty: all is well.
+    pub fn misfits(&self, host: &str, version: Version) -> Vec<String> {
+        let name = version.name();
+        let what = [
+            (
+                "current",
+                self.link == format!("releases/{name}"),
+                &self.link as &dyn std::fmt::Debug,
+            ),
+            (
+                "GREETING of the process",
+                self.process_greeting == version.greeting(),
+                &self.process_greeting,
+            ),
+            ("the answer", self.served.contains(&format!("\"{name}\"")), &self.served),
+            ("health", self.healthy, &self.healthy),
+        ];
+        let wrong = what.iter().filter(|(_, right, _)| !right);
+        wrong
+            .map(|(what, _, seen)| format!("{what} of {host} is {seen:?}"))
+            .collect()
+    }
+
+    pub fn gather(host: &AppHost) -> Result<Self> {
         let pid = host.pid();
         let environ = pid.map(process::environ).transpose()?.unwrap_or_default();
         let value = |name: &str| environ.get(name).cloned().unwrap_or_default();
@@ -263,10 +269,11 @@ fn sha256_of(path: &Path) -> Result<String> {
     ))
 }
 
-/// The agent's own directory may stay when it is empty.
+/// The agent's own directory may stay when it is empty. What a story tells the application is no trace of anybody.
 fn root_entries(root: &Path) -> Result<Vec<String>> {
     const OURS: &str = ".rollbackctl";
     let mut found = entries(root)?;
+    found.retain(|name| name != "faults.json");
     if let Some(at) = found.iter().position(|name| name == OURS) {
         found.remove(at);
         found.extend(tree(&root.join(OURS))?.into_iter().map(|note| format!("{OURS}/{note}")));

@@ -83,6 +83,14 @@ impl Journal {
         self.0.values().map(Vec::len).sum()
     }
 
+    /// What operators did to a rollback, in order: who, why, and the act with what belongs to it.
+    pub fn acts(&self, rollback: &str) -> Result<Vec<Value>> {
+        let rows = self.0.get(rollback).context("the rollback is in the journal")?;
+        let events = rows.iter().map(|row| serde_json::from_str::<Value>(&row.payload));
+        let events = events.collect::<Result<Vec<_>, _>>().context("read the journal")?;
+        Ok(events.into_iter().filter(|event| event["kind"] == "steered").collect())
+    }
+
     fn intents(&self) -> BTreeSet<Key> {
         let intent = |id: &String, row: &Row| -> Option<Key> {
             let event: Value = serde_json::from_str(&row.payload).ok()?;

@@ -46,6 +46,7 @@ pub mod process;
 pub mod scenario;
 pub mod small_disk;
 pub mod store_server;
+pub mod swarm;
 pub mod systemd_host;
 pub mod wait;
 pub mod writers;

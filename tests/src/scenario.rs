@@ -8,8 +8,11 @@ mod coordinator_killed;
 pub mod database;
 pub mod deployments;
 mod forth_and_back;
+mod handbook;
+pub mod hands;
 mod held_then_recovered;
 mod kill_sweep;
+pub mod many_hosts;
 mod points;
 pub mod replicas;
 mod restored_from_vault;
@@ -85,6 +88,11 @@ pub const ALL: &[Scenario] = &[
         tell: |o| zekka::tell(o).boxed_local(),
     },
     Scenario {
+        name: "handbook",
+        about: "docs/operating.md, carried out: every command of it typed on the demo fleet (UPDATE_DOCS=1 writes its outputs)",
+        tell: |o| handbook::tell(o).boxed_local(),
+    },
+    Scenario {
         name: "undo-on-unhealthy",
         about: "v2.9.0 never gets healthy on one host: everything is undone, v3.0.0 runs again everywhere",
         tell: |o| undo_on_unhealthy::tell(o).boxed_local(),
@@ -140,6 +148,11 @@ pub const ALL: &[Scenario] = &[
         tell: |o| store_taken_back::tell(o).boxed_local(),
     },
     Scenario {
+        name: "thousand-hosts",
+        about: "1,000 agents: how long --help, fleet status and fleet readiness take (programs built with --release)",
+        tell: |o| many_hosts::tell(o).boxed_local(),
+    },
+    Scenario {
         name: "trace",
         about: "one trace from rollbackctl through coordinator and agents, received over OTLP and whole",
         tell: |o| trace::tell(o).boxed_local(),
@@ -157,13 +170,15 @@ pub struct Report {
 }
 
 impl Scenario {
-    /// Those of zekka's fleet, those of other deployments, those of databases, and those of several coordinators.
+    /// Those of zekka's fleet, those of other deployments, those of databases, those of several coordinators, and
+    /// those of the operator's hands.
     pub fn all() -> impl Iterator<Item = &'static Self> {
         ALL.iter()
             .chain(deployments::ALL)
             .chain(database::ALL)
             .chain(replicas::ALL)
             .chain(store_faults::ALL)
+            .chain(hands::ALL)
     }
 
     pub fn find(name: &str) -> Option<&'static Self> {

@@ -210,6 +210,12 @@ impl AppHost {
         std::fs::write(self.root.join("faults.json"), faults.to_string()).context("write faults.json")
     }
 
+    /// A version that is started does not begin to serve until [`AppHost::clear_faults`].
+    pub fn hold_start(&self, version: Version) -> Result<()> {
+        let faults = json!({ version.name(): { "start_held": true } });
+        std::fs::write(self.root.join("faults.json"), faults.to_string()).context("write faults.json")
+    }
+
     pub fn clear_faults(&self) -> Result<()> {
         std::fs::write(self.root.join("faults.json"), "{}").context("write faults.json")
     }

@@ -114,12 +114,14 @@ fn target(release: &str) -> Option<v1::RollbackTarget> {
         database: v1::DatabaseChoice::Unspecified.into(),
         release: release.to_owned(),
         runbook: String::new(),
+        ..v1::RollbackTarget::default()
     })
 }
 
 async fn plan(client: &mut FleetClient<Channel>, release: &str) -> Result<v1::Plan, Problem> {
     let request = v1::PlanRollbackRequest {
         target: target(release),
+        ..v1::PlanRollbackRequest::default()
     };
     let answer = client
         .plan_rollback(request)

@@ -1,6 +1,6 @@
 //! Every scenario, the demo among them, as a test. Each has a fleet of its own.
 
-use fleet_tests::scenario::{ALL, Scenario};
+use fleet_tests::scenario::{ALL, Options, Scenario, many_hosts};
 
 macro_rules! scenarios {
     ($($test:ident = $name:literal,)*) => {
@@ -11,8 +11,9 @@ macro_rules! scenarios {
 
         #[test]
         fn no_scenario_is_forgotten() {
-            // `kills.rs` tells the other one, and `deployments.rs` its own.
-            let told = [$($name,)* "kill-sweep"];
+            // `kills.rs` tells one of the others, `make bench` the other, of which there is a small one below; and
+            // `deployments.rs` tells its own.
+            let told = [$($name,)* "kill-sweep", "thousand-hosts"];
             let forgotten: Vec<_> = ALL.iter().map(|s| s.name).filter(|name| !told.contains(name)).collect();
             assert!(forgotten.is_empty(), "{forgotten:?}");
         }
@@ -21,6 +22,7 @@ macro_rules! scenarios {
 
 scenarios! {
     zekka = "zekka",
+    handbook = "handbook",
     undo_on_unhealthy = "undo-on-unhealthy",
     forth_and_back = "forth-and-back",
     rolling = "rolling",
@@ -32,4 +34,16 @@ scenarios! {
     two_operators = "two-operators",
     store_taken_back = "store-taken-back",
     trace = "trace",
+}
+
+/// As `thousand-hosts`, without a limit of time: what is said of fifty is right, and comes from the hosts.
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_hosts() {
+    let options = Options {
+        quiet: true,
+        ..Options::default()
+    };
+    if let Err(error) = many_hosts::look(50, options).await {
+        panic!("{error:#}");
+    }
 }

@@ -18,7 +18,7 @@ use rollback_proto::problem::{Code, Problem};
 use serde::{Deserialize, Serialize};
 
 use super::env_file::variables::Variables;
-use super::{Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained};
+use super::{Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained, Revision};
 use crate::check::log::{LogCheck, Mark};
 use crate::check::{Check, redact};
 use crate::files;
@@ -204,6 +204,10 @@ impl Driver for Checked {
 
     async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
         self.inner.resolve(release).await
+    }
+
+    async fn forget(&self, revision: &Revision, kept: &[Revision]) -> Result<String, Problem> {
+        self.inner.forget(revision, kept).await
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {

@@ -54,7 +54,7 @@ use self::command::Compose;
 use self::pin::Template;
 use self::source::Repository;
 use self::variable::Variable;
-use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained, Role};
+use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained, Revision, Role};
 use crate::check::HealthCheck;
 use crate::engine::Engine;
 use crate::files::stays_beneath;
@@ -312,6 +312,10 @@ impl Driver for ComposeDriver {
 
     async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
         staging::resolve(self, release).await
+    }
+
+    async fn forget(&self, revision: &Revision, _kept: &[Revision]) -> Result<String, Problem> {
+        self.forget_images(revision).await
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {

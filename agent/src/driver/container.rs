@@ -49,7 +49,7 @@ use rollback_proto::problem::{Code, Problem};
 use serde::Deserialize;
 
 use self::managed::Managed;
-use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained, Role};
+use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Observation, Probe, Retained, Revision, Role};
 use crate::check::HealthCheck;
 use crate::engine::{self, Engine};
 use crate::step::StepContext;
@@ -202,6 +202,10 @@ impl Driver for ContainerDriver {
     async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
         check_name("release", release)?;
         self.managed.resolve_tag(release).await
+    }
+
+    async fn forget(&self, revision: &Revision, _kept: &[Revision]) -> Result<String, Problem> {
+        self.managed.forget(revision).await
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {

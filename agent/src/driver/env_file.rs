@@ -100,6 +100,7 @@ impl EnvFileDriver {
     /// Puts content into the vault. A name that was given before stays: what is told apart is content.
     fn keep(&self, content: &[u8], release: Option<&str>) -> Result<Revision, Problem> {
         let digest = digest(content);
+        let _keeping = self.vault.keeping().map_err(|e| vault_problem(&e))?;
         let known = self.pin_of(&digest)?;
         let object = self.vault.put_bytes(content).map_err(|e| vault_problem(&e))?;
         let known_release = known.as_ref().and_then(|pin| pin.release.clone());
@@ -426,6 +427,11 @@ impl Driver for EnvFileDriver {
         check_name("release", release)?;
         let release = release.to_owned();
         self.run(move |d| d.resolve_now(&release)).await
+    }
+
+    async fn forget(&self, revision: &Revision, _kept: &[Revision]) -> Result<String, Problem> {
+        let digest = revision.digest.clone();
+        self.run(move |d| files::let_go(&d.vault, &d.component, &digest)).await
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {

@@ -326,6 +326,10 @@ impl Driver for GitDriver {
         .await
     }
 
+    async fn forget(&self, revision: &Revision, _kept: &[Revision]) -> Result<String, Problem> {
+        staging::forget(&self.trees, &Commit::from_digest(&revision.digest)?).await
+    }
+
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
         let mut findings = step
             .operation("look_at_repository", readiness::findings(self, step))

@@ -50,7 +50,7 @@ use self::site::{Files, Seen, Site};
 use super::env_file::short;
 use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Health, Observation, Probe, Retained, Revision, Role};
 use crate::check::http::{client, plain_url};
-use crate::files::{blocking, stays_beneath};
+use crate::files::{self, blocking, stays_beneath};
 use crate::step::StepContext;
 use crate::vault::Vault;
 
@@ -280,6 +280,12 @@ impl Driver for NginxDriver {
         check_name("release", release)?;
         let release = release.to_owned();
         self.on_disk(move |site| site.resolve(&release)).await
+    }
+
+    async fn forget(&self, revision: &Revision, _kept: &[Revision]) -> Result<String, Problem> {
+        let digest = revision.digest.clone();
+        self.on_disk(move |site| files::let_go(&site.vault, &site.component, &digest))
+            .await
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {

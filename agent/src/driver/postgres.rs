@@ -80,6 +80,7 @@ use self::route::{End, Route};
 use self::sql_error::sql_problem;
 use self::versions::Applied;
 use super::{Action, Done, Driver, DriverInfo, Failure, Finding, Health, Observation, Probe, Retained, Revision, Role};
+use crate::files::{self, blocking};
 use crate::step::{NoProgress, StepContext};
 use crate::vault::Vault;
 
@@ -388,6 +389,14 @@ impl Driver for PostgresDriver {
 
     async fn resolve(&self, release: &str) -> Result<Retained, Problem> {
         self.do_resolve(release).await
+    }
+
+    /// The recorded schema goes. The library of migrations stays whole: it is a few KiB, and the only way down from a
+    /// schema that is deployed once more. Backups have a retention of their own.
+    async fn forget(&self, revision: &Revision, _kept: &[Revision]) -> Result<String, Problem> {
+        let (vault, digest) = (self.archive.vault(), revision.digest.clone());
+        let component = self.component.clone();
+        blocking(move || files::let_go(&vault, &component, &digest)).await
     }
 
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {

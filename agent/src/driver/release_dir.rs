@@ -211,6 +211,11 @@ impl Driver for ReleaseDirDriver {
         self.on_disk(move |layout| layout.resolve(&release, &stopped)).await
     }
 
+    async fn forget(&self, revision: &Revision, _kept: &[Revision]) -> Result<String, Problem> {
+        let revision = revision.clone();
+        self.on_disk(move |layout| layout.forget(&revision)).await
+    }
+
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
         let (from, to, application) = (step.from.clone(), step.to.clone(), self.application.clone());
         let work = self.on_disk(move |layout| readiness::findings(layout, &application, &from, &to));

@@ -8,9 +8,9 @@ use rollback_proto::v1;
 use tracing::Instrument;
 
 use super::drive::guarded;
-use super::{Executor, Inner, stopping};
+use super::{Executor, Inner, order, stopping};
 use crate::convert;
-use crate::driver::{Driver, Observation, Retained};
+use crate::driver::{Driver, Observation, Retained, Revision};
 
 impl Executor {
     /// Revision and health of some components, all of them when none is named, side by side. A component that cannot
@@ -52,6 +52,19 @@ impl Executor {
     /// Finds what goes by a release's name, and pins it. As durable as `retain`.
     pub async fn resolve(&self, name: String, release: String) -> Result<v1::ResolveResponse, Problem> {
         self.pin(name, release, What::Named).await.map(Into::into)
+    }
+
+    /// Nobody comes back to this revision any more. Refuses nothing for being repeated; runs to its end when the caller
+    /// goes away.
+    pub async fn forget(&self, request: v1::ForgetRequest) -> Result<v1::ForgetResponse, Problem> {
+        check_name("component", &request.component)?;
+        check_name("release", &request.release)?;
+        if self.0.tasks.is_closed() {
+            return Err(stopping());
+        }
+        let work = forget_one(Arc::clone(&self.0), request).in_current_span();
+        let summary = self.0.tasks.spawn(work).await.map_err(|_| stopping())??;
+        Ok(v1::ForgetResponse { summary })
     }
 
     async fn pin(&self, name: String, release: String, what: What) -> Result<Retained, Problem> {
@@ -96,10 +109,7 @@ async fn pin_one(inner: Arc<Inner>, name: String, release: String, what: What) -
     let component = inner.components.get(&name).ok_or_else(|| unknown(&name))?;
     let turn = Arc::clone(&component.turn);
     let Ok(Ok(_turn)) = tokio::time::timeout(inner.limits.retain_turn, turn.acquire_owned()).await else {
-        return Err(Problem::new(
-            Code::ComponentBusy,
-            format!("component {name} is busy with a step"),
-        ));
+        return Err(busy(&name));
     };
     let work = async {
         match what {
@@ -118,6 +128,56 @@ async fn pin_one(inner: Arc<Inner>, name: String, release: String, what: What) -
             ),
         )),
     }
+}
+
+/// What is live stays, and what cannot be seen is taken for live. No step can change that meanwhile: it is this
+/// component's turn.
+async fn forget_one(inner: Arc<Inner>, request: v1::ForgetRequest) -> Result<String, Problem> {
+    let name = request.component;
+    let component = inner.components.get(&name).ok_or_else(|| unknown(&name))?;
+    let nothing = || Problem::new(Code::BadRequest, "no revision is named that could be forgotten");
+    let gone = order::revision("revision", request.revision.ok_or_else(nothing)?)?;
+    // The vault has notes beside the pins of revisions; no name of one looks like this.
+    let (_, hash) = gone.digest.split_once(':').ok_or_else(nothing)?;
+    if hash.is_empty() || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(nothing());
+    }
+    let kept: Vec<Revision> = request.kept.into_iter().map(Revision::from).collect();
+    if kept.contains(&gone) {
+        return Ok("another release needs it".to_owned());
+    }
+    let turn = Arc::clone(&component.turn);
+    let Ok(Ok(_turn)) = tokio::time::timeout(inner.limits.retain_turn, turn.acquire_owned()).await else {
+        return Err(busy(&name));
+    };
+    let live = observe_one(&name, component.driver.as_ref(), inner.limits.observe).await?;
+    if live.revision == gone {
+        return Ok("it is what runs now".to_owned());
+    }
+    let work = guarded(component.driver.forget(&gone, &kept));
+    match tokio::time::timeout(inner.limits.retain, work).await {
+        Ok(Ok(forgotten)) => {
+            let summary = forgotten?;
+            tracing::info!(component = name, release = request.release, summary, "a release was forgotten");
+            Ok(summary)
+        }
+        Ok(Err(panic)) => Err(defect(&name, &panic)),
+        Err(_) => Err(Problem::new(
+            Code::StepTimeout,
+            format!(
+                "{} of component {name} could not be forgotten within {} s",
+                request.release,
+                inner.limits.retain.as_secs()
+            ),
+        )),
+    }
+}
+
+fn busy(name: &str) -> Problem {
+    Problem::new(
+        Code::ComponentBusy,
+        format!("component {name} is busy with a step"),
+    )
 }
 
 fn defect(name: &str, panic: &str) -> Problem {

@@ -179,7 +179,7 @@ pub(super) fn fence(epoch: u64, leader: &str) -> Result<Fence, Problem> {
     })
 }
 
-fn revision(what: &str, revision: rollback_proto::v1::Revision) -> Result<Revision, Problem> {
+pub(super) fn revision(what: &str, revision: rollback_proto::v1::Revision) -> Result<Revision, Problem> {
     check_name(&format!("`{what}` version"), &revision.version)?;
     let digest = &revision.digest;
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b':';

@@ -372,3 +372,22 @@ async fn prepare_refuses_another_project_and_a_compose_that_is_not_there() {
     .await;
     assert_eq!(codes, [Code::ComposeFailed]);
 }
+
+#[tokio::test]
+async fn what_is_forgotten_gives_images_free_that_no_other_release_has() {
+    let project = Project::new();
+    let driver = project.driver();
+    let rollback = deployed(&project, &driver).await;
+    let kept = |id: &str| {
+        let name = format!("rollbackctl/kept:{}", id.trim_start_matches("sha256:"));
+        run(&project.dir, &[], &["docker", "image", "inspect", &name]).status.success()
+    };
+    let (old, new) = (project.app("v2.9.0"), project.app("v3.0.0"));
+    driver.retain("v3.0.0").await.expect("retain");
+    assert!(kept(&old) && kept(&new));
+    for said in ["our names of 1 images are gone", "no image was kept for it alone"] {
+        assert_eq!(driver.forget(&rollback.to, &[]).await.expect("forget"), said);
+    }
+    assert!(!kept(&old) && kept(&new));
+    assert_eq!(rollback.blockers().await, [Code::RevisionMissing]);
+}

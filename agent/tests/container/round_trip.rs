@@ -226,3 +226,28 @@ async fn a_changed_env_file_reaches_the_container_and_the_undo_brings_the_old_on
     app.back(Action::Start).await.expect("start");
     assert_eq!(app.docker.inspect(&app.name(), "{{.Id}}"), live);
 }
+
+#[tokio::test]
+async fn what_is_forgotten_loses_our_tag_and_goes_when_nothing_else_needs_it() {
+    let app = App::new(PLAIN, &[], "");
+    let own = |tag: &str| format!("{}:{tag}", app.docker.repository());
+    let there = |digest: &str| app.docker.try_run(&["image", "inspect", digest]).is_ok();
+    app.driver.retain("v3.0.0").await.expect("retain");
+    app.driver.resolve("v2.9.0").await.expect("resolve");
+    // It has a name of its own: that one is not ours to take.
+    let said = app.driver.forget(&app.old, &[]).await.expect("forget");
+    assert!(said.ends_with("is gone"), "{said}");
+    assert!(there(&own("v2.9.0")));
+    assert_eq!(app.driver.forget(&app.old, &[]).await.expect("again"), "nothing was kept for it");
+
+    app.driver.resolve("v2.9.0").await.expect("resolve");
+    app.docker.run(&["rmi", &own("v2.9.0")]);
+    assert!(there(&app.old.digest), "our tag keeps it");
+    app.driver.forget(&app.old, &[]).await.expect("forget");
+    assert!(!there(&app.old.digest));
+    // Containers go before releases: a stopped one is somebody's way back.
+    app.docker.run(&["rmi", "-f", &own("v3.0.0")]);
+    let said = app.driver.forget(&app.new, &[]).await.expect("forget");
+    assert!(said.contains("a container was made of it"), "{said}");
+    assert!(there(&app.new.digest));
+}

@@ -446,3 +446,30 @@ async fn trap_an_install_program_that_outlives_the_agent() {
     );
     assert_eq!(read(&begun).lines().count(), 2);
 }
+
+#[tokio::test]
+async fn what_is_forgotten_loses_its_ref_and_the_worktree_that_was_made_of_it() {
+    let f = fleet().await;
+    let refs = || git(&f.repository(), &["for-each-ref", "refs/rollbackctl"]);
+    let commit = f.old.digest.trim_start_matches("git:").to_owned();
+    f.stage_and_switch().await;
+    f.driver.finish(&f.step(Action::Finish)).await.expect("finish");
+    f.driver.switch(&f.back(Action::Switch)).await.expect("forward");
+    f.driver.finish(&f.back(Action::Finish)).await.expect("finish");
+    assert!(refs().contains(&commit));
+    // Somebody works in it.
+    write(&f.release("v2.9.0/app.js"), "work of hours");
+    let said = f.driver.forget(&f.old, &[]).await.expect("forget");
+    assert!(said.contains("stays: files in it were changed"), "{said}");
+    assert_eq!(read(&f.release("v2.9.0/app.js")), "work of hours");
+    assert!(!refs().contains(&commit), "{}", refs());
+    write(&f.release("v2.9.0/app.js"), "// v2.9.0");
+    f.driver.forget(&f.old, &[]).await.expect("again");
+    assert_eq!(names(&f.root.join("releases")), ["v3.0.0"]);
+    assert!(!git(&f.repository(), &["worktree", "list"]).contains("v2.9.0"));
+    // What is live has its ref, and is found by its tag when somebody wants it back.
+    assert!(refs().contains(f.new.digest.trim_start_matches("git:")));
+    assert_eq!(f.driver.resolve("v2.9.0").await.expect("resolve").revision, f.old);
+    assert_eq!(f.driver.forget(&f.old, &[]).await.expect("forget").matches(';').count(), 0);
+    assert_eq!(f.driver.forget(&f.old, &[]).await.expect("again"), "nothing was kept for it");
+}

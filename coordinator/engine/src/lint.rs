@@ -7,6 +7,7 @@
 
 mod backends;
 mod safety;
+mod scope;
 mod shape;
 
 use crate::ids::{StepId, Target};
@@ -98,6 +99,18 @@ pub enum LintError {
     NeverRestored { target: Target },
     #[error("{target}: is not verified at the end")]
     NotVerified { target: Target },
+    #[error("{target}: is excluded, and in the plan")]
+    ExcludedInScope { target: Target },
+    #[error("{target}: changes, and was not asked for")]
+    NotSelected { target: Target },
+    #[error("{target}: is said to be outside of the scope, and is in it")]
+    OutsideInScope { target: Target },
+    #[error("what is outside of the scope is not sorted, or there is such a thing and everything was asked for")]
+    OutsideUnclear,
+    #[error("phase {phase} has a limit of hosts that it cannot have, or does not keep")]
+    WrongLimit { phase: PhaseName },
+    #[error("somebody has to approve, and has no time for it")]
+    NobodyCanApprove,
 }
 
 /// Everything that is wrong with a plan; empty for a sound one.
@@ -106,5 +119,6 @@ pub fn lint(plan: &Plan) -> Vec<LintError> {
     shape::check(&plan.body, &mut errors);
     safety::check(&plan.body, &mut errors);
     backends::check(&plan.body, &mut errors);
+    scope::check(&plan.body, &mut errors);
     errors
 }

@@ -28,23 +28,29 @@
 
 mod apply;
 mod decide;
+mod failures;
 mod forward;
+mod hands;
 mod index;
 pub mod judge;
 mod run;
+mod steer;
+mod stop;
 mod undoing;
 mod wave;
 
 use jiff::Timestamp;
 
-use crate::event::{Command, Direction, Effect, Ending, Event};
+use crate::event::{AbortThen, Command, Direction, Effect, Ending, Event};
 use crate::ids::{StepId, Target};
 use crate::lint::LintError;
 use crate::plan::{Plan, Step};
 
 pub use apply::apply;
 pub use decide::decide;
+pub(crate) use failures::TooMany;
 pub use forward::Forward;
+pub use hands::{Abort, Approved, Standstill};
 pub use run::{Attempt, Creation, PhaseTiming, Run, StepState, UndoStart};
 pub use undoing::Undoing;
 
@@ -193,8 +199,24 @@ pub fn transition(state: &mut State, command: Command) -> Result<Vec<Event>, Rej
 pub fn follow_ups(state: &State, at: Timestamp) -> Vec<Event> {
     match state {
         State::New | State::Ended { .. } => Vec::new(),
-        State::Forward { run, forward } => forward.follow_ups(run, at),
-        State::Undoing { run, undoing } => undoing.follow_ups(run, at),
+        State::Forward { run, forward } => match run.abort() {
+            Some(_) if !run.is_still() => Vec::new(),
+            Some(abort) => vec![forward.aborted(run, abort, at)],
+            None if run.stands_still() => Vec::new(),
+            None => forward.follow_ups(run, at),
+        },
+        State::Undoing { run, undoing } => match run.abort() {
+            Some(abort) if abort.then == AbortThen::Hold => {
+                if run.is_still() {
+                    vec![undoing.aborted(run, abort, at)]
+                } else {
+                    Vec::new()
+                }
+            }
+            // It is what led here.
+            Some(_) | None if run.stands_still() => Vec::new(),
+            Some(_) | None => undoing.follow_ups(run, at),
+        },
     }
 }
 

@@ -15,6 +15,8 @@
 //! What the runbook leaves alone stays in scope, with its own revision as its target: it is backed up, paused and verified
 //! like all others, because what changes around it concerns it.
 //!
+//! Of a release, the whole or a part: see `selection` for what joins a part for its sake.
+//!
 //! Deliberately left out: findings (that is `prepare`, on the hosts), consent, and any knowledge of kinds of components.
 
 mod batches;
@@ -22,38 +24,52 @@ mod phases;
 mod refusal;
 mod rotation;
 mod scope;
+mod selection;
 
 pub use refusal::{PlanRefused, Refusal};
+pub use selection::{Purpose, Request};
 
-use crate::plan::{FORMAT, Phase, Plan, PlanBody, Selection};
+use crate::plan::{Change, FORMAT, Phase, Plan, PlanBody};
 use crate::release::{ObservedFleet, Release};
-use crate::runbook::Runbook;
+use crate::runbook::{Converge, Runbook};
 
 use phases::Drafter;
 use scope::Scope;
 
-/// Plans a rollback of everything that the release names and the runbook changes. Components that the release does not know
-/// are left alone.
+/// Plans a rollback of what the release names, the request asks for and the runbook changes. Components that the release does
+/// not know are left alone.
 ///
 /// A fleet that is at its target already is no reason to refuse: such a plan only verifies.
-pub fn plan(observed: &ObservedFleet, release: &Release, runbook: &Runbook) -> Result<Plan, PlanRefused> {
-    let scope = Scope::of(observed, release, runbook)?;
+pub fn plan(
+    observed: &ObservedFleet,
+    release: &Release,
+    runbook: &Runbook,
+    request: &Request,
+) -> Result<Plan, PlanRefused> {
+    let scope = Scope::of(observed, release, runbook, request)?;
     let drafter = Drafter::new(&scope, runbook);
     let mut phases: Vec<Phase> = drafter.draft();
     number(&mut phases);
+    let changes: Vec<Change> = scope.members.iter().map(|m| m.change.clone()).collect();
+    let (undo_of, holds) = match &request.purpose {
+        Purpose::Rollback => (None, runbook.hold),
+        // Neither says that a release is bad.
+        Purpose::Undo(id) => (Some(id.clone()), false),
+        Purpose::Converge => (None, false),
+    };
     Ok(Plan::seal(PlanBody {
         format: FORMAT,
         release: release.name.clone(),
         runbook: runbook.label(),
         database: runbook.database,
-        selection: Selection::default(),
-        outside: Vec::new(),
-        approval: None,
-        undo_of: None,
-        converges: false,
-        holds: false,
+        selection: scope.selection,
+        outside: scope.outside,
+        approval: runbook.approval(changes.iter().any(|c| c.from_backup)),
+        undo_of,
+        converges: runbook.converge == Converge::Automatic,
+        holds,
         schema_changes: scope.schema_changes,
-        changes: scope.members.iter().map(|m| m.change.clone()).collect(),
+        changes,
         excused: scope.excused,
         phases,
     }))

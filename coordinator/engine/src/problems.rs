@@ -2,6 +2,7 @@
 
 use crate::event::Problem;
 use crate::ids::{HostName, Target};
+use crate::machine::TooMany;
 use crate::plan::{DatabaseChoice, Excused, PlanBody, Step};
 use crate::release::{Action, Revision};
 
@@ -158,4 +159,49 @@ pub(crate) fn excused(excused: &[Excused]) -> Problem {
         ),
         "when the host is back, start the rollback again before it serves",
     )
+}
+
+/// With one more, more hosts would be left behind than the plan allows.
+pub(crate) fn too_many(cause: Problem, too_many: &TooMany) -> Problem {
+    Problem {
+        message: format!("{}; {too_many}", cause.message),
+        ..cause
+    }
+}
+
+/// An operator ended it. `before`: what had gone wrong by then.
+pub(crate) fn aborted(by: &str, reason: &str, before: Option<&Problem>) -> Problem {
+    let mut message = format!("{by} ended it");
+    if !reason.is_empty() {
+        message.push_str(&format!(": {reason}"));
+    }
+    if let Some(before) = before {
+        message.push_str(&format!(" (before that: {})", before.message));
+    }
+    problem("RB0218", message, "look at what runs: rollbackctl fleet status")
+}
+
+/// It was on its way back when somebody stopped it.
+pub(crate) fn undo_left(cause: &Problem) -> Problem {
+    Problem {
+        message: format!("it was being undone because: {}", cause.message),
+        ..cause.clone()
+    }
+}
+
+/// Nobody approved in time.
+pub(crate) fn not_approved(within_ms: u64) -> Problem {
+    problem(
+        "RB0212",
+        format!("no second operator approved it within {}", duration(within_ms)),
+        "nothing was touched; ask a second operator to be ready, then start again",
+    )
+}
+
+/// "90 s", "15 min".
+fn duration(ms: u64) -> String {
+    match ms / 1000 {
+        seconds if seconds > 0 && seconds % 60 == 0 => format!("{} min", seconds / 60),
+        seconds => format!("{seconds} s"),
+    }
 }

@@ -143,6 +143,18 @@ pub struct Release {
     /// of its age, and "newer" decides what a fleet was taken back from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ranks_at: Option<Timestamp>,
+    /// The last word of a person on `stable`. What a rollback finds out later may differ from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Mark>,
+}
+
+/// A person says whether a release is stable, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    pub stable: bool,
+    pub by: String,
+    pub at: Timestamp,
+    pub reason: String,
 }
 
 impl Release {

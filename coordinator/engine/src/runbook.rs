@@ -8,15 +8,24 @@
 //! - databases that the runbook does not change are also said to be kept;
 //! - "continue" stands only where going on cannot break a promise: never before everything is staged and backed up.
 
+mod faults;
+mod reading;
+mod units;
+
 use std::collections::BTreeSet;
 use std::fmt;
 
-use jiff::fmt::friendly::SpanParser;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{DatabaseChoice, OnFailure, PhaseName};
+use crate::event::Severity;
+use crate::ids::ComponentName;
+use crate::plan::{ApprovalRule, DatabaseChoice, OnFailure, PhaseName};
 use crate::release::{Action, Role};
 
+pub use reading::Reading;
+pub use units::{BatchSize, Span};
+
+/// The first is the example that has every key.
 const BUILTIN: [(&str, &str); 5] = [
     ("default", include_str!("../runbooks/default.toml")),
     ("emergency", include_str!("../runbooks/emergency.toml")),
@@ -30,6 +39,8 @@ const BUILTIN: [(&str, &str); 5] = [
 #[serde(deny_unknown_fields)]
 pub struct Runbook {
     pub name: String,
+    /// Not in the text: whoever keeps it counts. 1 for a text that nobody keeps.
+    #[serde(skip, default = "first_version")]
     pub version: u32,
     pub unreachable: Unreachable,
     /// How databases go back.
@@ -37,10 +48,20 @@ pub struct Runbook {
     /// What the rollback changes. Everything else that the release names stays where it is; it is paused where that is
     /// needed, and verified.
     pub roles: BTreeSet<Role>,
+    /// The same by name: components that are called so. Empty: all.
+    pub services: BTreeSet<ComponentName>,
     /// Batches of the app phase.
     pub batches: Vec<BatchSize>,
     /// The same when all apps are stopped for a schema change.
     pub batches_when_quiesced: Vec<BatchSize>,
+    /// No more hosts than this are worked on at once in the app phase, or may be left behind.
+    pub max_unavailable: BatchSize,
+    /// What becomes of hosts that were left out, when they are back.
+    pub converge: Converge,
+    /// Releases that a fleet was taken back from are held.
+    pub hold: bool,
+    pub checks: Checks,
+    pub consent: ConsentPolicy,
     pub timeouts: Timeouts,
     pub on_failure: FailurePolicy,
 }
@@ -57,19 +78,41 @@ pub enum Unreachable {
     SkipAll,
 }
 
-/// How many hosts a batch takes: `"3"`, or `"25%"` of all hosts of the phase (rounded up).
+/// What becomes of hosts that were left out, when they are back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum BatchSize {
-    Count(usize),
-    Percent(u8),
+#[serde(rename_all = "snake_case")]
+pub enum Converge {
+    /// They stay as they are until an operator asks for it.
+    Manual,
+    /// They are brought to where they shall be as soon as they are connected.
+    Automatic,
 }
 
-/// A length of time in a runbook: `"500ms"`, `"30s"`, `"15m"`, `"1h"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Span {
-    pub millis: u64,
+/// When components are checked besides the verification at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checks {
+    /// Each batch of the app phase is verified before the next begins.
+    pub after_batch: bool,
+}
+
+/// Who has to agree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsentPolicy {
+    pub second_person: SecondPerson,
+    /// How long a second person is waited for.
+    pub approve_within: Span,
+}
+
+/// What another operator than the one who starts has to approve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecondPerson {
+    Never,
+    /// Plans that restore a database from a backup.
+    DataLoss,
+    Always,
 }
 
 /// How long each action may take, from dispatch.
@@ -113,20 +156,64 @@ pub struct FailurePolicy {
     pub verify: OnFailure,
 }
 
+/// One thing to say about a runbook's text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunbookFinding {
+    /// A blocker is an error: there is no runbook. Never `Ok`.
+    pub severity: Severity,
+    /// From 1; 0: the whole.
+    pub line: u32,
+    /// From 1, in characters; 0 with line 0.
+    pub column: u32,
+    /// "on_failure.stage"; empty where the text is no TOML.
+    pub key: String,
+    pub message: String,
+    /// What to write instead. May be empty.
+    pub hint: String,
+}
+
+impl fmt::Display for RunbookFinding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.line > 0 {
+            write!(f, "line {}, column {}: ", self.line, self.column)?;
+        }
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)?;
+        if !self.hint.is_empty() {
+            write!(f, " ({})", self.hint)?;
+        }
+        Ok(())
+    }
+}
+
 /// A runbook cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RunbookError {
-    #[error("read runbook")]
-    Toml(#[from] toml::de::Error),
-    #[error("runbook key `{key}`: {problem}")]
-    Invalid { key: String, problem: String },
+    #[error("{}", first_of(errors))]
+    Invalid {
+        /// Never empty.
+        errors: Vec<RunbookFinding>,
+    },
     #[error("there is no built-in runbook `{name}`; there are: {}", Runbook::builtin_names().collect::<Vec<_>>().join(", "))]
     UnknownBuiltin { name: String },
 }
 
+fn first_of(errors: &[RunbookFinding]) -> String {
+    match errors {
+        [] => "cannot be read".to_owned(),
+        [only] => only.to_string(),
+        [first, others @ ..] => format!("{first}; and {} more", others.len()),
+    }
+}
+
 impl Runbook {
+    /// Of all built-ins. It grows with every change to one of them: plans say what they were made with.
+    pub const BUILTIN_VERSION: u32 = 3;
+
     pub fn builtin(name: &str) -> Result<Self, RunbookError> {
-        Self::parse(Self::builtin_text(name)?)
+        Ok(Self::parse(Self::builtin_text(name)?)?.at_version(Self::BUILTIN_VERSION))
     }
 
     /// The built-in's file, comments and all, as an example to start from.
@@ -143,9 +230,23 @@ impl Runbook {
     }
 
     pub fn parse(text: &str) -> Result<Self, RunbookError> {
-        let runbook: Self = toml::from_str(text)?;
-        runbook.check()?;
-        Ok(runbook)
+        let Reading {
+            runbook, mut findings, ..
+        } = Self::lint(text);
+        findings.retain(|f| f.severity == Severity::Blocker);
+        runbook.ok_or(RunbookError::Invalid { errors: findings })
+    }
+
+    /// Everything that there is to say about a text, and the runbook that it is, if it is one.
+    pub fn lint(text: &str) -> Reading {
+        reading::read(text)
+    }
+
+    /// As it is kept.
+    #[must_use]
+    pub fn at_version(mut self, version: u32) -> Self {
+        self.version = version;
+        self
     }
 
     /// "default@1": how plans and reports name it.
@@ -157,6 +258,7 @@ impl Runbook {
     /// them first would only delay that.
     pub fn all_at_once(&self) -> bool {
         match self.batches.as_slice() {
+            _ if self.max_unavailable != BatchSize::Percent(100) => false,
             [_] | [BatchSize::Percent(100), ..] => true,
             [] | [BatchSize::Count(_) | BatchSize::Percent(_), ..] => false,
         }
@@ -173,6 +275,38 @@ impl Runbook {
         }
         self.database = choice;
         self
+    }
+
+    /// The same with this for every phase in which something can have been done. Preflight changes nothing: there is nothing to
+    /// hold, or to go on from.
+    #[must_use]
+    pub fn with_on_failure(mut self, choice: OnFailure) -> Self {
+        let FailurePolicy {
+            preflight: _,
+            stage,
+            protect,
+            quiesce,
+            database,
+            app,
+            proxy,
+            verify,
+        } = &mut self.on_failure;
+        for phase in [stage, protect, quiesce, database, app, proxy, verify] {
+            *phase = choice;
+        }
+        self
+    }
+
+    /// Who has to approve a plan that loses data, or one that does not.
+    pub fn approval(&self, loses_data: bool) -> Option<ApprovalRule> {
+        let needed = match self.consent.second_person {
+            SecondPerson::Never => false,
+            SecondPerson::DataLoss => loses_data,
+            SecondPerson::Always => true,
+        };
+        needed.then_some(ApprovalRule {
+            within_ms: self.consent.approve_within.millis,
+        })
     }
 
     /// Does it change components of this role?
@@ -198,49 +332,10 @@ impl Runbook {
             PhaseName::Finish => OnFailure::Continue,
         }
     }
+}
 
-    fn check(&self) -> Result<(), RunbookError> {
-        let name_fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if self.name.is_empty() || self.name.len() > 128 || !self.name.chars().all(name_fits) {
-            return Err(invalid("name", "use 1 to 128 of A-Z a-z 0-9 . _ -"));
-        }
-        for (key, sizes) in [
-            ("batches", &self.batches),
-            ("batches_when_quiesced", &self.batches_when_quiesced),
-        ] {
-            if sizes.is_empty() {
-                return Err(invalid(key, "give at least one batch; [\"100%\"] is all hosts at once"));
-            }
-        }
-        if self.roles.is_empty() {
-            return Err(invalid("roles", "name at least one of database, config, app, proxy"));
-        }
-        if !self.roles.contains(&Role::Database) && self.database != DatabaseChoice::Keep {
-            return Err(invalid(
-                "database",
-                "`roles` does not name databases, so they are kept: write \"keep\"",
-            ));
-        }
-        for action in Action::ALL {
-            for (role, table) in [(Role::App, "timeouts"), (Role::Database, "timeouts.database")] {
-                if self.timeout_ms(action, role) == 0 {
-                    return Err(invalid(
-                        &format!("{table}.{action}"),
-                        "a step needs some time; give at least 1ms",
-                    ));
-                }
-            }
-        }
-        for phase in PhaseName::ALL {
-            if self.on_failure(phase) == OnFailure::Continue && !may_continue(phase) {
-                return Err(invalid(
-                    &format!("on_failure.{phase}"),
-                    "\"continue\" would switch hosts that are not ready or not backed up; use \"undo\" or \"hold\"",
-                ));
-            }
-        }
-        Ok(())
-    }
+fn first_version() -> u32 {
+    1
 }
 
 /// Before the app phase every later step leans on every earlier one.
@@ -250,13 +345,6 @@ fn may_continue(phase: PhaseName) -> bool {
             false
         }
         PhaseName::App | PhaseName::Proxy | PhaseName::Verify | PhaseName::Finish => true,
-    }
-}
-
-fn invalid(key: &str, problem: &str) -> RunbookError {
-    RunbookError::Invalid {
-        key: key.to_owned(),
-        problem: problem.to_owned(),
     }
 }
 
@@ -277,71 +365,5 @@ impl Timeouts {
             Action::Verify => self.verify,
             Action::Finish => self.finish,
         }
-    }
-}
-
-impl BatchSize {
-    /// How many of `total` hosts; at least one, so that every batch makes progress.
-    pub fn of(self, total: usize) -> usize {
-        match self {
-            BatchSize::Count(n) => n,
-            BatchSize::Percent(p) => (total * usize::from(p)).div_ceil(100).max(1),
-        }
-    }
-}
-
-impl TryFrom<String> for BatchSize {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a batch size; write a count (\"3\") or a share (\"25%\")");
-        let size = match text.strip_suffix('%') {
-            Some(share) => BatchSize::Percent(share.parse().ok().filter(|p| *p <= 100).ok_or_else(wrong)?),
-            None => BatchSize::Count(text.parse().map_err(|_| wrong())?),
-        };
-        match size {
-            BatchSize::Count(0) | BatchSize::Percent(0) => Err(format!("`{text}` would be a batch of no hosts")),
-            BatchSize::Count(_) | BatchSize::Percent(_) => Ok(size),
-        }
-    }
-}
-
-impl From<BatchSize> for String {
-    fn from(size: BatchSize) -> Self {
-        match size {
-            BatchSize::Count(n) => n.to_string(),
-            BatchSize::Percent(p) => format!("{p}%"),
-        }
-    }
-}
-
-/// Longest first, so that printing picks the largest unit that fits exactly.
-const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
-
-impl TryFrom<String> for Span {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let length = SpanParser::new().parse_unsigned_duration(&text);
-        match length.map(|length| u64::try_from(length.as_millis())) {
-            Ok(Ok(millis)) => Ok(Span { millis }),
-            Ok(Err(_)) | Err(_) => Err(format!("`{text}` is not a duration; write 500ms, 30s, 15m or 1h")),
-        }
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (unit, factor) = UNITS
-            .into_iter()
-            .find(|(_, factor)| self.millis.is_multiple_of(*factor))
-            .unwrap_or(("ms", 1));
-        write!(f, "{}{unit}", self.millis / factor)
-    }
-}
-
-impl From<Span> for String {
-    fn from(span: Span) -> Self {
-        span.to_string()
     }
 }

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use crate::event::{Direction, Ending, Finding, Outcome};
-use crate::ids::HostName;
-use crate::machine::{Attempt, PhaseTiming, Run, State, StepState};
+use crate::event::{Direction, Ending, Finding, Outcome, Problem};
+use crate::ids::{Digest, HostName};
+use crate::machine::{self, Abort, Approved, Attempt, PhaseTiming, Run, State, StepState};
 use crate::plan::{PhaseName, Step};
 
 /// What it is doing.
@@ -30,9 +30,42 @@ pub struct Summary<'a> {
     pub undone_steps: u32,
     pub phases: &'a [PhaseTiming],
     pub failed_hosts: &'a BTreeSet<HostName>,
+    /// Left out by operators.
+    pub skipped_hosts: &'a BTreeSet<HostName>,
+    /// Nothing new begins. `None` while approval is awaited: see there.
+    pub standstill: Option<Standstill<'a>>,
+    /// There when the plan asks for a second operator.
+    pub approval: Option<Approval<'a>>,
+    /// An operator ends it, as soon as what is in flight has ended. `None` after the end, too.
+    pub abort: Option<&'a Abort>,
     pub started_at: Timestamp,
     pub ended_at: Option<Timestamp>,
     pub ending: Option<&'a Ending>,
+}
+
+/// It is paused.
+#[derive(Clone, Debug)]
+pub struct Standstill<'a> {
+    /// `None`: the runbook's policy for a failure.
+    pub by: Option<&'a str>,
+    /// The operator's; empty when it was the policy.
+    pub reason: &'a str,
+    pub since: Timestamp,
+    /// What failed in this batch, if anything did.
+    pub cause: Option<Problem>,
+    /// Whose failed steps can be retried now, or skipped.
+    pub failed_hosts: BTreeSet<HostName>,
+    /// Steps that were begun before and are not over yet.
+    pub in_flight: usize,
+}
+
+/// A second operator has to approve, or did. Until then nothing begins.
+#[derive(Clone, Copy, Debug)]
+pub struct Approval<'a> {
+    pub expires_at: Timestamp,
+    /// `None`: it is awaited (or was, when it has ended).
+    pub approved: Option<&'a Approved>,
+    pub plan_digest: &'a Digest,
 }
 
 /// One execution of a step, under way or ended.
@@ -42,6 +75,8 @@ pub struct StepReport<'a> {
     pub phase: PhaseName,
     pub direction: Direction,
     pub attempt: u32,
+    /// It failed, and an operator had the step tried again.
+    pub superseded: bool,
     pub started_at: Timestamp,
     pub ended_at: Option<Timestamp>,
     pub outcome: Option<&'a Outcome>,
@@ -69,13 +104,21 @@ impl State {
             undone_steps: run.steps_ended(Direction::Undo),
             phases: run.phases(),
             failed_hosts: run.failed_hosts(),
+            skipped_hosts: run.skipped_hosts(),
+            standstill: standstill(self),
+            approval: run.approval_expires_at().map(|expires_at| Approval {
+                expires_at,
+                approved: run.approved(),
+                plan_digest: &run.plan().digest,
+            }),
+            abort: run.abort().filter(|_| ending.is_none()),
             started_at: run.creation.at,
             ended_at,
             ending,
         })
     }
 
-    /// Every execution that was begun, in plan order; a step that was undone has two.
+    /// Every execution that was begun, in plan order: a step that was undone has two, and one that was tried again more.
     pub fn reports(&self) -> impl Iterator<Item = StepReport<'_>> {
         self.run()
             .into_iter()
@@ -86,10 +129,10 @@ impl State {
             })
     }
 
-    /// Every finding of preflight, with the step that found it.
+    /// Every finding of preflight, with the step that found it. What a later attempt did not find again is mended.
     pub fn findings(&self) -> impl Iterator<Item = (&Step, &Finding)> {
         self.reports()
-            .filter(|r| r.direction == Direction::Forward)
+            .filter(|r| r.direction == Direction::Forward && !r.superseded)
             .flat_map(|report| {
                 let findings = report.outcome.map_or(&[][..], |outcome| &outcome.findings);
                 findings.iter().map(move |finding| (report.step, finding))
@@ -103,15 +146,17 @@ fn of_step<'a>(run: &'a Run, phase: PhaseName, step: &'a Step) -> impl Iterator<
         phase,
         direction,
         attempt,
+        superseded: false,
         started_at,
         ended_at: None,
         outcome: None,
     };
-    let ended = |direction, attempt: &'a Attempt| StepReport {
+    let ended = move |direction, attempt: &'a Attempt| StepReport {
         step,
         phase,
         direction,
         attempt: attempt.attempt,
+        superseded: false,
         started_at: attempt.started_at,
         ended_at: Some(attempt.ended_at),
         outcome: Some(&attempt.outcome),
@@ -133,5 +178,29 @@ fn of_step<'a>(run: &'a Run, phase: PhaseName, step: &'a Step) -> impl Iterator<
             Some(ended(Direction::Undo, undo)),
         ),
     };
-    forward.into_iter().chain(undo)
+    let earlier = run.earlier_attempts(step.id).iter().map(move |attempt| StepReport {
+        superseded: true,
+        ..ended(Direction::Forward, attempt)
+    });
+    earlier.chain(forward).chain(undo)
+}
+
+fn standstill(state: &State) -> Option<Standstill<'_>> {
+    let run = state.run()?;
+    let (by, reason, since, policy) = match run.standstill()? {
+        machine::Standstill::ByOperator { by, reason, at } => (Some(by.as_str()), reason.as_str(), *at, None),
+        machine::Standstill::ByPolicy { cause, at } => (None, "", *at, Some(cause)),
+    };
+    let (cause, failed_hosts) = match state {
+        State::Forward { run, forward } => (forward.cause(run), forward.retryable_hosts(run)),
+        State::New | State::Undoing { .. } | State::Ended { .. } => (None, BTreeSet::new()),
+    };
+    Some(Standstill {
+        by,
+        reason,
+        since,
+        cause: cause.or_else(|| policy.cloned()),
+        failed_hosts,
+        in_flight: run.in_flight(),
+    })
 }

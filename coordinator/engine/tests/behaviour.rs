@@ -3,7 +3,7 @@
 use rollback_engine::event::{Direction, Ending, Event, Finding, Outcome, Severity, StepResult};
 use rollback_engine::machine::State;
 use rollback_engine::plan::{OnFailure, PhaseName, Plan};
-use rollback_engine::planner::plan;
+use rollback_engine::planner::{Request, plan};
 use rollback_engine::release::{Action, Role};
 use rollback_engine::runbook::{Runbook, Unreachable};
 use rollback_engine::view::Kind;
@@ -38,7 +38,7 @@ fn ending(state: &State) -> &Ending {
 fn planned(fleet: &Fleet, change: impl FnOnce(&mut Runbook)) -> Plan {
     let mut runbook = default_runbook();
     change(&mut runbook);
-    plan(&fleet.observed, &fleet.release, &runbook).expect("a plan")
+    plan(&fleet.observed, &fleet.release, &runbook, &Request::default()).expect("a plan")
 }
 
 fn undos(state: &State, journal: &[Event]) -> Vec<String> {
@@ -169,6 +169,8 @@ fn answers_in_flight_are_awaited_before_the_undo() {
         | Event::BatchStarted { .. }
         | Event::PhaseEnded { .. }
         | Event::UndoStarted { .. }
+        | Event::Steered { .. }
+        | Event::Paused { .. }
         | Event::Ended { .. } => n,
     });
     assert_eq!(open, 0);

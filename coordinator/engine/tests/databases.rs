@@ -8,7 +8,7 @@ use rollback_engine::lint::{LintError, lint};
 use rollback_engine::loss::{Consent, DataLoss, TableLoss};
 use rollback_engine::machine::{Rejected, State, decide};
 use rollback_engine::plan::{DatabaseChoice, PhaseName, Plan, PlanBody, Step, Undo};
-use rollback_engine::planner::{Refusal, plan};
+use rollback_engine::planner::{Refusal, Request, plan};
 use rollback_engine::release::{Action, Role};
 
 use crate::fleets::{
@@ -117,7 +117,7 @@ fn what_an_operator_says_of_databases_wins_over_the_runbook() {
 fn plan_that_would_take_nothing_back_is_refused() {
     let fleet = demo(true);
     let nothing = builtin("schema-only").with_database(DatabaseChoice::Keep);
-    let refused = plan(&fleet.observed, &fleet.release, &nothing).expect_err("a refusal");
+    let refused = plan(&fleet.observed, &fleet.release, &nothing, &Request::default()).expect_err("a refusal");
     assert_eq!(refused.reasons, [Refusal::NothingToChange]);
 }
 
@@ -127,7 +127,7 @@ fn agent_that_cannot_restore_is_not_asked_to() {
     let mut fleet = demo(true);
     fleet.component("db-1", "db").restores = false;
     let restore = default_runbook().with_database(DatabaseChoice::Restore);
-    let refused = plan(&fleet.observed, &fleet.release, &restore).expect_err("a refusal");
+    let refused = plan(&fleet.observed, &fleet.release, &restore, &Request::default()).expect_err("a refusal");
     assert_eq!(refused.reasons, [Refusal::CannotRestore { target: database() }]);
     for choice in [DatabaseChoice::Auto, DatabaseChoice::Keep, DatabaseChoice::Migrate] {
         assert_eq!(lint(&fleet.plan_with(choice)), vec![]);

@@ -8,7 +8,7 @@ use rollback_engine::ids::{HostName, StepId, Target};
 use rollback_engine::loss::Consent;
 use rollback_engine::machine::{State, transition};
 use rollback_engine::plan::{DatabaseChoice, Plan};
-use rollback_engine::planner::plan;
+use rollback_engine::planner::{Request, plan};
 use rollback_engine::release::{
     Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Revision, Role, Serving,
 };
@@ -43,6 +43,7 @@ impl Fleet {
             entries: Vec::new(),
             stable: true,
             ranks_at: None,
+            mark: None,
         };
         Self {
             observed: BTreeMap::new(),
@@ -127,7 +128,7 @@ impl Fleet {
     }
 
     pub fn plan_by(&self, runbook: &Runbook) -> Plan {
-        plan(&self.observed, &self.release, runbook).expect("a plan")
+        plan(&self.observed, &self.release, runbook, &Request::default()).expect("a plan")
     }
 
     /// By the default runbook, with another way for databases.
@@ -305,6 +306,8 @@ pub fn intents(state: &State, journal: &[Event]) -> Vec<String> {
         | Event::StepEnded { .. }
         | Event::PhaseEnded { .. }
         | Event::UndoStarted { .. }
+        | Event::Steered { .. }
+        | Event::Paused { .. }
         | Event::Ended { .. } => None,
     };
     journal.iter().filter_map(name).collect()

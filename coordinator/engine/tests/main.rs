@@ -9,5 +9,7 @@ mod planning;
 mod properties;
 mod purity;
 mod runbooks;
+mod scopes;
+mod steering;
 mod table;
 mod world;

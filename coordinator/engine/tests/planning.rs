@@ -6,7 +6,7 @@ use rollback_engine::event::Direction;
 use rollback_engine::ids::Target;
 use rollback_engine::lint::{LintError, lint};
 use rollback_engine::plan::{OpenError, PhaseName, Plan, Step, Undo};
-use rollback_engine::planner::{Refusal, plan};
+use rollback_engine::planner::{Refusal, Request, plan};
 use rollback_engine::release::{Action, Role};
 use rollback_engine::runbook::Runbook;
 
@@ -43,7 +43,7 @@ pub fn render(plan: &Plan) -> String {
 }
 
 fn refused(fleet: &Fleet, runbook: &Runbook) -> Vec<Refusal> {
-    plan(&fleet.observed, &fleet.release, runbook)
+    plan(&fleet.observed, &fleet.release, runbook, &Request::default())
         .expect_err("a refusal")
         .reasons
 }
@@ -183,7 +183,7 @@ fn apps_of_one_host_behind_one_proxy_are_each_drained() {
 fn backends_are_left_alone_where_draining_helps_nobody() {
     let emergency = Runbook::builtin("emergency").expect("a built-in");
     let fleet = rolling();
-    let all_at_once = plan(&fleet.observed, &fleet.release, &emergency).expect("a plan");
+    let all_at_once = plan(&fleet.observed, &fleet.release, &emergency, &Request::default()).expect("a plan");
     assert_eq!(lint(&all_at_once), vec![]);
     assert_eq!((of_backends(&all_at_once), app_phase(&all_at_once).len()), (0, 1));
 
@@ -382,7 +382,7 @@ fn batches_are_shares_of_the_whole_and_the_last_takes_the_rest() {
         let fleet = (0..hosts).fold(Fleet::empty(), |fleet, i| {
             fleet.with(&format!("app-{i:03}"), "api", Role::App, true, &[])
         });
-        let plan = plan(&fleet.observed, &fleet.release, &runbook).expect("a plan");
+        let plan = plan(&fleet.observed, &fleet.release, &runbook, &Request::default()).expect("a plan");
         let app = plan
             .body
             .phases
@@ -450,7 +450,7 @@ fn every_reason_to_refuse_is_named() {
     };
     // Or `--runbook app-only` would become a rollback with its databases.
     assert!(unreachable.remedy().contains("--database"), "{}", unreachable.remedy());
-    let message = plan(&fleet.observed, &fleet.release, &default_runbook())
+    let message = plan(&fleet.observed, &fleet.release, &default_runbook(), &Request::default())
         .expect_err("a refusal")
         .to_string();
     assert!(
@@ -467,7 +467,7 @@ fn unreachable_hosts_are_left_out_up_to_the_runbooks_number() {
     let skip_one = Runbook::parse(&skip_one).expect("a runbook");
 
     let one = demo(false).unreachable("app-2");
-    let plan = plan(&one.observed, &one.release, &skip_one).expect("a plan");
+    let plan = plan(&one.observed, &one.release, &skip_one, &Request::default()).expect("a plan");
     assert_eq!(lint(&plan), vec![]);
     assert_eq!(
         plan.body.excused.iter().map(|e| e.host.as_str()).collect::<Vec<_>>(),
@@ -489,7 +489,7 @@ fn unreachable_hosts_are_left_out_up_to_the_runbooks_number() {
 fn emergency_leaves_out_whoever_is_away_but_not_everybody() {
     let emergency = Runbook::builtin("emergency").expect("a built-in");
     let away = demo(false).unreachable("app-1").unreachable("app-2");
-    let plan = plan(&away.observed, &away.release, &emergency).expect("a plan");
+    let plan = plan(&away.observed, &away.release, &emergency, &Request::default()).expect("a plan");
     assert_eq!(lint(&plan), vec![]);
     assert_eq!(plan.body.excused.len(), 2);
     let all = Fleet::empty()
@@ -528,7 +528,7 @@ fn ten_thousand_hosts_are_planned_and_sound() {
     });
     let plan = fleet.plan();
     assert_eq!(lint(&plan), vec![]);
-    assert_eq!(plan.body.steps().count(), 10_000 * 7);
+    assert_eq!(plan.body.steps().count(), 10_000 * 8);
 }
 
 #[test]

@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use rollback_engine::event::{Command, Direction, Effect, Ending, Event, Outcome, StepResult};
-use rollback_engine::ids::{StepId, Target};
+use rollback_engine::event::{AbortThen, Act, Command, Direction, Effect, Ending, Event, Outcome, StepResult};
+use rollback_engine::ids::{HostName, StepId, Target};
 use rollback_engine::lint::lint;
 use rollback_engine::machine::judge::{Judgement, judge};
-use rollback_engine::machine::{Rejected, State, effects_of, outstanding, transition};
-use rollback_engine::plan::{DatabaseChoice, OnFailure, Plan, Step};
-use rollback_engine::planner::plan;
+use rollback_engine::machine::{Rejected, State, decide, effects_of, outstanding, transition};
+use rollback_engine::plan::{ApprovalRule, DatabaseChoice, OnFailure, Plan, Step};
+use rollback_engine::planner::{Request, plan};
 use rollback_engine::release::{Action, Role, Serving};
 use rollback_engine::runbook::{BatchSize, Runbook, Unreachable};
 
@@ -25,6 +25,8 @@ struct Weather {
     failures_in_100: u8,
     unknowns_in_100: u8,
     lies_in_100: u8,
+    /// How often an operator acts beside the answers.
+    acts_in_100: u8,
 }
 
 #[derive(Clone, Debug)]
@@ -32,6 +34,7 @@ struct Case {
     fleet: Fleet,
     runbook: Runbook,
     weather: Weather,
+    to_be_approved: bool,
     tape: Vec<u8>,
 }
 
@@ -77,7 +80,7 @@ prop_compose! {
     }
 }
 
-fn fleet() -> impl Strategy<Value = Fleet> {
+pub fn fleet() -> impl Strategy<Value = Fleet> {
     prop::collection::vec(host(), 1..5).prop_map(|hosts| {
         let mut fleet = Fleet::empty();
         let mut all_apps = Vec::new();
@@ -142,14 +145,21 @@ fn fleet() -> impl Strategy<Value = Fleet> {
     })
 }
 
-fn runbook() -> impl Strategy<Value = Runbook> {
+pub fn runbook() -> impl Strategy<Value = Runbook> {
     let size = prop_oneof![
         (1usize..3).prop_map(BatchSize::Count),
         (1u8..=100).prop_map(BatchSize::Percent)
     ];
     let sizes = || prop::collection::vec(size.clone(), 1..4);
-    let strict = || prop_oneof![4 => Just(OnFailure::Undo), 1 => Just(OnFailure::Hold)];
-    let any = || prop_oneof![2 => Just(OnFailure::Undo), 1 => Just(OnFailure::Hold), 2 => Just(OnFailure::Continue)];
+    let strict = || prop_oneof![4 => Just(OnFailure::Undo), 1 => Just(OnFailure::Hold), 2 => Just(OnFailure::Pause)];
+    let any = || {
+        prop_oneof![
+            2 => Just(OnFailure::Undo),
+            1 => Just(OnFailure::Hold),
+            2 => Just(OnFailure::Pause),
+            2 => Just(OnFailure::Continue)
+        ]
+    };
     let roles = [Role::Database, Role::Config, Role::App, Role::Proxy];
     let roles = prop_oneof![2 => Just(roles.to_vec()), 1 => prop::sample::subsequence(roles.to_vec(), 1..=4)];
     let choice = prop::sample::select(vec![
@@ -192,33 +202,29 @@ fn runbook() -> impl Strategy<Value = Runbook> {
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    let weather = prop_oneof![
-        Just(Weather {
-            failures_in_100: 0,
-            unknowns_in_100: 0,
-            lies_in_100: 0
-        }),
-        Just(Weather {
-            failures_in_100: 4,
-            unknowns_in_100: 0,
-            lies_in_100: 2
-        }),
-        Just(Weather {
-            failures_in_100: 4,
-            unknowns_in_100: 2,
-            lies_in_100: 2
-        }),
-        Just(Weather {
-            failures_in_100: 30,
-            unknowns_in_100: 5,
-            lies_in_100: 10
-        }),
-    ];
-    (fleet(), runbook(), weather, prop::collection::vec(any::<u8>(), 0..400)).prop_map(
-        |(fleet, runbook, weather, tape)| Case {
+    let weather = |failures_in_100, unknowns_in_100, lies_in_100, acts_in_100| Weather {
+        failures_in_100,
+        unknowns_in_100,
+        lies_in_100,
+        acts_in_100,
+    };
+    let weather = prop::sample::select(vec![
+        weather(0, 0, 0, 0),
+        weather(4, 0, 2, 0),
+        weather(4, 2, 2, 0),
+        weather(30, 5, 10, 0),
+        weather(0, 0, 0, 20),
+        weather(10, 0, 2, 20),
+        weather(10, 2, 2, 20),
+        weather(30, 5, 10, 20),
+    ]);
+    let tape = prop::collection::vec(any::<u8>(), 0..400);
+    (fleet(), runbook(), weather, prop::bool::weighted(0.2), tape).prop_map(
+        |(fleet, runbook, weather, to_be_approved, tape)| Case {
             fleet,
             runbook,
             weather,
+            to_be_approved,
             tape,
         },
     )
@@ -313,13 +319,17 @@ fn play(case: &Case, plan: &Plan, world: &mut World) -> Result<Story, TestCaseEr
             }
         }
         if tape.percent(5) {
-            // The same answer again: refused, and nothing has changed.
+            // The same answer or act again: refused, and nothing has changed.
             let before = state.clone();
             prop_assert!(transition(&mut state, command.clone()).is_err());
             prop_assert_eq!(&state, &before);
         }
         if tape.percent(8) {
             state = crash(&journal, &events, &state, &pending, &mut tape, second)?;
+        }
+        if let Some(steer) = operator_acts(&state, case.weather, pending.is_empty(), &mut tape, second)? {
+            command = steer;
+            continue;
         }
         if pending.is_empty() {
             return Ok(Story { state, journal, closes });
@@ -338,7 +348,7 @@ fn play(case: &Case, plan: &Plan, world: &mut World) -> Result<Story, TestCaseEr
                 at: at(second),
                 step,
                 direction,
-                attempt: 2,
+                attempt: attempt + 1,
                 outcome: outcome.clone(),
             };
             let refused = matches!(transition(&mut state, other), Err(Rejected::NotInFlight { .. }));
@@ -354,6 +364,62 @@ fn play(case: &Case, plan: &Plan, world: &mut World) -> Result<Story, TestCaseEr
     }
 }
 
+/// An operator acts now and then, and always where nothing goes on without one. What does not fit is refused and changes
+/// nothing.
+fn operator_acts(
+    state: &State,
+    weather: Weather,
+    is_still: bool,
+    tape: &mut Tape<'_>,
+    second: i64,
+) -> Result<Option<Command>, TestCaseError> {
+    let waits = is_still && state.ending().is_none();
+    let Some(run) = state.run().filter(|_| waits || tape.percent(weather.acts_in_100)) else {
+        return Ok(None);
+    };
+    if waits {
+        prop_assert!(run.stands_still(), "nothing is in flight, and nobody paused it");
+    }
+    let of_one = |tape: &mut Tape<'_>| -> BTreeSet<HostName> {
+        let mut hosts: Vec<&HostName> = run.failed_hosts().iter().collect();
+        let chosen = (!hosts.is_empty() && tape.percent(50)).then(|| hosts.remove(tape.below(hosts.len())).clone());
+        chosen.into_iter().collect()
+    };
+    let digest = run.plan().digest.clone();
+    let first = match tape.below(10) {
+        0 => Act::Abort { then: AbortThen::Undo },
+        1 => Act::Abort { then: AbortThen::Hold },
+        2 => Act::Skip { hosts: of_one(tape) },
+        3 => Act::Approve { digest: digest.clone() },
+        4 | 5 => Act::Pause,
+        6 | 7 => Act::Resume,
+        _ => Act::Retry { hosts: of_one(tape) },
+    };
+    // Where nothing else helps, these do.
+    let last = [
+        Act::Approve { digest },
+        Act::Resume,
+        Act::Abort { then: AbortThen::Undo },
+        Act::Abort { then: AbortThen::Hold },
+    ];
+    let acts = std::iter::once(first).chain(last.into_iter().filter(|_| waits));
+    for act in acts {
+        let command = Command::Steer {
+            at: at(second),
+            by: "bob".to_owned(),
+            reason: "a reason".to_owned(),
+            act,
+        };
+        match decide(state, &command) {
+            Ok(_) => return Ok(Some(command)),
+            Err(Rejected::Unfit(text)) => prop_assert!(!text.is_empty()),
+            Err(other) => prop_assert!(false, "{:?}: {}", command, other),
+        }
+    }
+    prop_assert!(!waits, "nothing fits: {:?}", state.name());
+    Ok(None)
+}
+
 /// The upstreams of proxies in which somebody serves from the first step to the last, whatever goes wrong: backends of several
 /// hosts serve, the runbook does not want everything at once, and the schema stays. A runbook that goes on after a failure
 /// cannot promise it where a backend was down or away before: the proxy was never told, and counts on it. Nor where one was
@@ -366,7 +432,9 @@ fn never_dark(case: &Case, plan: &Plan, world: &World) -> Vec<(Target, BTreeSet<
         let up = backends.iter().filter(|b| world.serves(b) && world.is_in(proxy, b));
         up.map(|b| &b.host).collect::<BTreeSet<_>>().len() > 1
     };
-    let stops = case.runbook.on_failure.app != OnFailure::Continue;
+    // Operators who leave hosts out do what that policy does.
+    let may_skip = [OnFailure::Continue, OnFailure::Pause].contains(&case.runbook.on_failure.app);
+    let stops = !may_skip && case.weather.acts_in_100 == 0;
     let proxies = plan.body.changes.iter();
     let proxies = proxies.filter(|c| stops || (c.out.is_empty() && world.all_backends_run(&c.target)));
     let upstreams = proxies.flat_map(|c| c.backends.iter().map(|upstream| (c.target.clone(), upstream.clone())));
@@ -427,10 +495,12 @@ fn check_journal(plan: &Plan, journal: &[Event]) -> Result<(), TestCaseError> {
         .filter(|c| c.role == Role::Database)
         .map(|c| &c.target)
         .collect();
-    let mut intended = BTreeSet::new();
-    let mut ended = BTreeSet::new();
+    let mut in_flight = BTreeMap::new();
+    let mut attempts: BTreeMap<(StepId, Direction), Vec<Judgement>> = BTreeMap::new();
     let mut staged = BTreeSet::new();
     let mut snapshots = BTreeSet::new();
+    let mut standing_still = plan.body.approval.is_some();
+    let mut aborted = None;
     for (i, event) in journal.iter().enumerate() {
         match event {
             Event::StepIntended {
@@ -440,8 +510,24 @@ fn check_journal(plan: &Plan, journal: &[Event]) -> Result<(), TestCaseError> {
                 ..
             } => {
                 let planned = steps[step];
-                prop_assert!(intended.insert((*step, *direction)), "intended twice: {:?}", planned);
-                prop_assert_eq!(*attempt, 1);
+                prop_assert!(!standing_still, "intended while it stands still: {:?}", planned);
+                prop_assert_eq!(
+                    in_flight.insert(*step, (*direction, *attempt)),
+                    None,
+                    "in flight twice: {:?}",
+                    planned
+                );
+                let before = attempts.entry((*step, *direction)).or_default();
+                prop_assert_eq!(before.len() + 1, usize::try_from(*attempt).expect("a small number"));
+                let all_failed = before.iter().all(|j| matches!(j, Judgement::Bad { .. }));
+                prop_assert!(all_failed, "may take effect twice: {:?}", planned);
+                match direction {
+                    Direction::Forward => prop_assert_eq!(aborted, None, "{:?} after the abort", planned),
+                    Direction::Undo => {
+                        prop_assert_eq!(*attempt, 1, "the way back is gone once: {:?}", planned);
+                        prop_assert_ne!(aborted, Some(AbortThen::Hold), "{:?} after the abort", planned);
+                    }
+                }
                 if *direction == Direction::Forward && planned.action.changes_service() {
                     prop_assert_eq!(&staged, &stages, "{:?} before everything is staged", planned);
                 }
@@ -455,13 +541,20 @@ fn check_journal(plan: &Plan, journal: &[Event]) -> Result<(), TestCaseError> {
             Event::StepEnded {
                 step,
                 direction,
+                attempt,
                 outcome,
                 ..
             } => {
                 let planned = steps[step];
-                prop_assert!(intended.contains(&(*step, *direction)), "ended before it was intended");
-                prop_assert!(ended.insert((*step, *direction)), "ended twice");
-                if *direction == Direction::Forward && judge(planned, *direction, outcome) == Judgement::Good {
+                prop_assert_eq!(
+                    in_flight.remove(step),
+                    Some((*direction, *attempt)),
+                    "ended, and was not in flight"
+                );
+                let judgement = judge(planned, *direction, outcome);
+                let is_good = judgement == Judgement::Good;
+                attempts.entry((*step, *direction)).or_default().push(judgement);
+                if *direction == Direction::Forward && is_good {
                     match planned.action {
                         Action::Stage => _ = staged.insert(*step),
                         Action::Snapshot => _ = snapshots.insert(planned.target.clone()),
@@ -477,15 +570,30 @@ fn check_journal(plan: &Plan, journal: &[Event]) -> Result<(), TestCaseError> {
                     }
                 }
             }
-            Event::Ended { .. } => prop_assert_eq!(i, journal.len() - 1, "the ending is the last event"),
+            Event::Ended { ending, .. } => {
+                prop_assert_eq!(i, journal.len() - 1, "the ending is the last event");
+                let arrived = matches!(ending, Ending::Verified | Ending::Partial { .. });
+                prop_assert!(!arrived || (aborted.is_none() && !standing_still), "{:?}", ending);
+            }
             Event::Created { .. } => prop_assert_eq!(i, 0),
             Event::PhaseStarted { .. }
             | Event::BatchStarted { .. }
             | Event::PhaseEnded { .. }
-            | Event::UndoStarted { .. } => {}
+            | Event::UndoStarted { .. } => prop_assert!(!standing_still, "{:?} while it stands still", event),
+            Event::Paused { .. } => {
+                prop_assert!(!standing_still && in_flight.is_empty(), "it awaits what is in flight");
+                standing_still = true;
+            }
+            Event::Steered { act, .. } => match act {
+                Act::Pause => standing_still = true,
+                Act::Resume | Act::Retry { .. } | Act::Approve { .. } => standing_still = false,
+                // What else failed may still wait; then the next event is another act, or an answer.
+                Act::Skip { .. } => standing_still = false,
+                Act::Abort { then } => (standing_still, aborted) = (false, Some(*then)),
+            },
         }
     }
-    prop_assert_eq!(intended, ended, "every intent has its end");
+    prop_assert!(in_flight.is_empty(), "every intent has its end");
     Ok(())
 }
 
@@ -512,12 +620,19 @@ proptest! {
 
     #[test]
     fn invariants_hold(case in case()) {
-        let Ok(plan) = plan(&case.fleet.observed, &case.fleet.release, &case.runbook) else {
+        let Ok(plan) = plan(&case.fleet.observed, &case.fleet.release, &case.runbook, &Request::default()) else {
             // Only a fleet without a single reachable component has no plan here.
             prop_assume!(false);
             unreachable!("the case was rejected");
         };
         prop_assert_eq!(lint(&plan), vec![]);
+        let plan = if case.to_be_approved {
+            let mut body = plan.body;
+            body.approval = Some(ApprovalRule { within_ms: 900_000 });
+            Plan::seal(body)
+        } else {
+            plan
+        };
 
         let origin = World::of(&case.fleet.observed, plan.body.schema_changes);
         let mut world = origin.clone();
@@ -551,7 +666,27 @@ proptest! {
             prop_assert!(matches!(story.state.ending(), Some(Ending::Held { .. })), "what nobody knows is held");
             prop_assert_eq!(story.state.run().and_then(|r| r.undo_start()), None, "and not undone blindly");
         }
-        if case.weather.failures_in_100 == 0 {
+        let acts = story.journal.iter().filter_map(|event| match event {
+            Event::Steered { act, .. } => Some(act),
+            Event::Created { .. }
+            | Event::PhaseStarted { .. }
+            | Event::BatchStarted { .. }
+            | Event::StepIntended { .. }
+            | Event::StepEnded { .. }
+            | Event::PhaseEnded { .. }
+            | Event::UndoStarted { .. }
+            | Event::Paused { .. }
+            | Event::Ended { .. } => None,
+        });
+        let (mut skipped, mut aborted) = (false, false);
+        for act in acts {
+            skipped |= matches!(act, Act::Skip { .. });
+            aborted |= matches!(act, Act::Abort { .. });
+        }
+        if skipped {
+            prop_assert_ne!(story.state.ending(), Some(&Ending::Verified), "not without those that were skipped");
+        }
+        if case.weather.failures_in_100 == 0 && !aborted {
             let verified = matches!(story.state.ending(), Some(Ending::Verified));
             prop_assert_eq!(verified, plan.body.excused.is_empty(), "in fair weather it arrives");
         }

@@ -1,10 +1,8 @@
 //! What a runbook may say, and what is said back when it says something else.
 
-use std::error::Error;
-
 use rollback_engine::plan::{DatabaseChoice, OnFailure, PhaseName};
 use rollback_engine::release::{Action, Role};
-use rollback_engine::runbook::{Runbook, RunbookError, Unreachable};
+use rollback_engine::runbook::{Runbook, RunbookError, RunbookFinding, Unreachable};
 
 fn with(what: &str, instead: &str) -> Result<Runbook, RunbookError> {
     let text = Runbook::builtin_text("default").expect("a built-in");
@@ -18,7 +16,8 @@ fn built_in_runbooks_are_sound() {
         let runbook = Runbook::builtin(name).expect("a sound built-in");
         assert_eq!(runbook.name, name);
         let text = toml::to_string(&runbook).expect("a runbook is TOML");
-        assert_eq!(Runbook::parse(&text).expect("its own output"), runbook);
+        let again = Runbook::parse(&text).expect("its own output");
+        assert_eq!(again.at_version(runbook.version), runbook);
     }
     let default = Runbook::builtin("default").expect("a sound built-in");
     assert_eq!(default.unreachable, Unreachable::Block);
@@ -26,7 +25,7 @@ fn built_in_runbooks_are_sound() {
     assert_eq!(emergency.unreachable, Unreachable::SkipAll);
     assert_eq!(default.timeout_ms(Action::Stage, Role::App), 15 * 60 * 1000);
     assert_eq!(default.timeout_ms(Action::Stage, Role::Database), 60 * 60 * 1000);
-    assert_eq!(default.label(), "default@2");
+    assert_eq!(default.label(), "default@3");
     for name in ["default", "emergency", "schema-only"] {
         let runbook = Runbook::builtin(name).expect("a sound built-in");
         assert_eq!(runbook.database, DatabaseChoice::Auto, "{name} loses nothing");
@@ -56,7 +55,6 @@ fn mistakes_are_named_with_what_to_write_instead() {
         (r#"stage = "15m""#, r#"stage = "15""#, "write 500ms, 30s, 15m or 1h"),
         (r#"stage = "15m""#, r#"stage = "0s""#, "timeouts.stage"),
         (r#"stage = "1h""#, r#"stage = "0s""#, "timeouts.database.stage"),
-        (r#"database = "auto""#, "", "missing field `database`"),
         (r#"database = "auto""#, r#"database = "drop""#, "unknown variant `drop`"),
         (r#"["database", "config", "app", "proxy"]"#, "[]", "at least one of"),
         (
@@ -64,26 +62,145 @@ fn mistakes_are_named_with_what_to_write_instead() {
             r#"["app"]"#,
             r#"write "keep""#,
         ),
-        (r#"stage = "15m""#, r#"stagee = "15m""#, "unknown field `stagee`"),
+        (r#"stage = "15m""#, r#"stagee = "15m""#, "did you mean `stage`?"),
         (r#"stage = "undo""#, r#"stage = "continue""#, "on_failure.stage"),
         (r#"protect = "undo""#, r#"protect = "continue""#, "not backed up"),
         (r#"app = "undo""#, r#"app = "retry""#, "unknown variant `retry`"),
-        (r#"app = "undo""#, "", "missing field `app`"),
-        (r#"name = "default""#, r#"name = "a b""#, "`name`"),
+        (r#"app = "undo""#, r#"app = "pasue""#, r#"did you mean "pause"?"#),
+        (r#"name = "default""#, r#"name = "a b""#, "use 1 to 128 of"),
         (
             r#"unreachable = "block""#,
             r#"unreachable = "ignore""#,
             "unknown variant `ignore`",
         ),
+        (r#"name = "default""#, "version = 4\nname = \"x\"", "leave it out"),
+        (r#"hold = true"#, "app = \"undo\"\nhold = true", "it belongs below [on_failure]"),
+        (
+            "after_batch = true",
+            "after_batch = true\nhold = true",
+            "it belongs to the top of the file",
+        ),
+        ("[checks]", "[checsk]", "did you mean `checks`?"),
+        (r#"approve_within = "15m""#, r#"approve_within = "0s""#, "nobody could approve"),
     ];
     for (what, instead, expected) in cases {
-        let error = with(what, instead).expect_err("a mistake");
-        let message = format!(
-            "{error}: {}",
-            error.source().map(ToString::to_string).unwrap_or_default()
-        );
-        assert!(message.contains(expected), "{instead}: {message}");
+        let message = with(what, instead).expect_err("a mistake").to_string();
+        let text = Runbook::builtin_text("default").expect("a built-in").replacen(what, instead, 1);
+        let findings = Runbook::lint(&text).findings;
+        let said: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        assert!(said.iter().any(|f| f.contains(expected)), "{instead}: {said:?}");
+        assert!(message.starts_with(&said[0]), "{instead}: the first is told: {message}");
+        let at = text[..text.find(instead).expect("was put there")].lines().count();
+        let near = |f: &RunbookFinding| usize::try_from(f.line).is_ok_and(|line| line.abs_diff(at) <= 2);
+        assert!(findings.iter().any(near), "{instead}: around line {at}: {findings:?}");
     }
+}
+
+/// Every key of the example is required, at every level: nothing is inherited unseen.
+#[test]
+fn no_key_can_be_left_out() {
+    let text = Runbook::builtin_text("default").expect("a built-in");
+    let keys = text.lines().filter(|l| l.contains(" = ") && !l.starts_with('#'));
+    let mut count = 0;
+    for line in keys {
+        let without = text.replacen(&format!("\n{line}\n"), "\n", 1);
+        let key = line.split(' ').next().expect("a key");
+        let reading = Runbook::lint(&without);
+        assert!(reading.runbook.is_none(), "{key}");
+        let [finding] = &reading.findings[..] else {
+            panic!("{key}: {:?}", reading.findings)
+        };
+        assert!(finding.key.ends_with(key) && finding.message == "is missing", "{finding}");
+        assert_eq!(finding.hint, format!("add it; default.toml has: {line}"));
+        count += 1;
+    }
+    assert!(count > 30, "{count} keys were tried");
+}
+
+/// All mistakes at once, in the order of the text, with line, column, key and hint.
+#[test]
+fn one_mistake_does_not_hide_the_next() {
+    let text = r#"# Web servers only.
+name = "web servers"
+version = 7
+database = "atuo"
+roles = ["app", "web"]
+services = ["api", 3]
+unreachable = { skip = 2, more = 1 }
+batches = ["1", "150%"]
+batches_when_quiesced = ["100%"]
+max_unavailable = "100%"
+hold = "yes"
+
+[check]
+after_batch = true
+
+[consent]
+second_person = "sometimes"
+approve_within = "15m"
+converge = "manual"
+
+[timeouts]
+prepare = "30s"
+stage = 15
+discard = "60s"
+snapshot = "15m"
+drain = "30s"
+resume = "30s"
+stop = "1s"
+start = "120s"
+switch = "5m"
+verify = "0s"
+finish = "60s"
+database = "1h"
+
+[on_failure]
+preflight = "hold"
+stage = "undo"
+protect = "continue"
+quiesce = "undo"
+database = "undo"
+app = "continue"
+proxy = "undo"
+"#;
+    insta::assert_snapshot!("all_mistakes", told(text));
+}
+
+#[test]
+fn what_is_no_toml_is_said_with_its_lines() {
+    insta::assert_snapshot!("no_toml", told("name = \"web\nroles = [\"app\"\n[timeouts\n"));
+    insta::assert_snapshot!("twice", told("name = \"web\"\nname = \"api\"\n"));
+    assert!(Runbook::lint("").runbook.is_none());
+}
+
+/// Legal, and rarely what is wanted. The built-in ones have nothing of it.
+#[test]
+fn what_is_unwise_is_a_warning() {
+    for name in Runbook::builtin_names() {
+        let reading = Runbook::lint(Runbook::builtin_text(name).expect("a built-in"));
+        assert_eq!(reading.findings, vec![], "{name}");
+    }
+    let default = Runbook::builtin_text("default").expect("a built-in");
+    let unwise = [
+        ("after_batch = true", "after_batch = false"),
+        (r#"stop = "60s""#, r#"stop = "500ms""#),
+        (r#"preflight = "undo""#, r#"preflight = "pause""#),
+        (r#"app = "undo""#, r#"app = "continue""#),
+        (r#"second_person = "never""#, r#"second_person = "always""#),
+        (r#"approve_within = "15m""#, r#"approve_within = "10s""#),
+    ];
+    let text = unwise.iter().fold(default.to_owned(), |text, (what, instead)| {
+        assert!(text.contains(what), "{what}");
+        text.replacen(what, instead, 1)
+    });
+    assert!(Runbook::lint(&text).runbook.is_some());
+    insta::assert_snapshot!("warnings", told(&text));
+}
+
+fn told(text: &str) -> String {
+    let findings = Runbook::lint(text).findings;
+    let line = |f: &RunbookFinding| format!("{:?} {f}", f.severity);
+    findings.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! The answer to every event and every command in every kind of state, as one table each.
 
-use rollback_engine::event::{Command, Direction, Effect, Ending, Event};
-use rollback_engine::ids::StepId;
+use std::collections::BTreeSet;
+
+use rollback_engine::event::{AbortThen, Act, Command, Direction, Effect, Ending, Event};
+use rollback_engine::ids::{Digest, HostName, StepId};
 use rollback_engine::machine::{self, Rejected, State, apply, decide};
-use rollback_engine::plan::{PhaseName, Plan};
+use rollback_engine::plan::{ApprovalRule, OnFailure, PhaseName, Plan, PlanBody};
 use rollback_engine::release::Role;
 
 use crate::fleets::{Fleet, at, carry_out, carry_out_but, create, failed, good, outcome, problem};
@@ -55,6 +57,80 @@ fn states() -> Vec<(&'static str, State)> {
         ("all undone", after(&badly, &ended(StepId(1), Direction::Undo))),
         ("ended", after(&well, &|e| matches!(e, Event::Ended { .. }))),
     ]
+}
+
+fn steered(act: Act) -> Event {
+    Event::Steered {
+        at: at(1),
+        by: "bob".to_owned(),
+        reason: "looks odd".to_owned(),
+        act,
+    }
+}
+
+fn on(act: fn(BTreeSet<HostName>) -> Act) -> Act {
+    act(["app-1".into()].into())
+}
+
+/// One act of every kind, with the letter of its event.
+fn acts(digest: Digest) -> [(&'static str, Act); 7] {
+    let abort = |then| Act::Abort { then };
+    [
+        ("S", Act::Pause),
+        ("G", Act::Resume),
+        ("R", on(|hosts| Act::Retry { hosts })),
+        ("X", on(|hosts| Act::Skip { hosts })),
+        ("A", abort(AbortThen::Undo)),
+        ("Z", abort(AbortThen::Hold)),
+        ("O", Act::Approve { digest }),
+    ]
+}
+
+/// The states that operators bring about, and policies that wait for them.
+fn steered_states() -> Vec<(&'static str, State)> {
+    let from = |name: &str, events: &[Event]| {
+        let (_, mut state) = states().into_iter().find(|(n, _)| *n == name).expect("such a state");
+        events
+            .iter()
+            .for_each(|event| apply(&mut state, event).expect("it fits"));
+        state
+    };
+    let changed = |change: &dyn Fn(&mut PlanBody)| {
+        let mut body = small().body;
+        change(&mut body);
+        Plan::seal(body)
+    };
+    let pausing = changed(&|body| {
+        body.phases
+            .iter_mut()
+            .filter(|phase| phase.name == PhaseName::App)
+            .for_each(|phase| phase.on_failure = OnFailure::Pause);
+    });
+    let asking = changed(&|body| body.approval = Some(ApprovalRule { within_ms: 5000 }));
+    let (by_policy, journal) = carry_out_but(&pausing, &[("switch app-1/env", failed())]);
+    let failed_before = State::replay(journal[..journal.len() - 1].iter().cloned()).expect("its own journal");
+    let (awaiting, _) = carry_out(&asking, good);
+    let pause = || steered(Act::Pause);
+    let abort = |then| steered(Act::Abort { then });
+    vec![
+        ("paused before a phase", from("before a phase", &[pause()])),
+        ("paused with a step due", from("step due", &[pause()])),
+        ("paused with a step in flight", from("step in flight", &[pause()])),
+        ("paused at the end", from("all phases behind", &[pause()])),
+        ("paused with a failure", from("stopped by a failure", &[pause()])),
+        ("failure to pause for", failed_before),
+        ("paused by the runbook", by_policy),
+        ("to be undone", from("step in flight", &[abort(AbortThen::Undo)])),
+        ("to be held", from("step in flight", &[abort(AbortThen::Hold)])),
+        ("paused with undo due", from("undo due", &[pause()])),
+        ("paused with all undone", from("all undone", &[pause()])),
+        ("undo to be held", from("undo in flight", &[abort(AbortThen::Hold)])),
+        ("awaiting approval", awaiting),
+    ]
+}
+
+fn every_state() -> Vec<(&'static str, State)> {
+    states().into_iter().chain(steered_states()).collect()
 }
 
 /// One event of every kind, as it would fit the state that it belongs to.
@@ -125,6 +201,13 @@ fn events() -> Vec<(&'static str, Event)> {
         ),
         ("j", intended(SWITCH, Direction::Undo)),
         ("f", ended(SWITCH, Direction::Undo)),
+        (
+            "Q",
+            Event::Paused {
+                at: at(1),
+                cause: cause(),
+            },
+        ),
         ("H", ending(Ending::Held { cause: cause() })),
         ("V", ending(Ending::Verified)),
         (
@@ -149,6 +232,9 @@ fn events() -> Vec<(&'static str, Event)> {
             }),
         ),
     ]
+    .into_iter()
+    .chain(acts(small().digest).map(|(letter, act)| (letter, steered(act))))
+    .collect()
 }
 
 /// The letters of the events that fit; every other one is refused as corrupt, and none panics.
@@ -156,19 +242,32 @@ fn events() -> Vec<(&'static str, Event)> {
 fn every_event_in_every_state() {
     let expected = [
         ("new", "C"),
-        ("before a phase", "PUHK"),
-        ("before a batch", "BUHK"),
-        ("step due", "iUHK"),
-        ("step in flight", "e"),
-        ("batch behind", "pUHK"),
-        ("all phases behind", "UHVTK"),
-        ("stopped by a failure", "UHK"),
-        ("undo due", "jH"),
-        ("undo in flight", "f"),
-        ("all undone", "HN"),
+        ("before a phase", "PUHKSAZ"),
+        ("before a batch", "BUHKSAZ"),
+        ("step due", "iUHKSAZ"),
+        ("step in flight", "eSAZ"),
+        ("batch behind", "pUHKSAZ"),
+        ("all phases behind", "UHVTKSAZ"),
+        ("stopped by a failure", "UHKSAZ"),
+        ("undo due", "jHSZ"),
+        ("undo in flight", "fSZ"),
+        ("all undone", "HNSZ"),
         ("ended", ""),
+        ("paused before a phase", "HGAZ"),
+        ("paused with a step due", "HGAZ"),
+        ("paused with a step in flight", "eGAZ"),
+        ("paused at the end", "HGAZ"),
+        ("paused with a failure", "HGRXAZ"),
+        ("failure to pause for", "UQHKSAZ"),
+        ("paused by the runbook", "HGRXAZ"),
+        ("to be undone", "eZ"),
+        ("to be held", "e"),
+        ("paused with undo due", "HGZ"),
+        ("paused with all undone", "HGZ"),
+        ("undo to be held", "f"),
+        ("awaiting approval", "HKAZO"),
     ];
-    let found: Vec<(&str, String)> = states()
+    let found: Vec<(&str, String)> = every_state()
         .into_iter()
         .map(|(name, state)| {
             let fits = |event: &Event| apply(&mut state.clone(), event).is_ok();
@@ -193,6 +292,8 @@ fn every_command_in_every_state() {
         Err(Rejected::NotCreated) => "not created".to_owned(),
         Err(Rejected::AlreadyCreated) => "already created".to_owned(),
         Err(Rejected::NotInFlight { .. }) => "not in flight".to_owned(),
+        Err(Rejected::Unfit(_)) => "unfit".to_owned(),
+        Err(Rejected::NotApproved(_)) => "not approved".to_owned(),
         Err(error @ (Rejected::Unsound(_) | Rejected::NoConsent(_) | Rejected::Corrupt(_))) => error.to_string(),
     };
     let ended = |step, direction, attempt| Command::StepEnded {
@@ -202,7 +303,7 @@ fn every_command_in_every_state() {
         attempt,
         outcome: failed(),
     };
-    for (name, state) in states() {
+    for (name, state) in every_state() {
         let is_new = name == "new";
         let create_answer = if is_new { "1 events" } else { "already created" };
         assert_eq!(answer(&state, create(&small())), create_answer, "create when {name}");
@@ -212,11 +313,24 @@ fn every_command_in_every_state() {
             resume_answer,
             "resume when {name}"
         );
+        let expire_answer = match name {
+            "new" => "not created",
+            "awaiting approval" => "1 events",
+            _ => "0 events",
+        };
+        assert_eq!(
+            answer(&state, Command::Expire { at: at(9) }),
+            expire_answer,
+            "expire when {name}"
+        );
         let hold = Command::Hold {
             at: at(9),
             cause: problem("lost"),
         };
-        let in_flight = usize::from(["step in flight", "undo in flight"].contains(&name));
+        let in_flight = machine::outstanding(&state)
+            .into_iter()
+            .filter(|effect| *effect != Effect::Close)
+            .count();
         let hold_answer = match name {
             "new" => "not created".to_owned(),
             "ended" => "0 events".to_owned(),
@@ -234,15 +348,25 @@ fn every_command_in_every_state() {
             );
         }
         for (awaited_in, step, direction, attempt) in [
-            ("step in flight", StepId(0), Direction::Forward, 1),
-            ("undo in flight", SWITCH, Direction::Undo, 1),
-            ("", StepId(0), Direction::Forward, 2),
-            ("", StepId(0), Direction::Undo, 1),
-            ("", StepId(999), Direction::Forward, 1),
+            (
+                &[
+                    "step in flight",
+                    "paused with a step in flight",
+                    "to be undone",
+                    "to be held",
+                ][..],
+                StepId(0),
+                Direction::Forward,
+                1,
+            ),
+            (&["undo in flight", "undo to be held"], SWITCH, Direction::Undo, 1),
+            (&[], StepId(0), Direction::Forward, 2),
+            (&[], StepId(0), Direction::Undo, 1),
+            (&[], StepId(999), Direction::Forward, 1),
         ] {
             let expected = match name {
                 "new" => "not created",
-                name if name == awaited_in => "1 events",
+                name if awaited_in.contains(&name) => "1 events",
                 _ => "not in flight",
             };
             let command = ended(step, direction, attempt);
@@ -253,6 +377,73 @@ fn every_command_in_every_state() {
             );
         }
     }
+}
+
+/// The letters of the acts that fit. What is decided can be applied; all else is refused with words.
+#[test]
+fn every_act_in_every_state() {
+    let expected = [
+        ("new", ""),
+        ("before a phase", "SAZ"),
+        ("before a batch", "SAZ"),
+        ("step due", "SAZ"),
+        ("step in flight", "SAZ"),
+        ("batch behind", "SAZ"),
+        ("all phases behind", "SAZ"),
+        ("stopped by a failure", "SAZ"),
+        ("undo due", "SZ"),
+        ("undo in flight", "SZ"),
+        ("all undone", "SZ"),
+        ("ended", ""),
+        ("paused before a phase", "GAZ"),
+        ("paused with a step due", "GAZ"),
+        ("paused with a step in flight", "GAZ"),
+        ("paused at the end", "GAZ"),
+        ("paused with a failure", "GRXAZ"),
+        ("failure to pause for", "SAZ"),
+        ("paused by the runbook", "RXAZ"),
+        ("to be undone", "Z"),
+        ("to be held", ""),
+        ("paused with undo due", "GZ"),
+        ("paused with all undone", "GZ"),
+        ("undo to be held", ""),
+        ("awaiting approval", "AZO"),
+    ];
+    let found: Vec<(&str, String)> = every_state()
+        .into_iter()
+        .map(|(name, state)| {
+            let digest = state.plan().map_or_else(|| small().digest, |plan| plan.digest.clone());
+            let fits = |act: &Act| {
+                let command = Command::Steer {
+                    at: at(1),
+                    by: "bob".to_owned(),
+                    reason: "looks odd".to_owned(),
+                    act: act.clone(),
+                };
+                match decide(&state, &command) {
+                    Ok(events) => {
+                        let mut after = state.clone();
+                        machine::transition(&mut after, command).expect("what was decided can be applied");
+                        assert_eq!(events, [steered(act.clone())]);
+                        true
+                    }
+                    Err(Rejected::NotCreated) => {
+                        assert_eq!(name, "new");
+                        false
+                    }
+                    Err(Rejected::Unfit(text) | Rejected::NotApproved(text)) => {
+                        assert!(!text.is_empty(), "{act:?} when {name}");
+                        false
+                    }
+                    Err(other) => panic!("{act:?} when {name}: {other}"),
+                }
+            };
+            let fitting = acts(digest).into_iter().filter(|(_, act)| fits(act));
+            (name, fitting.map(|(letter, _)| letter).collect())
+        })
+        .collect();
+    let expected: Vec<(&str, String)> = expected.into_iter().map(|(n, e)| (n, e.to_owned())).collect();
+    assert_eq!(found, expected);
 }
 
 /// Numbers that the plan does not have, or that are not due, are errors too.

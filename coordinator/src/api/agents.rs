@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use jiff::{Timestamp, ToSpan as _};
+use rollback_engine::release::{Release, ReleaseEntry};
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
@@ -12,12 +13,11 @@ use tonic::Request;
 
 use super::Api;
 use crate::authority::caller;
-use crate::convert;
-use crate::history;
-use crate::projection::{Summary, SummaryState};
+use crate::{convert, history, hold, objective};
+use crate::projection::Summary;
 use crate::replica::Standing;
 use crate::store::NewToken;
-use crate::survey::{self, HostSurvey};
+use crate::survey::{self, HostSurvey, Seen, Sight};
 
 /// How long a join token can be redeemed.
 const TOKEN_MINUTES: i64 = 15;
@@ -85,19 +85,23 @@ impl Api {
     }
 
     pub async fn fleet_state(&self) -> Result<v1::GetFleetResponse, Problem> {
-        let survey = survey::observe(self.inventory_of_now().await?).await;
-        let releases = self.store().releases().await?;
+        let inventory = self.inventory_of_now().await?;
+        let store = self.store();
+        // While the hosts are asked, the store is: both take their time.
+        let (survey, stored) = tokio::join!(survey::observe(inventory), async {
+            let releases = store.releases().await?;
+            let objectives = objective::all(store).await?;
+            let holds = hold::all(store).await?;
+            Ok::<_, Problem>((releases, objectives, holds, history::running(store).await?))
+        });
+        let (releases, objectives, holds, running) = stored?;
         let matching = releases.iter().find(|release| matches(release, &survey));
-        let newest = history::newest(self.store(), 20).await?;
-        let active = newest
-            .iter()
-            .filter(|s| matches!(s.state, SummaryState::Running | SummaryState::Undoing));
         Ok(v1::GetFleetResponse {
             matches_release: matching.map(|r| r.name.0.clone()).unwrap_or_default(),
-            active: active.map(Summary::to_wire).collect(),
+            active: running.iter().filter_map(|(_, s)| s.as_ref()).map(Summary::to_wire).collect(),
+            drift: objective::drift(&objectives, &survey),
+            holds: holds.iter().map(|(release, hold)| hold.to_wire(release)).collect(),
             hosts: survey.into_iter().map(host_to_wire).collect(),
-            drift: Vec::new(),
-            holds: Vec::new(),
         })
     }
 
@@ -147,13 +151,8 @@ fn host_to_wire(host: HostSurvey) -> v1::HostState {
 }
 
 /// Is everything that the release names where the release has it?
-pub fn matches(release: &rollback_engine::release::Release, survey: &[HostSurvey]) -> bool {
-    !release.entries.is_empty()
-        && release.entries.iter().all(|entry| {
-            let host = survey.iter().find(|h| h.agent.record.name == entry.target.host.0);
-            let states = host.and_then(|h| h.states.as_ref().ok());
-            let state = states.and_then(|s| s.iter().find(|s| s.component == entry.target.component.0));
-            let revision = state.and_then(|s| s.revision.as_ref());
-            revision.is_some_and(|r| r.digest == entry.revision.digest.0)
-        })
+pub fn matches(release: &Release, survey: &[HostSurvey]) -> bool {
+    let sight = Sight::of(survey);
+    let is_there = |e: &ReleaseEntry| matches!(sight.seen(&e.target), Seen::At(revision) if revision == e.revision);
+    !release.entries.is_empty() && release.entries.iter().all(is_there)
 }

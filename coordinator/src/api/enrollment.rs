@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::Api;
 use super::agents::token_hash;
 use crate::authority::caller;
-use crate::convert;
+use crate::{convert, objective};
 use crate::issuer::CertificateAuthority;
 use crate::store::AgentRecord;
 
@@ -53,6 +53,18 @@ impl Api {
             certificate_pem,
             ca_pem: issuer.ca_pem().to_owned(),
         })
+    }
+
+    /// What the host was to become while it was away. It is taken in all the same when that cannot be read: nothing depends
+    /// on what it knows of it.
+    async fn awaited(&self, host: &str) -> Vec<v1::Awaited> {
+        match objective::of_host(self.store(), host).await {
+            Ok(objectives) => objective::awaited(&objectives),
+            Err(error) => {
+                tracing::warn!(agent = host, %error, "read where the host shall be");
+                Vec::new()
+            }
+        }
     }
 
     async fn take_in(&self, peer: Peer, request: v1::RegisterRequest) -> Result<v1::RegisterResponse, Problem> {
@@ -104,10 +116,11 @@ impl Api {
             components = record.components.len(),
             "registered"
         );
+        let awaited = self.awaited(&record.name).await;
         self.inventory().registered(record);
         Ok(v1::RegisterResponse {
             heartbeat_interval: Some(convert::duration(self.inventory().heartbeat_interval())),
-            awaited: Vec::new(),
+            awaited,
         })
     }
 }

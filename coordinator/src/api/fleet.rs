@@ -99,10 +99,8 @@ impl Fleet for Api {
         &self,
         request: Request<v1::GetReleaseRequest>,
     ) -> Result<Response<v1::GetReleaseResponse>, Status> {
-        let release = self.release_called(&request.into_inner().name).await?;
-        Ok(Response::new(v1::GetReleaseResponse {
-            release: Some(crate::convert::release_to_wire(&release)),
-        }))
+        let release = self.release_in_full(&request.into_inner().name).await?;
+        Ok(Response::new(v1::GetReleaseResponse { release: Some(release) }))
     }
 
     async fn list_agents(

@@ -1,24 +1,101 @@
 //! Releases that must not be deployed, and the gate that deployments ask.
 
+use jiff::Timestamp;
+use rollback_engine::ids::ReleaseName;
+use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
 use tonic::Request;
 
 use super::Api;
+use crate::authority::caller;
+use crate::hold::{self, Hold};
+use crate::projection::Summary;
+use crate::{convert, history};
+
+/// Longest reason, in bytes.
+const REASON: usize = 4096;
+
+fn check(release: &str, reason: &str) -> Result<ReleaseName, Problem> {
+    check_name("release", release)?;
+    if reason.is_empty() || reason.len() > REASON {
+        let problem = Problem::new(Code::BadRequest, "a reason is needed, of at most 4 KiB");
+        return Err(problem.remedy("say why: --reason TEXT"));
+    }
+    Ok(release.into())
+}
 
 impl Api {
-    pub async fn hold(&self, _request: Request<v1::HoldReleaseRequest>) -> Result<v1::HoldReleaseResponse, Problem> {
-        Err(Problem::new(Code::Internal, "not built yet"))
+    /// Holding what is held already changes the reason. The release need not be recorded: a bad one may be known by its name
+    /// before anybody has deployed it.
+    pub async fn hold(&self, request: Request<v1::HoldReleaseRequest>) -> Result<v1::HoldReleaseResponse, Problem> {
+        let by = caller(&request)?.identity.name;
+        let v1::HoldReleaseRequest { release, reason } = request.into_inner();
+        let name = check(&release, &reason)?;
+        let leader = self.leader()?;
+        let recorded = self.store().release(&name).await?;
+        let hold = Hold {
+            since: Timestamp::now(),
+            by,
+            reason,
+            rollback_id: None,
+            content: recorded.as_ref().map(convert::release_digest),
+        };
+        let fence = leader.shared().term.fence();
+        self.store()
+            .put_documents(fence, &[hold::document(&name, &hold)])
+            .await?;
+        tracing::info!(release = %name, by = hold.by, "release held");
+        Ok(v1::HoldReleaseResponse {
+            hold: Some(hold.to_wire(&name)),
+        })
     }
 
     pub async fn unhold(
         &self,
-        _request: Request<v1::UnholdReleaseRequest>,
+        request: Request<v1::UnholdReleaseRequest>,
     ) -> Result<v1::UnholdReleaseResponse, Problem> {
-        Err(Problem::new(Code::Internal, "not built yet"))
+        let by = caller(&request)?.identity.name;
+        let v1::UnholdReleaseRequest { release, reason } = request.into_inner();
+        let name = check(&release, &reason)?;
+        let leader = self.leader()?;
+        let Some(hold) = hold::of(self.store(), &name).await? else {
+            let problem = Problem::new(Code::UnknownRelease, format!("release {name} is not held"));
+            return Err(problem.remedy("see what is: rollbackctl fleet status"));
+        };
+        let fence = leader.shared().term.fence();
+        self.store().put_documents(fence, &[hold::given_free(&name)]).await?;
+        tracing::info!(release = %name, by, reason, was = hold.told(), "release given free");
+        Ok(v1::UnholdReleaseResponse {
+            hold: Some(hold.to_wire(&name)),
+        })
     }
 
-    pub async fn gate(&self, _request: Request<v1::CheckGateRequest>) -> Result<v1::CheckGateResponse, Problem> {
-        Err(Problem::new(Code::Internal, "not built yet"))
+    /// Also while a rollback runs, whatever is to be deployed: nobody must deploy into one. Any replica answers, from what the
+    /// store has now.
+    pub async fn gate(&self, request: Request<v1::CheckGateRequest>) -> Result<v1::CheckGateResponse, Problem> {
+        let release = request.into_inner().release;
+        check_name("release", &release)?;
+        let name = ReleaseName(release);
+        let hold = hold::of(self.store(), &name).await?;
+        let active = history::running(self.store()).await?;
+        let problem = match (&hold, active.first()) {
+            (Some(hold), _) => Some(hold::refusal(&name, format!("release {name} is held: {}", hold.told()))),
+            (None, Some((id, running))) => {
+                let told = running.as_ref().map_or_else(String::new, |s| {
+                    format!(" (to {}, started by {} at {:.0})", s.release, s.started_by, s.started_at)
+                });
+                let message = format!("rollback {id}{told} runs; nothing may be deployed into it");
+                let watch = format!("when it has ended, ask again; watch it: rollbackctl rollback watch {id}");
+                Some(Problem::new(Code::ScopeHeld, message).remedy(watch))
+            }
+            (None, None) => None,
+        };
+        Ok(v1::CheckGateResponse {
+            open: problem.is_none(),
+            problem: problem.map(Into::into),
+            hold: hold.map(|hold| hold.to_wire(&name)),
+            active: active.iter().filter_map(|(_, s)| s.as_ref()).map(Summary::to_wire).collect(),
+        })
     }
 }

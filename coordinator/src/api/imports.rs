@@ -49,6 +49,8 @@ impl Api {
         let request = request.into_inner();
         check_new(&request.name, &request.commit, &request.notes)?;
         let leader = self.leader()?;
+        // Nothing is forgotten while something is taken in: it might be the same.
+        let _importing = self.upkeep.read().await;
         let wanted = wanted(&self.inventory().list(), &request)?;
         let targets: Vec<Target> = wanted.iter().map(|w| w.target.clone()).collect();
         leader.check_free(&targets).await?;
@@ -95,6 +97,7 @@ impl Api {
             entries,
             stable: false,
             ranks_at: rank_before(running.or(known.first())),
+            mark: None,
         };
         leader.check_free(&targets).await?;
         let release = if store.add_release(&release).await? {

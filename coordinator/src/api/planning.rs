@@ -2,120 +2,152 @@
 
 use std::collections::BTreeSet;
 
-use futures::StreamExt as _;
-use rollback_engine::event::{Direction, Finding, Severity, StepResult};
-use rollback_engine::ids::{RollbackId, Target};
-use rollback_engine::plan::{Plan, Step};
-use rollback_engine::planner;
-use rollback_engine::release::Action;
+use rollback_engine::ids::{HostName, RollbackId, Target};
+use rollback_engine::plan::{DatabaseChoice, Plan};
+use rollback_engine::planner::{self, Request};
+use rollback_engine::release::Release;
 use rollback_engine::runbook::Runbook;
-use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::Api;
-use crate::dispatcher::Order;
 use crate::leader::Leader;
-use crate::store::ComponentRecord;
-use crate::{convert, survey};
-
-const DEFAULT_RUNBOOK: &str = "default";
+use crate::objective::{self, Convergence};
+use crate::scoping::{self, Goal};
+use crate::store::{AgentRecord, ComponentRecord};
+use crate::survey::HostSurvey;
+use crate::{convert, estimate, history, hold, prospect, survey};
 
 impl Api {
+    /// The plan of now for this target. `starting`: whatever holds a part of it is named before the fleet is asked anything.
     pub(super) async fn make_plan(
         &self,
         target: Option<v1::RollbackTarget>,
         starting: Option<&Leader>,
     ) -> Result<Plan, Problem> {
         let target = target.ok_or_else(|| Problem::new(Code::BadRequest, "no target is given"))?;
-        check_name("release", &target.release)?;
-        let runbook = if target.runbook.is_empty() {
-            DEFAULT_RUNBOOK
-        } else {
-            &target.runbook
+        let goal = Goal::of(&target)?;
+        let database = convert::choice_from_wire(target.database)?;
+        let runbook = self.policy(&target, database).await?;
+        let agents: Vec<AgentRecord> = self.inventory().list().into_iter().map(|a| a.record).collect();
+        let scope = target.scope.unwrap_or_default();
+        let request = scoping::request(scope, goal.purpose(), &agents)?;
+        // Before anything is asked of the fleet: a misspelt release is the commonest mistake, and that somebody else is at it
+        // already is better to know than what a fleet in the middle of a rollback looks like.
+        let known = match &goal {
+            Goal::Release(name) if name == "previous" => None,
+            Goal::Release(name) => Some(self.release_called(name).await?),
+            Goal::Undo(id) => Some(self.release_before(id, database).await?),
+            Goal::Converge => None,
         };
-        check_name("runbook", runbook)?;
-        let runbook = Runbook::builtin(runbook).map_err(|e| Problem::from_error(Code::BadRequest, "runbook", &e))?;
-        let runbook = match convert::choice_from_wire(target.database)? {
-            Some(choice) => runbook.with_database(choice),
-            None => runbook,
-        };
-        if target.release != "previous" {
-            // Before anything is asked of the fleet: a misspelt release is the commonest mistake, and that somebody else
-            // is at it already is better to know than what a fleet in the middle of a rollback looks like.
-            let release = self.release_called(&target.release).await?;
-            if let Some(leader) = starting {
-                let targets: Vec<Target> = release.entries.into_iter().map(|e| e.target).collect();
-                leader.check_free(&targets).await?;
-            }
+        if let (Some(release), Some(leader)) = (&known, starting) {
+            let asked = request.within(&runbook);
+            let targets = release.entries.iter().map(|e| e.target.clone());
+            let targets: Vec<Target> = targets.filter(|t| asked.selects(t)).collect();
+            leader.check_free(&targets).await?;
         }
         let survey = survey::observe(self.inventory()).await;
-        let release = self.target_release(&target.release, &survey).await?;
-        planner::plan(&survey::observed_fleet(&survey), &release, &runbook)
-            .map_err(|refused| Problem::new(Code::PlanRefused, refused.to_string()).remedy(refused.remedy()))
+        let (release, request) = match (known, goal) {
+            (Some(release), _) => (release, request),
+            (None, Goal::Release(name)) => (self.target_release(&name, &survey).await?, request),
+            (None, Goal::Undo(_) | Goal::Converge) => self.convergence(request, &survey).await?,
+        };
+        plan_for(&survey, &release, &runbook, &request)
+    }
+
+    /// The runbook, with what the request says otherwise.
+    async fn policy(
+        &self,
+        target: &v1::RollbackTarget,
+        database: Option<DatabaseChoice>,
+    ) -> Result<Runbook, Problem> {
+        let mut runbook = self.runbook_called(&target.runbook).await?;
+        if let Some(choice) = database {
+            runbook = runbook.with_database(choice);
+        }
+        if let Some(choice) = scoping::on_failure(target.on_failure)? {
+            runbook = runbook.with_on_failure(choice);
+        }
+        Ok(runbook)
+    }
+
+    /// Where everything was before a rollback that has ended.
+    async fn release_before(&self, id: &RollbackId, database: Option<DatabaseChoice>) -> Result<Release, Problem> {
+        let state = history::state(self.store(), id).await?;
+        let Some(plan) = state.plan() else {
+            return Err(Problem::new(Code::NotFound, format!("no rollback {id}")));
+        };
+        if state.ending().is_none() {
+            return Err(
+                Problem::new(Code::NoWayBack, format!("rollback {id} has not ended")).remedy(format!(
+                    "end it first, and take it back by that: rollbackctl rollback abort {id} --undo --reason TEXT"
+                )),
+            );
+        }
+        scoping::check_way_back(id, &plan.body, database)?;
+        let recorded = self.store().releases().await?;
+        Ok(scoping::release_before(id, &plan.body, &recorded))
+    }
+
+    /// Where everything shall be, and the part of the request that is elsewhere.
+    async fn convergence(
+        &self,
+        mut request: Request,
+        survey: &[HostSurvey],
+    ) -> Result<(Release, Request), Problem> {
+        let objectives = objective::all(self.store()).await?;
+        let nothing = || {
+            Problem::new(Code::PlanRefused, "everything in scope that can be reached is where it shall be")
+                .remedy("look at it: rollbackctl fleet status")
+        };
+        let Convergence { release, hosts } = objective::convergence(&objectives, survey).ok_or_else(nothing)?;
+        let asked = release.entries.iter().filter(|e| request.selects(&e.target));
+        let asked: BTreeSet<&HostName> = asked.map(|e| &e.target.host).collect();
+        let elsewhere: BTreeSet<HostName> = hosts.into_iter().filter(|host| asked.contains(host)).collect();
+        if elsewhere.is_empty() {
+            return Err(nothing());
+        }
+        request.selection.hosts = elsewhere;
+        Ok((release, request))
     }
 
     pub async fn plan(&self, request: v1::PlanRollbackRequest) -> Result<v1::PlanRollbackResponse, Problem> {
         let leader = self.leader()?;
-        let plan = self.make_plan(request.target, None).await?;
-        // Preparations are asked under a name of their own: they are no part of any rollback.
-        let id = RollbackId(format!("plan-{}", uuid::Uuid::now_v7()));
-        let prepares: Vec<Step> = plan
-            .body
-            .steps()
-            .filter(|s| s.action == Action::Prepare)
-            .cloned()
-            .collect();
-        let context = tracing::Span::current().context();
-        let prepare = |step: Step| {
-            let order = Order {
-                rollback: id.clone(),
-                step,
-                direction: Direction::Forward,
-                attempt: 1,
-                consent: None,
-                ledger: None,
-                context: context.clone(),
-            };
-            let dispatcher = leader.shared().dispatcher.clone();
-            async move {
-                let outcome = dispatcher.execute(&order, &|_| {}).await;
-                let mut findings = outcome.findings;
-                if let StepResult::Failed(p) | StepResult::Indeterminate(p) = outcome.result {
-                    let (severity, code, message, remedy) = (Severity::Blocker, p.code, p.message, p.remedy);
-                    findings.push(Finding {
-                        severity,
-                        code,
-                        message,
-                        remedy,
-                        loss: None,
-                    });
-                }
-                findings
-                    .iter()
-                    .map(|f| convert::finding_to_wire(&order.step, f))
-                    .collect::<Vec<_>>()
-            }
-        };
-        let findings = futures::stream::iter(prepares)
-            .map(prepare)
-            .buffered(survey::AT_ONCE)
-            .collect();
+        let plan = self.plan_of_now(request.target, &request.sealed_plan, None).await?;
+        let dispatcher = leader.shared().dispatcher.clone();
         // Nothing is asked of agents after the term, so this would wait for the time of every step to be over.
-        let findings: Vec<Vec<v1::Finding>> = tokio::select! {
+        let found = tokio::select! {
             biased;
             () = leader.shared().term.ended() => {
                 return Err(Problem::new(Code::NotLeader, "this coordinator does not lead any more"));
             }
-            findings = findings => findings,
+            found = prospect::prepare(&dispatcher, &plan, survey::AT_ONCE) => found,
         };
+        let agents: Vec<AgentRecord> = self.inventory().list().into_iter().map(|a| a.record).collect();
+        let of_scope = scoping::warnings(&plan, &agents);
+        let findings = found.iter().chain(&of_scope).map(|f| convert::finding_of(&f.target, &f.finding));
+        let findings = findings.chain(self.held(&plan).await?).chain(self.strange_backends());
         Ok(v1::PlanRollbackResponse {
+            findings: findings.collect(),
             plan: Some(convert::plan_to_wire(&plan)),
-            findings: findings.into_iter().flatten().chain(self.strange_backends()).collect(),
-            sealed: Vec::new(),
-            estimate: None,
+            sealed: serde_json::to_vec(&plan).expect("a plan is plain data, which JSON can always hold"),
+            estimate: estimate::estimate(self.store(), &plan).await,
         })
+    }
+
+    /// Going back to a release that is held is allowed: whoever does it in an incident knows why. It should be known all the same.
+    async fn held(&self, plan: &Plan) -> Result<Option<v1::Finding>, Problem> {
+        let release = &plan.body.release;
+        let hold = hold::of(self.store(), release).await?;
+        Ok(hold.map(|hold| v1::Finding {
+            severity: v1::Severity::Warning.into(),
+            code: Code::ReleaseHeld.id().to_owned(),
+            message: format!("{release} is held: {}", hold.told()),
+            remedy: "go on if you know better than whoever held it, or choose another release".to_owned(),
+            host: String::new(),
+            component: String::new(),
+            loss: None,
+        }))
     }
 
     /// Backends of proxies that no agent has: a name that is misspelt there would be taken out by nobody, silently.
@@ -154,4 +186,15 @@ impl Api {
         };
         components().filter_map(strange).collect()
     }
+}
+
+/// The plan for what was observed.
+pub(crate) fn plan_for(
+    survey: &[HostSurvey],
+    release: &Release,
+    runbook: &Runbook,
+    request: &Request,
+) -> Result<Plan, Problem> {
+    planner::plan(&survey::observed_fleet(survey), release, runbook, request)
+        .map_err(|refused| Problem::new(Code::PlanRefused, refused.to_string()).remedy(refused.remedy()))
 }

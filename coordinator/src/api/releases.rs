@@ -3,7 +3,7 @@
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use rollback_engine::ids::{ReleaseName, Target};
-use rollback_engine::release::{Release, ReleaseEntry};
+use rollback_engine::release::{Release, ReleaseEntry, Revision};
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
@@ -11,12 +11,12 @@ use std::time::Duration;
 use tonic::Request;
 use v1::agent_client::AgentClient;
 
-use super::Api;
+use super::{Api, expected};
 use crate::authority::caller;
 use crate::convert;
 use crate::inventory::AgentView;
 use crate::store::ComponentRecord;
-use crate::survey;
+use crate::{hold, objective, survey};
 
 /// Copying a release directory into the vault may take a while.
 const RETAIN_DEADLINE: Duration = Duration::from_secs(15 * 60);
@@ -24,7 +24,7 @@ const RETAIN_DEADLINE: Duration = Duration::from_secs(15 * 60);
 const LISTED: usize = 8;
 
 /// The name that means "the newest stable release that is not what runs now".
-const PREVIOUS: &str = "previous";
+pub(super) const PREVIOUS: &str = "previous";
 
 /// Which revision of a component is pinned for a release.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,23 +44,38 @@ pub(super) fn check_new(name: &str, commit: &str, notes: &str) -> Result<(), Pro
             format!("{name:?} has a meaning of its own; choose another name"),
         ));
     }
+    check_words(commit, notes)
+}
+
+pub(super) fn check_words(commit: &str, notes: &str) -> Result<(), Problem> {
     if commit.len() > 256 || notes.len() > 16 * 1024 {
         return Err(Problem::new(
             Code::BadRequest,
-            "commit is longer than 256 bytes, or notes than 16 KiB",
+            "commit is longer than 256 bytes, or what is said than 16 KiB",
         ));
     }
     Ok(())
 }
 
-fn traced<T>(message: T) -> Request<T> {
+pub(super) fn traced<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     rollback_proto::telemetry::inject_current(request.metadata_mut());
     request
 }
 
+fn observed(survey: &[survey::HostSurvey]) -> Vec<(Target, Revision)> {
+    let hosts = survey.iter().filter_map(|host| Some((host, host.states.as_ref().ok()?)));
+    let all = hosts.flat_map(|(host, states)| {
+        states.iter().filter_map(|state| {
+            let target = Target::new(host.agent.record.name.as_str(), state.component.as_str());
+            Some((target, convert::revision_from_wire(state.revision.clone()?)))
+        })
+    });
+    all.collect()
+}
+
 /// An agent from before the call says "unimplemented"; a driver that cannot do something says so with a code of ours.
-fn is_unknown_call(status: &tonic::Status) -> bool {
+pub(super) fn is_unknown_call(status: &tonic::Status) -> bool {
     status.code() == tonic::Code::Unimplemented && Problem::from_status(status).code == Code::Internal
 }
 
@@ -71,10 +86,20 @@ impl Api {
     ) -> Result<v1::RecordReleaseResponse, Problem> {
         let recorded_by = caller(&request)?.identity.name;
         let v1::RecordReleaseRequest {
-            name, commit, notes, ..
+            name,
+            commit,
+            notes,
+            expected,
         } = request.into_inner();
         check_new(&name, &commit, &notes)?;
         let leader = self.leader()?;
+        // A held name is refused before the hosts copy anything.
+        if let Some(hold) = hold::of(self.store(), &name.as_str().into()).await? {
+            let message = format!("release {name} is held: {}", hold.told());
+            return Err(hold::refusal(&name.as_str().into(), message));
+        }
+        // Nothing is forgotten while something is recorded: it might be the same.
+        let _recording = self.upkeep.read().await;
         let agents = self.inventory().list();
         if agents.iter().all(|a| a.record.components.is_empty()) {
             return Err(
@@ -93,7 +118,12 @@ impl Api {
             .collect();
         // A fleet in the middle of a rollback is nothing that anybody would want back.
         leader.check_free(&targets).await?;
+        if !expected.is_empty() {
+            let seen = observed(&survey::observe(self.inventory()).await);
+            expected::check(&expected, seen.iter().map(|(t, r)| (t, r)), false)?;
+        }
         let entries = self.retain_everything(&agents, &name).await?;
+        expected::check(&expected, entries.iter().map(|e| (&e.target, &e.revision)), true)?;
         // Health as users would find it: what is recorded while it is broken is not a release that works.
         let survey = survey::observe(self.inventory()).await;
         let stable = survey
@@ -113,7 +143,9 @@ impl Api {
             entries,
             stable,
             ranks_at: None,
+            mark: None,
         };
+        hold::refuse(&release, &hold::all(self.store()).await?)?;
         if !super::agents::matches(&release, &survey) {
             let message = "the fleet changed while it was being recorded";
             return Err(
@@ -124,10 +156,13 @@ impl Api {
         let store = self.store();
         let release = if store.add_release(&release).await? {
             tracing::info!(release = name, stable, "release recorded");
+            leader.release_recorded();
             release
         } else {
             self.same_as_recorded(release).await?
         };
+        let objectives = objective::recorded(&release, &objective::all(store).await?);
+        store.put_documents(leader.shared().term.fence(), &objectives).await?;
         Ok(v1::RecordReleaseResponse {
             release: Some(convert::release_to_wire(&release)),
         })
@@ -240,12 +275,6 @@ impl Api {
         })
     }
 
-    pub async fn all_releases(&self) -> Result<v1::ListReleasesResponse, Problem> {
-        let releases = self.store().releases().await?;
-        Ok(v1::ListReleasesResponse {
-            releases: releases.iter().map(convert::release_to_wire).collect(),
-        })
-    }
 
     pub async fn release_called(&self, name: &str) -> Result<Release, Problem> {
         check_name("release", name)?;

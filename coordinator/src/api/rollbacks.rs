@@ -3,8 +3,9 @@
 use std::pin::Pin;
 
 use opentelemetry::trace::TraceContextExt as _;
-use rollback_engine::ids::RollbackId;
-use rollback_engine::machine::State;
+use rollback_engine::ids::{RollbackId, Target};
+use rollback_engine::machine::{self, State};
+use rollback_engine::plan::Plan;
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
@@ -15,11 +16,11 @@ use tonic::{Request, Status};
 
 use super::Api;
 use crate::authority::caller;
-use crate::leader::Start;
+use crate::leader::{Leader, Start};
 use crate::projection::{self, Summary};
 use crate::store::{Recorded, Store};
 use crate::term::Term;
-use crate::{convert, history};
+use crate::{convert, history, staleness};
 
 const DEFAULT_LIST: u32 = 20;
 const MAX_LIST: u32 = 1000;
@@ -47,7 +48,9 @@ impl Api {
         if let Some(id) = leader.started_before(&request.request_id).await? {
             return self.started(id).await;
         }
-        let plan = self.make_plan(request.target, Some(&leader)).await?;
+        let plan = self
+            .plan_of_now(request.target, &request.sealed_plan, Some(&leader))
+            .await?;
         if !request.plan_digest.is_empty() && plan.digest.0 != request.plan_digest {
             return Err(Problem::new(
                 Code::PlanStale,
@@ -78,6 +81,38 @@ impl Api {
         self.started(id).await
     }
 
+    /// The plan for this target; of a plan that was saved: that one, when it still is the plan for its target.
+    pub(super) async fn plan_of_now(
+        &self,
+        target: Option<v1::RollbackTarget>,
+        sealed: &[u8],
+        starting: Option<&Leader>,
+    ) -> Result<Plan, Problem> {
+        if sealed.is_empty() {
+            return self.make_plan(target, starting).await;
+        }
+        let saved = Plan::open(sealed).map_err(|e| Problem::from_error(Code::BadPlanFile, "open the saved plan", &e))?;
+        if let Some(leader) = starting {
+            let targets: Vec<Target> = saved.body.changes.iter().map(|c| c.target.clone()).collect();
+            leader.check_free(&targets).await?;
+        }
+        let now = match self.make_plan(target, starting).await {
+            Ok(now) => now,
+            // The fleet of now has no such plan at all: that, too, is staleness, and the message says what is in the way.
+            Err(problem) if problem.code == Code::PlanRefused => {
+                let moved = [problem.message];
+                return Err(staleness::refusal("the saved plan cannot be followed any more", &moved)
+                    .remedy(problem.remedy));
+            }
+            Err(problem) => return Err(problem),
+        };
+        if now.digest != saved.digest {
+            let moved = staleness::changed(&saved.body, &now.body);
+            return Err(staleness::refusal("the saved plan is not the plan of now", &moved));
+        }
+        Ok(saved)
+    }
+
     /// Read back rather than remembered: a repeated request is answered with the plan that really runs.
     async fn started(&self, id: RollbackId) -> Result<v1::StartRollbackResponse, Problem> {
         let plan = history::state(self.store(), &id)
@@ -104,11 +139,21 @@ impl Api {
 
     pub async fn report(&self, request: v1::GetRollbackRequest) -> Result<v1::GetRollbackResponse, Problem> {
         let id = self.rollback_called(&request.id).await?;
-        let state = history::state(self.store(), &id).await?;
-        projection::report(&id, &state).ok_or_else(|| Problem::new(Code::NotFound, format!("no rollback {id}")))
+        let recorded = self.store().events(&id, 0).await?;
+        let mut state = State::New;
+        for r in &recorded {
+            machine::apply(&mut state, &r.event).map_err(|e| history::unreadable(&id, &e))?;
+        }
+        let report = projection::report(&id, &state);
+        let mut report = report.ok_or_else(|| Problem::new(Code::NotFound, format!("no rollback {id}")))?;
+        if request.events {
+            let events = recorded.iter().map(|r| projection::event(&state, r.seq, &r.event));
+            report.events = events.collect();
+        }
+        Ok(report)
     }
 
-    async fn rollback_called(&self, name: &str) -> Result<RollbackId, Problem> {
+    pub(super) async fn rollback_called(&self, name: &str) -> Result<RollbackId, Problem> {
         if name != "latest" {
             check_name("rollback", name)?;
             return Ok(name.into());

@@ -127,6 +127,8 @@ pub fn replica(options: &ReplicaOptions) -> anyhow::Result<MadeReplica> {
         }),
         leadership: of.leadership,
         agents: of.agents,
+        releases: of.releases,
+        readiness: of.readiness,
         telemetry: of.telemetry,
     };
     write_config(&dir.join(CONFIG), &config, "replica")?;

@@ -14,8 +14,8 @@ use rollback_engine::release::Release;
 use rollback_proto::kill_point;
 
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Fence, FleetId, Lease, NewRollback, NewToken, Recorded, Store,
-    StoreError,
+    AgentRecord, Campaign, Candidate, Closing, Created, Document, DocumentKind, Fence, FleetId, Lease, NewRollback,
+    NewToken, Recorded, Store, StoreError,
 };
 
 #[derive(Debug)]
@@ -110,6 +110,30 @@ impl<S: Store> Store for KillPoints<S> {
 
     async fn releases(&self) -> Result<Vec<Release>, StoreError> {
         self.0.releases().await
+    }
+
+    async fn update_release(&self, fence: &Fence, release: &Release) -> Result<bool, StoreError> {
+        pass("update_release", self.0.update_release(fence, release)).await
+    }
+
+    async fn remove_release(&self, fence: &Fence, name: &ReleaseName) -> Result<bool, StoreError> {
+        pass("remove_release", self.0.remove_release(fence, name)).await
+    }
+
+    async fn put_documents(&self, fence: &Fence, documents: &[Document]) -> Result<(), StoreError> {
+        pass("put_documents", self.0.put_documents(fence, documents)).await
+    }
+
+    async fn add_document(&self, fence: &Fence, document: &Document) -> Result<bool, StoreError> {
+        pass("add_document", self.0.add_document(fence, document)).await
+    }
+
+    async fn document(&self, kind: DocumentKind, key: &str) -> Result<Option<Document>, StoreError> {
+        self.0.document(kind, key).await
+    }
+
+    async fn documents_under(&self, kind: DocumentKind, beginning: &str) -> Result<Vec<Document>, StoreError> {
+        self.0.documents_under(kind, beginning).await
     }
 
     async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError> {

@@ -27,8 +27,8 @@ use rollback_proto::jitter;
 
 use super::chain::{self, Link};
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
-    StoreError,
+    AgentRecord, Campaign, Candidate, Closing, Created, Document, DocumentKind, Fence, Lease, NewRollback, NewToken,
+    Recorded, Store, StoreError, relabelled,
 };
 
 type Clock = dyn Fn() -> Duration + Send + Sync;
@@ -66,6 +66,7 @@ struct Content {
     agents: BTreeMap<String, AgentRecord>,
     /// By hash.
     tokens: BTreeMap<String, Token>,
+    documents: BTreeMap<DocumentKind, BTreeMap<String, Document>>,
 }
 
 struct Rollback {
@@ -108,6 +109,7 @@ impl MemoryDisk {
                 releases: BTreeMap::new(),
                 agents: BTreeMap::new(),
                 tokens: BTreeMap::new(),
+                documents: BTreeMap::new(),
             }),
             clock: Box::new(clock),
         })
@@ -219,6 +221,17 @@ impl Content {
         }
     }
 
+    fn put(&mut self, documents: &[Document]) {
+        for document in documents {
+            let kept = self.documents.entry(document.kind).or_default();
+            if document.body.is_some() {
+                kept.insert(document.key.clone(), document.clone());
+            } else {
+                kept.remove(&document.key);
+            }
+        }
+    }
+
     fn requested(&self, request_id: &str) -> Option<RollbackId> {
         let found = self.rollbacks.iter().find(|(_, r)| r.request_id == request_id);
         found.map(|(id, _)| id.clone())
@@ -325,6 +338,7 @@ impl Store for MemoryStore {
                         release.stable = stable;
                     }
                 }
+                content.put(&closing.documents);
             }
             Ok(())
         })
@@ -400,6 +414,63 @@ impl Store for MemoryStore {
     async fn releases(&self) -> Result<Vec<Release>, StoreError> {
         self.read("list releases", |content| {
             super::newest_first(content.releases.values().cloned().collect())
+        })
+        .await
+    }
+
+    async fn update_release(&self, fence: &Fence, release: &Release) -> Result<bool, StoreError> {
+        self.change("write the release", |content, now| {
+            content.fence(fence, now)?;
+            let Some(stored) = content.releases.get_mut(&release.name) else {
+                return Ok(false);
+            };
+            *stored = relabelled(stored.clone(), release);
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn remove_release(&self, fence: &Fence, name: &ReleaseName) -> Result<bool, StoreError> {
+        self.change("remove the release", |content, now| {
+            content.fence(fence, now)?;
+            Ok(content.releases.remove(name).is_some())
+        })
+        .await
+    }
+
+    async fn put_documents(&self, fence: &Fence, documents: &[Document]) -> Result<(), StoreError> {
+        self.change("write documents", |content, now| {
+            content.fence(fence, now)?;
+            content.put(documents);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn add_document(&self, fence: &Fence, document: &Document) -> Result<bool, StoreError> {
+        self.change("add a document", |content, now| {
+            content.fence(fence, now)?;
+            let kept = content.documents.get(&document.kind);
+            let free = document.body.is_some() && !kept.is_some_and(|kept| kept.contains_key(&document.key));
+            if free {
+                content.put(std::slice::from_ref(document));
+            }
+            Ok(free)
+        })
+        .await
+    }
+
+    async fn document(&self, kind: DocumentKind, key: &str) -> Result<Option<Document>, StoreError> {
+        self.read("read a document", |content| {
+            content.documents.get(&kind).and_then(|kept| kept.get(key)).cloned()
+        })
+        .await
+    }
+
+    async fn documents_under(&self, kind: DocumentKind, beginning: &str) -> Result<Vec<Document>, StoreError> {
+        self.read("list documents", |content| {
+            let kept = content.documents.get(&kind).into_iter().flat_map(BTreeMap::values);
+            kept.filter(|d| d.key.starts_with(beginning)).cloned().collect()
         })
         .await
     }

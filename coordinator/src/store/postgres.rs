@@ -1,7 +1,7 @@
 //! The store for replicas: a PostgreSQL database that all of them reach, directly or through a pooler in transaction mode.
 //!
-//! By subject: who leads ([`lease`]), rollbacks ([`journal`]), the rest ([`records`]); below them connections and
-//! transactions ([`session`]) and the schema ([`schema`]).
+//! By subject: who leads ([`lease`]), rollbacks ([`journal`]), small documents ([`documents`]), the rest ([`records`]); below
+//! them connections and transactions ([`session`]) and the schema ([`schema`]).
 //!
 //! Invariants, beside those of every store:
 //! - Only the database's clock counts.
@@ -10,6 +10,7 @@
 //! - Renewing the lease waits neither for a free connection behind ten thousand agents that register, nor for the row
 //!   behind a journal that is written all the time.
 
+mod documents;
 mod journal;
 mod lease;
 pub mod look;
@@ -32,8 +33,8 @@ use tokio::sync::RwLock;
 use self::session::{ANSWER, Lane};
 use super::open::OpenError;
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Fence, FleetId, Lease, NewRollback, NewToken, Recorded, Store,
-    StoreError,
+    AgentRecord, Campaign, Candidate, Closing, Created, Document, DocumentKind, Fence, FleetId, Lease, NewRollback,
+    NewToken, Recorded, Store, StoreError,
 };
 
 pub struct PostgresStore {
@@ -233,6 +234,34 @@ impl Store for PostgresStore {
 
     async fn releases(&self) -> Result<Vec<Release>, StoreError> {
         records::releases(&self.others).await
+    }
+
+    async fn update_release(&self, fence: &Fence, release: &Release) -> Result<bool, StoreError> {
+        let _with_others = self.gate.read().await;
+        records::update_release(&self.journal, fence, release).await
+    }
+
+    async fn remove_release(&self, fence: &Fence, name: &ReleaseName) -> Result<bool, StoreError> {
+        let _with_others = self.gate.read().await;
+        records::remove_release(&self.journal, fence, name).await
+    }
+
+    async fn put_documents(&self, fence: &Fence, documents: &[Document]) -> Result<(), StoreError> {
+        let _with_others = self.gate.read().await;
+        documents::put(&self.journal, fence, documents).await
+    }
+
+    async fn add_document(&self, fence: &Fence, document: &Document) -> Result<bool, StoreError> {
+        let _with_others = self.gate.read().await;
+        documents::add(&self.journal, fence, document).await
+    }
+
+    async fn document(&self, kind: DocumentKind, key: &str) -> Result<Option<Document>, StoreError> {
+        documents::one(&self.others, kind, key).await
+    }
+
+    async fn documents_under(&self, kind: DocumentKind, beginning: &str) -> Result<Vec<Document>, StoreError> {
+        documents::under(&self.others, kind, beginning).await
     }
 
     async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError> {

@@ -20,8 +20,8 @@ use super::chain::{self, EVENT_FORMAT, Link, damaged};
 use super::lock::Lock;
 use super::open::OpenError;
 use super::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
-    StoreError, newest_first,
+    AgentRecord, Campaign, Candidate, Closing, Created, Document, DocumentKind, Fence, Lease, NewRollback, NewToken,
+    Recorded, Store, StoreError, keys_under, last_of_each_key, newest_first, relabelled,
 };
 
 #[derive(Debug)]
@@ -140,6 +140,22 @@ async fn insert_events(
         .execute(&mut **tx)
         .await
         .map_err(unavailable("append to the journal"))?;
+    }
+    Ok(())
+}
+
+async fn put(tx: &mut Transaction<'_, Sqlite>, documents: &[Document]) -> Result<(), StoreError> {
+    for ((kind, key), body) in last_of_each_key(documents) {
+        let query = match body {
+            Some(body) => sqlx::query("INSERT OR REPLACE INTO documents (kind, key, body) VALUES (?, ?, ?)")
+                .bind(kind)
+                .bind(key)
+                .bind(body),
+            None => sqlx::query("DELETE FROM documents WHERE kind = ? AND key = ?")
+                .bind(kind)
+                .bind(key),
+        };
+        query.execute(&mut **tx).await.map_err(unavailable("write documents"))?;
     }
     Ok(())
 }
@@ -272,6 +288,7 @@ impl Store for SqliteStore {
                     .await
                     .map_err(unavailable("mark a release"))?;
             }
+            put(&mut tx, &closing.documents).await?;
         }
         tx.commit().await.map_err(unavailable("commit events"))
     }
@@ -374,6 +391,93 @@ impl Store for SqliteStore {
         let releases: Result<Vec<Release>, StoreError> = documents.iter().map(read).collect();
         // Not by the column: as text, half a second later is earlier.
         releases.map(newest_first)
+    }
+
+    async fn update_release(&self, fence: &Fence, release: &Release) -> Result<bool, StoreError> {
+        let mut tx = self.fenced(fence).await?;
+        let stored: Option<String> = sqlx::query_scalar("SELECT document FROM releases WHERE name = ?")
+            .bind(release.name.as_str())
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(unavailable("read a release"))?;
+        let Some(stored) = stored else {
+            return Ok(false);
+        };
+        let stored: Release = serde_json::from_str(&stored).map_err(damaged("a release"))?;
+        let document = serde_json::to_string(&relabelled(stored, release)).map_err(damaged("a release"))?;
+        sqlx::query("UPDATE releases SET document = ? WHERE name = ?")
+            .bind(document)
+            .bind(release.name.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("write the release"))?;
+        tx.commit().await.map_err(unavailable("commit the release"))?;
+        Ok(true)
+    }
+
+    async fn remove_release(&self, fence: &Fence, name: &ReleaseName) -> Result<bool, StoreError> {
+        let mut tx = self.fenced(fence).await?;
+        let removed = sqlx::query("DELETE FROM releases WHERE name = ?")
+            .bind(name.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("remove the release"))?;
+        tx.commit().await.map_err(unavailable("commit the removal"))?;
+        Ok(removed.rows_affected() == 1)
+    }
+
+    async fn put_documents(&self, fence: &Fence, documents: &[Document]) -> Result<(), StoreError> {
+        let mut tx = self.fenced(fence).await?;
+        put(&mut tx, documents).await?;
+        tx.commit().await.map_err(unavailable("commit documents"))
+    }
+
+    async fn add_document(&self, fence: &Fence, document: &Document) -> Result<bool, StoreError> {
+        let mut tx = self.fenced(fence).await?;
+        let Some(body) = &document.body else {
+            return Ok(false);
+        };
+        let added = sqlx::query("INSERT INTO documents (kind, key, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+            .bind(document.kind.as_str())
+            .bind(&document.key)
+            .bind(body)
+            .execute(&mut *tx)
+            .await
+            .map_err(unavailable("add a document"))?;
+        tx.commit().await.map_err(unavailable("commit a document"))?;
+        Ok(added.rows_affected() == 1)
+    }
+
+    async fn document(&self, kind: DocumentKind, key: &str) -> Result<Option<Document>, StoreError> {
+        let body: Option<String> = sqlx::query_scalar("SELECT body FROM documents WHERE kind = ? AND key = ?")
+            .bind(kind.as_str())
+            .bind(key)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(unavailable("read a document"))?;
+        Ok(body.map(|body| Document {
+            kind,
+            key: key.to_owned(),
+            body: Some(body),
+        }))
+    }
+
+    async fn documents_under(&self, kind: DocumentKind, beginning: &str) -> Result<Vec<Document>, StoreError> {
+        let (from, to) = keys_under(beginning);
+        let rows: Vec<(String, String)> =
+            sqlx::query_as("SELECT key, body FROM documents WHERE kind = ? AND key >= ? AND key < ? ORDER BY key")
+                .bind(kind.as_str())
+                .bind(from)
+                .bind(to)
+                .fetch_all(&self.readers)
+                .await
+                .map_err(unavailable("list documents"))?;
+        let document = |(key, body)| Document {
+            kind,
+            key,
+            body: Some(body),
+        };
+        Ok(rows.into_iter().map(document).collect())
     }
 
     async fn save_agent(&self, agent: &AgentRecord) -> Result<(), StoreError> {

@@ -45,6 +45,7 @@ pub fn release(name: &str, stable: bool) -> Release {
         entries: Vec::new(),
         stable,
         ranks_at: None,
+        mark: None,
     }
 }
 

@@ -8,7 +8,7 @@ use rollback_coordinator::config::StoreConfig;
 use rollback_coordinator::store::postgres::PostgresStore;
 use rollback_coordinator::store::postgres::look::look;
 use rollback_coordinator::store::sqlite::SqliteStore;
-use rollback_coordinator::store::{Created, FleetId, OpenError, Store, StoreError};
+use rollback_coordinator::store::{Created, DocumentKind, FleetId, OpenError, Store, StoreError};
 use rollback_engine::ids::{Epoch, Target};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
@@ -78,7 +78,7 @@ async fn eight_replicas_may_start_on_an_empty_database(world: &World) {
     let opened = futures::future::join_all((0..8).map(|_| PostgresStore::open(url, None))).await;
     let seen = futures::future::join_all((0..8).map(|_| look(&config))).await;
     for found in seen {
-        assert_eq!(found.expect("look").schema, Some(2));
+        assert_eq!(found.expect("look").schema, Some(3));
     }
     for store in &opened {
         let store = store.as_ref().expect("open");
@@ -90,7 +90,7 @@ async fn eight_replicas_may_start_on_an_empty_database(world: &World) {
             .fetch_one(&mut hand)
             .await
             .expect("look");
-    assert_eq!(rows, (1, 2));
+    assert_eq!(rows, (1, 3));
 }
 
 async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
@@ -104,7 +104,7 @@ async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
     hand.execute(changes[0]).await.expect("change");
     let refused = PostgresStore::open(&world.database().url, None).await;
     assert!(
-        matches!(refused, Err(OpenError::Newer { found: 9999, known: 2 })),
+        matches!(refused, Err(OpenError::Newer { found: 9999, known: 3 })),
         "{refused:?}"
     );
     hand.execute("DELETE FROM _sqlx_migrations WHERE version = 1")
@@ -141,7 +141,7 @@ async fn a_store_is_of_one_fleet(world: &World) {
 
 /// What was left is all there, and goes on.
 async fn goes_on(store: &dyn Store, file: &Path) {
-    let file = file.display();
+    let file = file.display().to_string();
     let lease = store.lease().await.expect("lease");
     assert_eq!((lease.epoch, lease.leader.as_str()), (Epoch(7), "c1"), "{file}");
     assert_eq!(store.running().await.expect("running"), [id("r1")], "{file}");
@@ -152,6 +152,10 @@ async fn goes_on(store: &dyn Store, file: &Path) {
     let stable: Vec<(&str, bool)> = releases.iter().map(|r| (r.name.as_str(), r.stable)).collect();
     assert_eq!(stable, [("v2", false), ("v1", true)], "{file}");
     assert_eq!(store.agents().await.expect("agents")[0].name, "app-1", "{file}");
+    let holds = store.documents(DocumentKind::Hold).await.expect("holds");
+    let held: Vec<&str> = holds.iter().map(|d| d.key.as_str()).collect();
+    let since_schema_3 = (!file.ends_with("0001.sql") && !file.ends_with("0002.sql")).then_some("v2");
+    assert!(held.into_iter().eq(since_schema_3), "{file}: {holds:?}");
     let redeemed = store.redeem_token("h1", at(0)).await.expect("redeem");
     assert_eq!(redeemed.as_deref(), Some("app-9"), "{file}");
 

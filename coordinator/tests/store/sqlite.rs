@@ -31,7 +31,7 @@ async fn a_schema_of_a_newer_program_is_not_touched(world: &World) {
         .await;
     let refused = SqliteStore::open(&world.file(), "c1").await;
     assert!(
-        matches!(refused, Err(OpenError::Newer { found: 9999, known: 2 })),
+        matches!(refused, Err(OpenError::Newer { found: 9999, known: 3 })),
         "{refused:?}"
     );
 }

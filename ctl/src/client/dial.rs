@@ -33,6 +33,9 @@ impl Interceptor for Traced {
     }
 }
 
+/// The plan of a fleet of thousands is some KiB for each host, and a saved one has it twice.
+const MAX_ANSWER: usize = 256 * 1024 * 1024;
+
 pub type Fleet = FleetClient<InterceptedService<Channel, Traced>>;
 
 /// A connection, and whom it reached.
@@ -56,7 +59,7 @@ pub async fn dial(endpoint: &str, credentials: &CredentialStore) -> Result<Fleet
         expect: Expect::Coordinator,
     };
     let channel = connect(endpoint, how).await?;
-    Ok(FleetClient::with_interceptor(channel, Traced))
+    Ok(FleetClient::with_interceptor(channel, Traced).max_decoding_message_size(MAX_ANSWER))
 }
 
 /// Tries the endpoints in this order, each next one after a short while or as soon as one has failed, and keeps the first

@@ -1,15 +1,17 @@
 //! `rollbackctl fleet plan`
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
-use rollback_proto::names::check_name;
-use rollback_proto::problem::Problem;
-use rollback_proto::v1::{DatabaseChoice, PlanRollbackRequest, PlanRollbackResponse, RollbackTarget};
+use clap::Args;
+use rollback_proto::v1::{PlanRollbackRequest, PlanRollbackResponse, RollbackTarget};
 use serde_json::json;
 
 use crate::cli::{Format, OutputArgs};
 use crate::client::{CallError, Client, PREPARE};
 use crate::exit::ExitCode;
+use crate::fleet::plan_file::{self, PlanFile};
+use crate::fleet::target::ShapeArgs;
 use crate::output::paint::Paint;
 use crate::output::text::clean;
 use crate::output::{self, findings, json as documents, loss, plan, summary};
@@ -21,95 +23,64 @@ use crate::session::Session;
 /// release still there, is there room on the disk, does the backup work, …).
 /// Blockers come first, each with what to do.
 ///
+/// With --out the plan is saved: `fleet rollback --plan FILE` starts exactly that
+/// plan, or refuses it and says what moved in the meantime.
+///
 /// Exit codes: 0 nothing would change, 2 the plan has changes, 3 blocked, 1
 /// error.
 ///
 /// Examples:
 ///   rollbackctl fleet plan --to v2.9.0
+///   rollbackctl fleet plan --to v2.9.0 --out plan.json
+///   rollbackctl fleet plan --to v2.9.0 --service api -l tier=app --exclude-host app-3
 ///   rollbackctl fleet plan --to previous -o json
 ///   rollbackctl fleet plan --to v2.9.0 --database restore    what would be lost?
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct PlanArgs {
+    /// The release to go back to, or `previous`: the newest stable one that is not what runs now
+    #[arg(long, value_name = "RELEASE")]
+    pub to: String,
     #[command(flatten)]
-    pub target: TargetArgs,
+    pub shape: ShapeArgs,
+    /// Save the plan to this file, to start exactly it later: fleet rollback --plan FILE
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub out: Option<PathBuf>,
+    /// Replace the file of --out when there is one
+    #[arg(long, requires = "out")]
+    pub force: bool,
     #[command(flatten)]
     pub output: OutputArgs,
 }
 
-/// Where to go; the same for planning and for doing.
-#[derive(Args, Clone, Debug)]
-pub struct TargetArgs {
-    /// The release to go back to, or `previous`: the newest stable one that is not what runs now
-    #[arg(long, value_name = "RELEASE")]
-    pub to: String,
-    /// The procedure that shapes the plan: default, emergency (no batches, leaves out hosts that are gone), app-only (all but
-    /// databases go back), schema-only (only databases go back), restore (all goes back, databases to a backup)
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    pub runbook: String,
-    /// How databases go back [default: what the runbook says]
-    #[arg(long, value_enum, value_name = "HOW")]
-    pub database: Option<DatabaseArg>,
-}
-
-/// How databases go back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DatabaseArg {
-    /// By migrations that were rehearsed on a copy. Without a way down the plan is blocked; a rehearsal that fails ends the
-    /// rollback in stage, undone, with nothing touched (exit code 5). Either says what a restore would cost
-    Auto,
-    /// Not at all: the schema stays as it is
-    Keep,
-    /// By migrations, or not at all
-    Migrate,
-    /// By the newest proven backup of the release's schema. What was written since is lost: see --accept-data-loss
-    Restore,
-}
-
-impl DatabaseArg {
-    fn choice(self) -> DatabaseChoice {
-        match self {
-            DatabaseArg::Auto => DatabaseChoice::Auto,
-            DatabaseArg::Keep => DatabaseChoice::Keep,
-            DatabaseArg::Migrate => DatabaseChoice::Migrate,
-            DatabaseArg::Restore => DatabaseChoice::Restore,
-        }
-    }
-}
-
-impl TargetArgs {
-    /// Checks the names here, so that a wrong one costs no round trip.
-    pub fn target(&self) -> Result<RollbackTarget, Problem> {
-        check_name("release", &self.to)?;
-        check_name("runbook", &self.runbook)?;
-        Ok(RollbackTarget {
-            release: self.to.clone(),
-            runbook: self.runbook.clone(),
-            database: self
-                .database
-                .map_or(DatabaseChoice::Unspecified, DatabaseArg::choice)
-                .into(),
-            ..RollbackTarget::default()
-        })
-    }
-}
-
 pub async fn run(session: &Session, args: PlanArgs) -> anyhow::Result<ExitCode> {
-    let target = args.target.target()?;
-    let mut client = session.client()?;
-    let response = fetch(&mut client, target).await?;
+    let target = args.shape.target_to(&args.to)?;
+    if let Some(path) = &args.out {
+        plan_file::check_free(path, args.force)?;
+    }
+    let context = session.context()?;
+    let mut client = Client::new(&context)?;
+    let response = fetch(&mut client, target.clone(), Vec::new()).await?;
     let planned = response
         .plan
         .as_ref()
         .context("the coordinator answered without a plan")?;
     let exit = verdict(&response);
+    let mut command = None;
+    if let Some(path) = &args.out {
+        let file = PlanFile::of(&context.name, &client.identity(), &target, &response)
+            .context("the coordinator answered without a plan that can be saved; is it of an older version?")?;
+        file.write(path, args.force)?;
+        command = Some(format!("rollbackctl fleet rollback --plan {}", path.display()));
+    }
     output::data(&match args.output.output {
-        Format::Table => text(&response, &to_agree(&response), Paint::stdout()),
+        Format::Table => plan::page(&response, &to_agree(&response), command.as_deref(), Paint::stdout()),
         Format::Json => {
             let body = json!({
                 "plan": documents::plan(planned),
                 "findings": documents::findings(&response.findings),
                 "losses": documents::expected_losses(planned, &response.findings),
+                "estimate": documents::estimate(response.estimate.as_ref()),
                 "changes": plan::changing(planned),
                 "restores": plan::restoring(planned),
                 "blocked": exit == ExitCode::Blocked,
@@ -118,11 +89,22 @@ pub async fn run(session: &Session, args: PlanArgs) -> anyhow::Result<ExitCode> 
             documents::document("fleet_plan", body)
         }
     })?;
+    if let Some(path) = &args.out {
+        output::note(&format!("saved to {}", path.display()));
+    }
     Ok(exit)
 }
 
-pub async fn fetch(client: &mut Client, target: RollbackTarget) -> Result<PlanRollbackResponse, CallError> {
-    let request = PlanRollbackRequest { target: Some(target) };
+/// `sealed`: a plan that was saved; it is refused when it is not the plan of now.
+pub async fn fetch(
+    client: &mut Client,
+    target: RollbackTarget,
+    sealed: Vec<u8>,
+) -> Result<PlanRollbackResponse, CallError> {
+    let request = PlanRollbackRequest {
+        target: Some(target),
+        sealed_plan: sealed,
+    };
     client
         .call(PREPARE, request, |mut fleet, request| async move {
             fleet.plan_rollback(request).await
@@ -168,18 +150,5 @@ pub fn to_agree(response: &PlanRollbackResponse) -> String {
 
 /// The plan and its findings. `to_agree`: see [`findings::of_plan`].
 pub fn text(response: &PlanRollbackResponse, to_agree: &str, paint: Paint) -> String {
-    let plan = response
-        .plan
-        .as_ref()
-        .map(|p| plan::render(p, paint))
-        .unwrap_or_default();
-    let losses = response
-        .plan
-        .as_ref()
-        .map(|p| loss::of_plan(p, &response.findings, paint))
-        .unwrap_or_default();
-    let findings = findings::of_plan(&response.findings, to_agree, paint);
-    let parts = [plan, losses, findings];
-    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    parts.join("\n")
+    plan::page(response, to_agree, None, paint)
 }

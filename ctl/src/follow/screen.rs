@@ -36,7 +36,7 @@ impl Screen {
         };
         let paint = if to_stdout { Paint::stdout() } else { Paint::stderr() };
         Screen::Lines(LineScreen {
-            lines: Lines::default(),
+            lines: Lines::new(id, plan),
             to_stdout,
             paint,
         })
@@ -138,7 +138,8 @@ impl Tree {
             .unwrap_or(now);
         let (rows, columns) = self.terminal.size();
         // Heading, phases, undo, the line that counts the rest, the hint, and one row for the cursor.
-        let reserved = self.board.phases.len() + 5;
+        let still = tree::needs_a_person(&self.board, self.paint).len();
+        let reserved = self.board.phases.len() + still + 5;
         let steps = usize::from(rows).saturating_sub(reserved).clamp(1, STEP_LINES);
         let limits = Limits {
             steps,

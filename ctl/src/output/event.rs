@@ -4,13 +4,16 @@ use std::collections::HashMap;
 
 use jiff::Timestamp;
 use rollback_proto::v1::rollback_event::Kind;
-use rollback_proto::v1::{RollbackEvent, RollbackState};
+use rollback_proto::v1::{Plan, RollbackEvent, RollbackState};
 
 use super::paint::{Paint, Tone};
 use super::problem::brief;
-use super::text::{NONE, clean, millis, or_none, revision, stamp_ms, subject, timestamp};
-use super::words;
-use crate::board::is_of_coordinator;
+use super::text::{NONE, clean, millis, name_some, or_none, revision, stamp_ms, subject, timestamp};
+use super::{tree, words};
+use crate::board::{Board, is_of_coordinator};
+
+/// Hosts that an act names before they are only counted.
+const NAMED_HOSTS: usize = 6;
 
 /// Names one run of one step.
 type Run = (u32, bool, u32);
@@ -22,11 +25,21 @@ pub struct Lines {
     phases: HashMap<String, Timestamp>,
     created: Option<Timestamp>,
     said: HashMap<Run, String>,
+    /// Knows what a standstill means.
+    board: Board,
 }
 
 impl Lines {
+    pub fn new(id: &str, plan: Option<&Plan>) -> Self {
+        Self {
+            board: Board::new(id, plan),
+            ..Self::default()
+        }
+    }
+
     /// `None` for a progress line that says what the one before said.
     pub fn line(&mut self, event: &RollbackEvent, paint: Paint) -> Option<String> {
+        self.board.apply(event);
         let at = timestamp(event.at.as_ref());
         let run = (event.step_id, event.undo, event.attempt);
         let kind = Kind::try_from(event.kind).unwrap_or(Kind::Unspecified);
@@ -52,7 +65,12 @@ impl Lines {
             Kind::BatchStarted => (format!("batch {}", event.batch + 1), Tone::Plain, None),
             Kind::StepStarted => {
                 self.begun.extend(at.map(|at| (run, at)));
-                (format!("{} …", action()), Tone::Plain, None)
+                let again = if event.attempt > 1 {
+                    format!(" (attempt {})", event.attempt)
+                } else {
+                    String::new()
+                };
+                (format!("{}{again} …", action()), Tone::Plain, None)
             }
             Kind::StepSucceeded => (format!("{} ok", action()), Tone::Good, since(self.begun.get(&run))),
             Kind::StepFailed => (format!("{} FAILED", action()), Tone::Bad, since(self.begun.get(&run))),
@@ -93,9 +111,60 @@ impl Lines {
                 empty if empty.is_empty() => NONE.to_owned(),
                 subject => subject,
             },
-            message(event),
+            self.message(event, kind),
         );
         Some(line.trim_end().to_owned())
+    }
+}
+
+impl Lines {
+    /// Who acts and why; what happened; and where a person is needed, what that means and what can be done.
+    fn message(&self, event: &RollbackEvent, kind: Kind) -> String {
+        let by_somebody = || {
+            let (by, reason) = (clean(&event.by), clean(&event.reason));
+            let hosts = name_some(event.hosts.iter().map(String::as_str), NAMED_HOSTS);
+            let hosts = if hosts.is_empty() { hosts } else { format!(" ({hosts})") };
+            let reason = if reason.is_empty() {
+                reason
+            } else {
+                format!(": {reason}")
+            };
+            match by {
+                runbook if runbook.is_empty() => format!("by the runbook{hosts}"),
+                by => format!("by {by}{hosts}{reason}"),
+            }
+        };
+        let told = message(event);
+        let needed = || {
+            let needed = tree::needs_a_person(&self.board, Paint { colored: false });
+            needed
+                .iter()
+                .skip(1)
+                .map(|line| line.trim().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let parts: Vec<String> = match kind {
+            Kind::Paused => [by_somebody(), told].into_iter().chain(needed()).collect(),
+            Kind::Resumed | Kind::Retried | Kind::Skipped | Kind::Aborted | Kind::Approved => vec![by_somebody(), told],
+            Kind::Created => {
+                let awaited = tree::needs_a_person(&self.board, Paint { colored: false });
+                let awaited = awaited.iter().map(|line| line.trim().to_owned());
+                std::iter::once(told).chain(awaited).collect()
+            }
+            Kind::Unspecified
+            | Kind::PhaseStarted
+            | Kind::PhaseEnded
+            | Kind::BatchStarted
+            | Kind::StepStarted
+            | Kind::StepSucceeded
+            | Kind::StepFailed
+            | Kind::StepIndeterminate
+            | Kind::UndoStarted
+            | Kind::Ended
+            | Kind::Progress => return told,
+        };
+        let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        parts.join(" | ")
     }
 }
 

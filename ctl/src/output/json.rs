@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::checks::Check;
 use super::loss::{self, Fate};
 use super::releases::Difference;
-use super::text::{leader_name, millis, timestamp};
-use super::words;
+use super::text::{leader_name, millis, span, timestamp};
+use super::words::{self, Waits};
 use crate::exit::ExitCode;
 
 /// The version of everything in this file.
@@ -96,6 +96,34 @@ pub fn fleet(fleet: &v1::GetFleetResponse) -> Value {
         "not_serving": super::status::not_serving(fleet).count(),
         "hosts": fleet.hosts.iter().map(host).collect::<Vec<_>>(),
         "active": fleet.active.iter().map(summary).collect::<Vec<_>>(),
+        "drift": fleet.drift.iter().map(drift).collect::<Vec<_>>(),
+        "holds": fleet.holds.iter().map(hold).collect::<Vec<_>>(),
+    })
+}
+
+/// `observed` is `null` where it could not be observed; `rollback_id` where the release was recorded so.
+pub fn drift(d: &v1::Drift) -> Value {
+    json!({
+        "host": d.host,
+        "component": d.component,
+        "expected": revision(d.expected.as_ref()),
+        "observed": revision(d.observed.as_ref()),
+        "release": text(&d.release),
+        "rollback_id": text(&d.rollback_id),
+        "since": time(d.since.as_ref()),
+        "missed": d.missed,
+        "automatic": d.automatic,
+    })
+}
+
+/// `rollback_id` is `null` where an operator held it.
+pub fn hold(h: &v1::Hold) -> Value {
+    json!({
+        "release": h.release,
+        "since": time(h.since.as_ref()),
+        "by": text(&h.by),
+        "reason": text(&h.reason),
+        "rollback_id": text(&h.rollback_id),
     })
 }
 
@@ -122,6 +150,7 @@ pub fn plan(plan: &v1::Plan) -> Value {
         json!({
             "name": p.name,
             "on_failure": text(&p.on_failure),
+            "max_unavailable": (p.max_unavailable > 0).then_some(p.max_unavailable),
             "batches": p.batches.iter().map(batch).collect::<Vec<_>>(),
         })
     };
@@ -144,22 +173,29 @@ pub fn plan(plan: &v1::Plan) -> Value {
         "runbook": plan.runbook,
         "database": words::database(plan.database),
         "schema_changes": plan.schema_changes,
+        "scope": plan.scope.as_ref().map(scope),
+        "outside": plan.outside,
+        "approve_within_ms": plan.approve_within.as_ref().map(span),
+        "undo_of": text(&plan.undo_of),
         "changes": plan.changes.iter().map(change).collect::<Vec<_>>(),
         "excused": plan.excused.iter().map(|e| json!({"host": e.host, "reason": e.reason})).collect::<Vec<_>>(),
         "phases": plan.phases.iter().map(phase).collect::<Vec<_>>(),
     })
 }
 
+fn severity(value: i32) -> &'static str {
+    match words::severity(value) {
+        v1::Severity::Ok => "ok",
+        v1::Severity::Warning => "warning",
+        v1::Severity::Blocker => "blocker",
+        v1::Severity::Unspecified => "unknown",
+    }
+}
+
 pub fn findings(findings: &[v1::Finding]) -> Value {
     let finding = |f: &v1::Finding| {
-        let severity = match words::severity(f.severity) {
-            v1::Severity::Ok => "ok",
-            v1::Severity::Warning => "warning",
-            v1::Severity::Blocker => "blocker",
-            v1::Severity::Unspecified => "unknown",
-        };
         json!({
-            "severity": severity,
+            "severity": severity(f.severity),
             "code": text(&f.code),
             "message": f.message,
             "remedy": text(&f.remedy),
@@ -231,7 +267,100 @@ pub fn summary(r: &v1::RollbackSummary) -> Value {
         "problem": problem(r.problem.as_ref()),
         "failed_hosts": r.failed_hosts,
         "consent": r.consent.map(|c| json!({"max_rows": c.max_rows})),
+        "waits_for": match words::waits(r) {
+            Some(Waits::ForApproval) => Some("approval"),
+            Some(Waits::Paused) => Some("operator"),
+            None => None,
+        },
+        "standstill": r.standstill.as_ref().map(standstill),
+        "approval": r.approval.as_ref().map(approval),
+        "scope": r.scope.as_ref().map(scope),
+        "undo_of": text(&r.undo_of),
+        "skipped_hosts": r.skipped_hosts,
     })
+}
+
+/// `by` is `null` where the runbook paused it.
+fn standstill(s: &v1::Standstill) -> Value {
+    json!({
+        "since": time(s.since.as_ref()),
+        "by": text(&s.by),
+        "reason": text(&s.reason),
+        "problem": problem(s.problem.as_ref()),
+        "failed_hosts": s.failed_hosts,
+        "in_flight": s.in_flight,
+    })
+}
+
+/// `approved_by` is `null` until somebody has.
+fn approval(a: &v1::Approval) -> Value {
+    json!({
+        "expires_at": time(a.expires_at.as_ref()),
+        "approved_by": text(&a.approved_by),
+        "approved_at": time(a.approved_at.as_ref()),
+        "plan_digest": text(&a.plan_digest),
+    })
+}
+
+fn scope(s: &v1::Scope) -> Value {
+    json!({
+        "services": s.services,
+        "hosts": s.hosts,
+        "labels": s.labels,
+        "exclude_services": s.exclude_services,
+        "exclude_hosts": s.exclude_hosts,
+    })
+}
+
+/// Milliseconds; `null` where history has nothing like it.
+pub fn estimate(estimate: Option<&v1::Estimate>) -> Value {
+    let ms = |d: Option<&prost_types::Duration>| d.map(span);
+    let spread = |s: Option<&v1::Spread>| {
+        s.map(|s| {
+            json!({
+                "least_ms": ms(s.least.as_ref()),
+                "median_ms": ms(s.median.as_ref()),
+                "most_ms": ms(s.most.as_ref()),
+            })
+        })
+    };
+    estimate.map_or(Value::Null, |e| {
+        json!({
+            "samples": e.samples,
+            "total": spread(e.total.as_ref()),
+            "downtime": spread(e.downtime.as_ref()),
+        })
+    })
+}
+
+/// What was done to it, by operators and by its runbook.
+fn acts(events: &[v1::RollbackEvent]) -> Value {
+    let one = |e: &v1::RollbackEvent| {
+        let kind = v1::rollback_event::Kind::try_from(e.kind).ok()?;
+        super::acts::told(e)?;
+        Some(json!({
+            "seq": e.seq,
+            "at": time(e.at.as_ref()),
+            "act": kind.as_str_name().to_lowercase(),
+            "by": text(&e.by),
+            "reason": text(&e.reason),
+            "hosts": e.hosts,
+            "problem": problem(e.problem.as_ref()),
+            "message": text(&e.message),
+        }))
+    };
+    Value::Array(events.iter().filter_map(one).collect())
+}
+
+/// [`rollback_in_full`] with the steps that the end waited for.
+pub fn trace(details: &v1::GetRollbackResponse) -> Value {
+    let mut body = rollback_in_full(details);
+    let path = super::trace::critical(details);
+    body["critical_path"] = path
+        .into_iter()
+        .map(|step| json!({"id": step.id, "undo": step.undo, "attempt": step.attempt}))
+        .collect();
+    body
 }
 
 /// A rollback with its phases and findings: what `fleet rollback` and `rollback watch` end with.
@@ -283,12 +412,27 @@ pub fn rollback_in_full(details: &v1::GetRollbackResponse) -> Value {
             "summary": text(&outcome.summary),
             "operations": outcome.operations.iter().map(operation).collect::<Vec<_>>(),
             "loss": data_loss(outcome.loss.as_ref()),
+            "receipt": outcome.receipt.as_ref().map(receipt),
         })
     };
     let mut body = rollback(details);
     body["steps"] = Value::Array(details.steps.iter().map(step).collect());
     body["plan"] = details.plan.as_ref().map_or(Value::Null, plan);
+    body["acts"] = acts(&details.events);
     body
+}
+
+/// A backup that was made, and what proved it.
+fn receipt(r: &v1::Receipt) -> Value {
+    json!({
+        "path": r.path,
+        "sha256": r.sha256,
+        "bytes": r.bytes,
+        "verified": text(&r.verified),
+        "tables": r.tables,
+        "rows": r.rows,
+        "taken_at": text(&r.taken_at),
+    })
 }
 
 pub fn release(r: &v1::Release) -> Value {
@@ -308,8 +452,36 @@ pub fn release(r: &v1::Release) -> Value {
         "recorded_at": time(r.recorded_at.as_ref()),
         "recorded_by": r.recorded_by,
         "stable": r.stable,
+        "mark": (!r.marked_by.is_empty()).then(|| json!({
+            "by": r.marked_by,
+            "at": time(r.marked_at.as_ref()),
+            "reason": text(&r.mark_reason),
+        })),
+        "pinned_by": r.pinned_by,
+        "hold": r.hold.as_ref().map(hold),
         "digest": r.digest,
         "entries": r.entries.iter().map(entry).collect::<Vec<_>>(),
+    })
+}
+
+/// One release that was forgotten, or would be.
+pub fn removed_release(r: &v1::RemovedRelease, dry_run: bool) -> Value {
+    json!({
+        "name": r.name,
+        "removed": r.pinned_by.is_empty() && !dry_run,
+        "pinned_by": r.pinned_by,
+        "leftovers": r.leftovers,
+    })
+}
+
+/// One line of the checklist before a deployment.
+pub fn checklist_item(i: &v1::ChecklistItem) -> Value {
+    json!({
+        "name": i.name,
+        "severity": severity(i.severity),
+        "evidence": i.evidence,
+        "remedy": text(&i.remedy),
+        "findings": findings(&i.findings),
     })
 }
 
@@ -355,6 +527,37 @@ pub fn agent(a: &v1::AgentInfo) -> Value {
         "certificate_expires": time(a.certificate_expires.as_ref()),
         "labels": a.labels,
         "components": a.components.iter().map(component).collect::<Vec<_>>(),
+    })
+}
+
+pub fn runbook(r: &v1::RunbookInfo) -> Value {
+    json!({
+        "name": r.name,
+        "version": r.version,
+        "builtin": r.builtin,
+        "applied_by": text(&r.applied_by),
+        "applied_at": time(r.applied_at.as_ref()),
+        "about": text(&r.about),
+        "digest": r.digest,
+    })
+}
+
+/// `line` is `null` for what concerns the whole file.
+pub fn runbook_finding(f: &v1::RunbookFinding) -> Value {
+    let severity = match words::severity(f.severity) {
+        v1::Severity::Ok => "ok",
+        v1::Severity::Warning => "warning",
+        v1::Severity::Blocker => "error",
+        v1::Severity::Unspecified => "unknown",
+    };
+    let place = |n: u32| (f.line > 0).then_some(n);
+    json!({
+        "severity": severity,
+        "line": place(f.line),
+        "column": place(f.column),
+        "key": text(&f.key),
+        "message": f.message,
+        "hint": text(&f.hint),
     })
 }
 
@@ -417,5 +620,53 @@ mod tests {
             },
         });
         golden!("json_databases", pretty(&document("parts", parts)));
+    }
+
+    /// Everything that a fake's few answers do not have.
+    #[test]
+    fn documents_are_as_documented() {
+        let checked = |kind: &str, body: Value| {
+            let document: Value = serde_json::from_str(&document(kind, body)).expect("is JSON");
+            crate::strict::check(&document);
+        };
+        let mut fleet_now = samples::fleet();
+        fleet_now.active = vec![
+            samples::operators::standing_still(""),
+            samples::operators::awaiting_approval(),
+        ];
+        fleet_now.drift = samples::operators::drift();
+        fleet_now.holds = vec![samples::operators::hold()];
+        checked("fleet_status", fleet(&fleet_now));
+        for details in [
+            samples::operators::steered(),
+            samples::restore::details(Fate::Lost),
+            samples::details(v1::RollbackState::Undone, true),
+        ] {
+            checked("rollback", rollback_in_full(&details));
+            checked("rollback_trace", trace(&details));
+        }
+        let mut held = samples::release("v3.0.0");
+        held.hold = Some(samples::operators::hold());
+        held.pinned_by = vec!["the newest 10".to_owned()];
+        held.marked_by = "ana".to_owned();
+        checked("release", release(&held));
+        for response in [
+            samples::operators::scoped_plan(),
+            samples::operators::plan_with_history(),
+            samples::restore::plan_response(),
+        ] {
+            let of = response.plan.as_ref().expect("has a plan");
+            let body = json!({
+                "plan": plan(of),
+                "findings": findings(&response.findings),
+                "losses": expected_losses(of, &response.findings),
+                "estimate": estimate(response.estimate.as_ref()),
+                "changes": 1,
+                "restores": 0,
+                "blocked": false,
+                "exit_code": 2,
+            });
+            checked("fleet_plan", body);
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rollback_proto::v1::{GetFleetResponse, Release, ReleaseEntry, Revision};
+use rollback_proto::v1::{GetFleetResponse, Release, ReleaseEntry, RemovedRelease, Revision};
 
 use super::paint::{Paint, Tone};
 use super::table::{Table, cell, plain, right};
@@ -15,24 +15,71 @@ pub fn list(releases: &[Release], paint: Paint) -> String {
     }
     let mut table = Table::new(
         paint,
-        &["RELEASE", "STABLE", "RECORDED", "BY", "COMPONENTS", "COMMIT", "NOTES"],
+        &[
+            "RELEASE",
+            "STATE",
+            "RECORDED",
+            "BY",
+            "COMPONENTS",
+            "COMMIT",
+            "KEPT",
+            "NOTES",
+        ],
     );
     for r in releases {
         table.row([
             cell(Tone::Strong, clean(&r.name)),
-            if r.stable {
-                cell(Tone::Good, "stable")
-            } else {
-                plain(NONE)
+            match (&r.hold, r.stable) {
+                (Some(_), true) => cell(Tone::Bad, "HELD, stable"),
+                (Some(_), false) => cell(Tone::Bad, "HELD"),
+                (None, true) => cell(Tone::Good, "stable"),
+                (None, false) => plain(NONE),
             },
             plain(stamp(timestamp(r.recorded_at.as_ref()))),
             plain(or_none(&r.recorded_by)),
             right(r.entries.len()),
             plain(or_none(&short(&r.commit))),
+            plain(or_none(&kept(r))),
             plain(clean(&r.notes)),
         ]);
     }
     table.render(0)
+}
+
+/// The first reason, and how many more there are; all of them are in `show`.
+fn kept(release: &Release) -> String {
+    match release.pinned_by.as_slice() {
+        [] => String::new(),
+        [only] => clean(only),
+        [first, more @ ..] => format!("{} (+{})", clean(first), more.len()),
+    }
+}
+
+/// What was forgotten, or would be.
+pub fn removal(removed: &[RemovedRelease], dry_run: bool, paint: Paint) -> String {
+    if removed.is_empty() {
+        return "Every release is needed, or among those that are kept. Nothing to forget.\n".to_owned();
+    }
+    let mut text = String::new();
+    for release in removed {
+        let name = clean(&release.name);
+        let line = match (release.pinned_by.is_empty(), dry_run) {
+            (true, true) => format!("would forget {name}"),
+            (true, false) => format!("forgot {name}"),
+            (false, _) => {
+                let why: Vec<String> = release.pinned_by.iter().map(|why| clean(why)).collect();
+                let word = paint.tone(Tone::Bad, "needed");
+                format!("{word} {name}: {}", why.join(", "))
+            }
+        };
+        text.push_str(&line);
+        text.push('\n');
+        for left in &release.leftovers {
+            let word = paint.tone(Tone::Warn, "still there");
+            text.push_str(&format!("  {word}: {}\n", clean(left)));
+        }
+    }
+    text
 }
 
 pub fn show(release: &Release, paint: Paint) -> String {
@@ -45,10 +92,20 @@ pub fn show(release: &Release, paint: Paint) -> String {
         "  recorded  {recorded} by {}\n",
         or_none(&release.recorded_by)
     ));
-    text.push_str(&format!(
-        "  stable    {}\n",
-        if release.stable { "yes" } else { "not yet verified" }
-    ));
+    text.push_str(&format!("  stable    {}\n", stable(release)));
+    if let Some(hold) = &release.hold {
+        let word = paint.tone(Tone::Bad, "HELD");
+        let since = stamp(timestamp(hold.since.as_ref()));
+        let by = or_none(&hold.by);
+        text.push_str(&format!(
+            "  {word}      since {since} by {by}: {}\n",
+            or_none(&hold.reason)
+        ));
+    }
+    for (line, why) in release.pinned_by.iter().enumerate() {
+        let word = if line == 0 { "kept" } else { "" };
+        text.push_str(&format!("  {word:<9} {}\n", clean(why)));
+    }
     for (name, value) in [
         ("commit", &release.commit),
         ("notes", &release.notes),
@@ -61,6 +118,21 @@ pub fn show(release: &Release, paint: Paint) -> String {
     text.push('\n');
     text.push_str(&entries(&release.entries, paint));
     text
+}
+
+/// As somebody has said it, or as it was seen.
+fn stable(release: &Release) -> String {
+    let word = if release.stable { "yes" } else { "no" };
+    match (release.marked_by.is_empty(), release.stable) {
+        (false, _) => format!(
+            "{word}, by {} at {}: {}",
+            clean(&release.marked_by),
+            stamp(timestamp(release.marked_at.as_ref())),
+            or_none(&release.mark_reason)
+        ),
+        (true, true) => word.to_owned(),
+        (true, false) => "not yet verified".to_owned(),
+    }
 }
 
 fn entries(entries: &[ReleaseEntry], paint: Paint) -> String {
@@ -207,6 +279,8 @@ pub fn diff(a: &Side, b: &Side, paint: Paint) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rollback_proto::v1::Hold;
+
     use super::*;
     use crate::output::samples::{self, golden};
 
@@ -223,11 +297,34 @@ mod tests {
             &Side::of_fleet(samples::fleet()),
             Paint::PLAIN,
         );
+        let mut held = samples::release("v2.9.1");
+        held.pinned_by = vec!["2 components shall be there".to_owned(), "the newest 10".to_owned()];
+        held.stable = false;
+        (held.marked_by, held.mark_reason) = ("ana".to_owned(), "loses sessions".to_owned());
+        held.marked_at = held.recorded_at;
+        held.hold = Some(Hold {
+            release: held.name.clone(),
+            since: held.recorded_at,
+            by: "ben".to_owned(),
+            reason: "INC-4711".to_owned(),
+            rollback_id: String::new(),
+        });
+        let removed = |name: &str, pinned_by: &[&str], leftovers: &[&str]| RemovedRelease {
+            name: name.to_owned(),
+            pinned_by: pinned_by.iter().map(|why| (*why).to_owned()).collect(),
+            leftovers: leftovers.iter().map(|what| (*what).to_owned()).collect(),
+        };
+        let gone = removed("v2.7.0", &[], &["app-2/api: no route to host (RB0300)"]);
+        let needed = removed("v2.8.0", &["it is what `previous` means"], &[]);
         let text = [
-            list(&[old.clone(), new], Paint::PLAIN),
+            list(&[held.clone(), old.clone(), new], Paint::PLAIN),
             show(&old, Paint::PLAIN),
+            show(&held, Paint::PLAIN),
             between,
             now,
+            removal(&[removed("v2.7.0", &[], &[]), needed], true, Paint::PLAIN),
+            removal(&[gone], false, Paint::PLAIN),
+            removal(&[], false, Paint::PLAIN),
         ];
         golden!("releases", text.join("\n----------\n\n"));
     }

@@ -1,8 +1,9 @@
 //! Rollbacks that were: the list, and the steps of one.
 
 use rollback_proto::v1::outcome::Status;
-use rollback_proto::v1::{GetRollbackResponse, RollbackState, RollbackSummary, StepReport};
+use rollback_proto::v1::{GetRollbackResponse, RollbackSummary, StepReport};
 
+use super::acts;
 use super::findings;
 use super::paint::{Paint, Tone};
 use super::problem::brief;
@@ -22,8 +23,7 @@ pub fn list(rollbacks: &[RollbackSummary], paint: Paint) -> String {
         ],
     );
     for r in rollbacks {
-        let state = RollbackState::try_from(r.state).unwrap_or(RollbackState::Unspecified);
-        let (word, tone) = words::state_told(state, r.blocked);
+        let (word, tone) = words::standing(r);
         let (start, end) = (timestamp(r.started_at.as_ref()), timestamp(r.ended_at.as_ref()));
         let took = start
             .zip(end)
@@ -44,9 +44,13 @@ pub fn list(rollbacks: &[RollbackSummary], paint: Paint) -> String {
     table.render(0)
 }
 
-/// The summary, then every step in the order in which it was begun, then what preflight found.
+/// The summary, then what operators did, then every step in the order in which it was begun, then what preflight found.
 pub fn show(details: &GetRollbackResponse, paint: Paint) -> String {
     let mut text = summary::render(details, paint);
+    let acts = acts::lines(&details.events, paint);
+    if !acts.is_empty() {
+        text.push_str(&format!("\n{}\n{acts}", paint.tone(Tone::Strong, "Acts:")));
+    }
     if !details.steps.is_empty() {
         text.push_str(&format!("\n{}\n", paint.tone(Tone::Strong, "Steps:")));
         text.push_str(&steps(&details.steps, paint));
@@ -104,6 +108,8 @@ fn outcome(step: &StepReport) -> (&'static str, Tone, String) {
 
 #[cfg(test)]
 mod tests {
+    use rollback_proto::v1::RollbackState;
+
     use super::*;
     use crate::output::samples::{self, golden};
 
@@ -111,8 +117,18 @@ mod tests {
     fn the_list_and_one_of_it() {
         let details = samples::details(RollbackState::Undone, false);
         let summary = details.summary.clone().expect("has a summary");
-        let text = format!("{}\n{}", list(&[summary], Paint::PLAIN), show(&details, Paint::PLAIN));
+        let all = [
+            samples::operators::awaiting_approval(),
+            samples::operators::standing_still("ana"),
+            summary,
+        ];
+        let text = format!("{}\n{}", list(&all, Paint::PLAIN), show(&details, Paint::PLAIN));
         golden!("rollbacks", text);
+    }
+
+    #[test]
+    fn acts_of_operators_are_told_with_who_and_why() {
+        golden!("rollback_steered", show(&samples::operators::steered(), Paint::PLAIN));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Made-up messages for the golden tests: the fleet of the runbooks, with something wrong everywhere.
 
+pub mod operators;
 pub mod restore;
 pub mod rolling;
 

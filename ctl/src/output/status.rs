@@ -1,11 +1,13 @@
 //! The fleet as it is now: what runs where, whether it is healthy, and which release that makes.
 
-use rollback_proto::v1::{AgentInfo, ComponentState, GetFleetResponse, HostState, RollbackState, RollbackSummary};
+use std::collections::BTreeSet;
+
+use rollback_proto::v1::{AgentInfo, ComponentState, Drift, GetFleetResponse, Hold, HostState, RollbackSummary};
 
 use super::paint::{Paint, Tone};
 use super::problem::brief;
 use super::table::{Table, cell, plain};
-use super::text::{NONE, clean, count, or_none, short, stamp, timestamp};
+use super::text::{NONE, change, clean, count, or_none, short, stamp, target, timestamp};
 use super::words;
 
 pub fn render(fleet: &GetFleetResponse, paint: Paint) -> String {
@@ -35,6 +37,18 @@ pub fn render(fleet: &GetFleetResponse, paint: Paint) -> String {
     for rollback in &fleet.active {
         text.push_str(&format!("running now  {}\n", active(rollback, paint)));
     }
+    for hold in &fleet.holds {
+        text.push_str(&format!("held         {}\n", held(hold, paint)));
+    }
+    if !fleet.drift.is_empty() {
+        let hosts: BTreeSet<&str> = fleet.drift.iter().map(|d| d.host.as_str()).collect();
+        let told = format!(
+            "{} on {} not where they shall be",
+            count(fleet.drift.len(), "component", "components"),
+            count(hosts.len(), "host", "hosts")
+        );
+        text.push_str(&format!("drift        {}\n", paint.tone(Tone::Bad, &told)));
+    }
     if fleet.hosts.is_empty() {
         text.push_str("\nNo agent is enrolled. Make a token for a host: rollbackctl agent token NAME\n");
         return text;
@@ -48,7 +62,70 @@ pub fn render(fleet: &GetFleetResponse, paint: Paint) -> String {
         rows(&mut table, host);
     }
     text.push_str(&table.render(0));
+    text.push_str(&drift(&fleet.drift, paint));
     text
+}
+
+/// "v3.0.0 must not be deployed, since … by ana: leaks file handles".
+pub fn held(hold: &Hold, paint: Paint) -> String {
+    let release = paint.tone(Tone::Warn, &clean(&hold.release));
+    let since = stamp(timestamp(hold.since.as_ref()));
+    let mut text = format!("{release} must not be deployed, since {since} by {}", or_none(&hold.by));
+    if !hold.reason.is_empty() {
+        text.push_str(&format!(": {}", clean(&hold.reason)));
+    }
+    text
+}
+
+/// What is not where the last record or rollback put it, and how it gets there.
+pub fn drift(drift: &[Drift], paint: Paint) -> String {
+    if drift.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{}\n", paint.tone(Tone::Strong, "Not where it shall be:"));
+    let mut table = Table::new(paint, &["WHERE", "IS AT", "", "SHALL BE AT", "SINCE", "WHY"]);
+    for d in drift {
+        let (at, shall) = change(d.observed.as_ref(), d.expected.as_ref());
+        let at = if d.observed.is_some() {
+            at
+        } else {
+            "not observed".to_owned()
+        };
+        table.row([
+            plain(target(&d.host, &d.component)),
+            cell(Tone::Bad, at),
+            plain("→"),
+            plain(shall),
+            plain(stamp(timestamp(d.since.as_ref()))),
+            plain(why(d)),
+        ]);
+    }
+    text.push_str(&table.render(2));
+    let by_itself = drift.iter().filter(|d| d.automatic).count();
+    if by_itself > 0 {
+        let which = count(by_itself, "goes there by itself", "go there by themselves");
+        text.push_str(&format!("  {which} when the host is back\n"));
+    }
+    if by_itself < drift.len() {
+        text.push_str("  to bring it there: rollbackctl fleet converge\n");
+    }
+    text
+}
+
+fn why(d: &Drift) -> String {
+    match (d.missed, d.rollback_id.is_empty()) {
+        (true, _) => format!(
+            "away during rollback {} to {}",
+            clean(&d.rollback_id),
+            clean(&d.release)
+        ),
+        (false, false) => format!(
+            "changed since rollback {} to {}",
+            clean(&d.rollback_id),
+            clean(&d.release)
+        ),
+        (false, true) => format!("changed since {} was recorded", clean(&d.release)),
+    }
 }
 
 /// Components that were seen, and that users cannot count on now: (host, state).
@@ -80,8 +157,7 @@ fn troubles(fleet: &GetFleetResponse) -> String {
 
 /// One running rollback in one line; also how the holder of a scope is shown.
 pub fn active(rollback: &RollbackSummary, paint: Paint) -> String {
-    let state = RollbackState::try_from(rollback.state).unwrap_or(RollbackState::Unspecified);
-    let (state, tone) = words::state_told(state, rollback.blocked);
+    let (state, tone) = words::standing(rollback);
     let mut line = format!(
         "{} to {}: {}, phase {}, {} of {} steps, by {} since {}",
         clean(&rollback.id),
@@ -180,5 +256,14 @@ mod tests {
     fn an_empty_fleet_says_what_to_do() {
         let text = render(&GetFleetResponse::default(), Paint::PLAIN);
         assert!(text.contains("rollbackctl agent token NAME"), "{text}");
+    }
+
+    #[test]
+    fn drift_and_holds_are_told_with_what_to_do() {
+        let mut fleet = samples::fleet();
+        fleet.active = vec![samples::operators::standing_still("ana")];
+        fleet.holds = vec![samples::operators::hold()];
+        fleet.drift = samples::operators::drift();
+        golden!("status_drift", render(&fleet, Paint::PLAIN));
     }
 }

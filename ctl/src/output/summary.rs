@@ -6,10 +6,11 @@ use rollback_proto::v1::{
 };
 
 use super::paint::{Paint, Tone};
+use super::standstill::Down;
 use super::table::{Table, plain, right};
 use super::text::{clean, count, duration, millis, name_some, or_none, stamp, timestamp};
-use super::words;
-use super::{findings, loss, plan};
+use super::words::{self, Waits};
+use super::{findings, loss, plan, scope, standstill};
 
 /// Failed hosts that are named before they are only counted.
 const NAMED_HOSTS: usize = 20;
@@ -19,6 +20,11 @@ pub fn render(details: &GetRollbackResponse, paint: Paint) -> String {
     let summary = details.summary.as_ref().unwrap_or(&unknown);
     let state = RollbackState::try_from(summary.state).unwrap_or(RollbackState::Unspecified);
     let mut text = verdict(summary, state, details.plan.as_ref(), paint);
+    if words::waits(summary) == Some(Waits::Paused) {
+        for missed in Down::of(details).words() {
+            text.push_str(&format!("  {}\n", paint.tone(Tone::Bad, &missed)));
+        }
+    }
     if let (RollbackState::Verified | RollbackState::Partial, Some(plan)) = (state, &details.plan) {
         text.push_str(&plan::stays(plan, paint));
     }
@@ -40,8 +46,11 @@ pub fn render(details: &GetRollbackResponse, paint: Paint) -> String {
 
 /// One sentence that is true.
 fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>, paint: Paint) -> String {
-    let (word, tone) = words::state_told(state, summary.blocked);
+    let (word, tone) = words::standing(summary);
     let release = clean(&summary.release);
+    if let Some(sentence) = standing_still(summary, &release) {
+        return format!("{}: {sentence}\n", paint.tone(tone, word));
+    }
     let scope = plan.map(|plan| {
         let reached = || plan.changes.iter().filter(|c| c.left.is_none());
         let hosts: std::collections::BTreeSet<&str> = reached().map(|c| c.host.as_str()).collect();
@@ -82,6 +91,36 @@ fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>,
         (RollbackState::Unspecified, _) => format!("the state of the rollback to {release} is not known."),
     };
     format!("{}: {sentence}\n", paint.tone(tone, &word.to_uppercase()))
+}
+
+/// What a rollback waits for that does not go on by itself.
+fn standing_still(summary: &RollbackSummary, release: &str) -> Option<String> {
+    match words::waits(summary)? {
+        Waits::ForApproval => {
+            let until = summary.approval.as_ref().and_then(|a| timestamp(a.expires_at.as_ref()));
+            Some(format!(
+                "the rollback to {release} begins when a second operator approves it, until {}. Nothing was touched.",
+                stamp(until)
+            ))
+        }
+        Waits::Paused => {
+            let standstill = summary.standstill.clone().unwrap_or_default();
+            let who = if standstill.by.is_empty() {
+                "its runbook".to_owned()
+            } else {
+                clean(&standstill.by)
+            };
+            let flying = match standstill::in_flight(&standstill) {
+                nothing if nothing.is_empty() => "nothing new begins".to_owned(),
+                steps => steps,
+            };
+            Some(format!(
+                "on the way to {release}, phase {}, {who} paused it at {}; {flying}.",
+                or_none(&summary.phase),
+                stamp(timestamp(standstill.since.as_ref()))
+            ))
+        }
+    }
 }
 
 fn timings(phases: &[PhaseTiming], paint: Paint) -> String {
@@ -131,6 +170,9 @@ fn facts(summary: &RollbackSummary, plan: Option<&Plan>, paint: Paint) -> String
     fact("reason", &clean(&summary.reason));
     fact("incident", &clean(&summary.incident));
     fact("trace", &clean(&summary.trace_id));
+    fact("undo of", &clean(&summary.undo_of));
+    fact("scope", &scope::words(summary.scope.as_ref()));
+    fact("approval", &approval(summary));
     let databases = plan.map_or(0, restored);
     let consent = summary.consent.map(|consent| loss::consent(consent, databases));
     fact("agreed loss", &consent.unwrap_or_default());
@@ -139,9 +181,58 @@ fn facts(summary: &RollbackSummary, plan: Option<&Plan>, paint: Paint) -> String
         fact("cause", &format!("{code} {}", clean(&problem.message)));
         fact("what to do", &clean(&problem.remedy));
     }
-    let hosts = name_some(summary.failed_hosts.iter().map(String::as_str), NAMED_HOSTS);
+    let standstill = summary.standstill.clone().unwrap_or_default();
+    fact("paused for", &clean(&standstill.reason));
+    if let Some(problem) = &standstill.problem {
+        let code = paint.tone(Tone::Bad, &clean(&problem.code));
+        fact("paused for", &format!("{code} {}", clean(&problem.message)));
+        fact("what to do", &clean(&problem.remedy));
+    }
+    // While it stands still, those whose steps can be tried again; afterwards, those that it did not reach.
+    let failed = if standstill.failed_hosts.is_empty() {
+        &summary.failed_hosts
+    } else {
+        &standstill.failed_hosts
+    };
+    let hosts = name_some(failed.iter().map(String::as_str), NAMED_HOSTS);
     fact("failed hosts", &hosts);
+    let skipped = name_some(summary.skipped_hosts.iter().map(String::as_str), NAMED_HOSTS);
+    fact("skipped", &skipped);
     text
+}
+
+fn approval(summary: &RollbackSummary) -> String {
+    match &summary.approval {
+        None => String::new(),
+        Some(a) if a.approved_by.is_empty() => {
+            format!("by nobody yet; expires {}", stamp(timestamp(a.expires_at.as_ref())))
+        }
+        Some(a) => format!(
+            "by {} at {}",
+            clean(&a.approved_by),
+            stamp(timestamp(a.approved_at.as_ref()))
+        ),
+    }
+}
+
+/// What can be done with one that stands still.
+fn steering(summary: &RollbackSummary, id: &str) -> Option<Vec<String>> {
+    match words::waits(summary)? {
+        Waits::ForApproval => Some(vec![
+            format!("look at the plan: rollbackctl rollback show {id}"),
+            format!(
+                "another operator than {}: rollbackctl rollback approve {id}",
+                clean(&summary.started_by)
+            ),
+            format!("end it: rollbackctl rollback abort {id} --undo --reason TEXT"),
+        ]),
+        Waits::Paused => {
+            let standstill = summary.standstill.clone().unwrap_or_default();
+            let mut steps = vec![format!("see every step: rollbackctl rollback show {id}")];
+            steps.extend(standstill::fits(id, &standstill));
+            Some(steps)
+        }
+    }
 }
 
 /// Databases that the plan takes to backups.
@@ -203,14 +294,14 @@ fn next(details: &GetRollbackResponse, summary: &RollbackSummary, state: Rollbac
         // That runbook would take along what this rollback was to leave.
         .chain(plan.is_none_or(|plan| plan::left(plan).next().is_none()).then(|| {
             format!(
-                "hosts that cannot come back are left out with: rollbackctl fleet rollback --to {release} --runbook emergency{}",
-                database_again(plan, false)
+                "hosts that cannot come back are left out with: rollbackctl fleet rollback --to {release} --runbook emergency{}{}",
+                database_again(plan, false),
+                scope::flags(plan.and_then(|plan| plan.scope.as_ref()))
             )
         }))
         .collect(),
-        (RollbackState::Running | RollbackState::Undoing, _) => {
-            vec![format!("watch it: rollbackctl rollback watch {id}")]
-        }
+        (RollbackState::Running | RollbackState::Undoing, _) => steering(summary, &id)
+            .unwrap_or_else(|| vec![format!("watch it: rollbackctl rollback watch {id}")]),
     };
     if steps.is_empty() {
         return String::new();
@@ -270,6 +361,7 @@ pub fn options(runbook: &str, plan: Option<&Plan>, from_start: bool) -> String {
         options.push_str(&format!(" --runbook {}", clean(runbook)));
     }
     options.push_str(&database_again(plan, from_start));
+    options.push_str(&scope::flags(plan.and_then(|plan| plan.scope.as_ref())));
     options
 }
 
@@ -302,6 +394,23 @@ mod tests {
             .map(|(state, blocked)| render(&samples::details(state, blocked), Paint::PLAIN))
             .collect();
         golden!("summaries", all.join("\n----------\n\n"));
+    }
+
+    #[test]
+    fn what_stands_still_says_how_it_goes_on() {
+        let all = [
+            samples::operators::standing_still("ana"),
+            samples::operators::standing_still(""),
+            samples::operators::awaiting_approval(),
+        ];
+        let told = all.map(|summary| {
+            let details = GetRollbackResponse {
+                summary: Some(summary),
+                ..GetRollbackResponse::default()
+            };
+            render(&details, Paint::PLAIN)
+        });
+        golden!("summaries_standing_still", told.join("\n----------\n\n"));
     }
 
     /// Each agent counts its own: twice as many may be gone.

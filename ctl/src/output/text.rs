@@ -92,6 +92,15 @@ pub fn duration(ms: u64) -> String {
     }
 }
 
+/// A duration of the wire in milliseconds; 0 when it is negative.
+pub fn span(duration: &prost_types::Duration) -> u64 {
+    let ms = duration
+        .seconds
+        .saturating_mul(1000)
+        .saturating_add(i64::from(duration.nanos) / 1_000_000);
+    u64::try_from(ms).unwrap_or(0)
+}
+
 /// "1 host", "3 hosts".
 pub fn count(n: usize, one: &str, many: &str) -> String {
     if n == 1 {

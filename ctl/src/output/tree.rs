@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::paint::{Paint, Tone};
 use super::text::{clean, duration, millis, subject};
-use super::words;
+use super::{standstill, words};
 use crate::board::{Board, PhaseRow, PhaseState, Running};
 
 /// How much of the terminal may be used.
@@ -47,6 +47,7 @@ pub fn lines(board: &Board, now: Timestamp, limits: Limits, paint: Paint) -> Vec
     if let Some(waits) = &board.waits {
         lines.push(format!("  {} {}", paint.tone(Tone::Warn, "!"), clean(waits)));
     }
+    lines.extend(needs_a_person(board, paint));
     if board.ended.is_none() {
         lines.push(paint.tone(Tone::Dim, "Ctrl-C leaves, the rollback goes on"));
     }
@@ -56,10 +57,36 @@ pub fn lines(board: &Board, now: Timestamp, limits: Limits, paint: Paint) -> Vec
         .collect()
 }
 
+/// Why nothing moves, what users miss meanwhile, and what can be done about it. Empty: it goes on by itself.
+pub fn needs_a_person(board: &Board, paint: Paint) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(approval) = &board.approval {
+        let text = standstill::awaits(&board.id, &approval.started_by, approval.until, paint);
+        lines.push(format!("  {text}"));
+    }
+    if let Some(aborted) = &board.aborted {
+        lines.push(format!("  {} {aborted}", paint.tone(Tone::Warn, "ABORT")));
+    }
+    if let Some(still) = board.stands_still() {
+        lines.push(format!("  {}", standstill::headline(&still, paint)));
+        let in_flight = Some(standstill::in_flight(&still)).filter(|text| !text.is_empty());
+        let more = in_flight.into_iter().chain(board.down.words());
+        lines.extend(more.map(|text| format!("    {text}")));
+        lines.extend(
+            standstill::fits(&board.id, &still)
+                .into_iter()
+                .map(|text| format!("    → {text}")),
+        );
+    }
+    lines
+}
+
 fn heading(board: &Board, now: Timestamp, paint: Paint) -> String {
     let took = elapsed(board.started, board.ended_at, now);
     let (state, tone) = match board.ended {
         Some((state, blocked)) => words::state_told(state, blocked),
+        None if board.approval.is_some() => ("awaits approval", Tone::Warn),
+        None if board.stands_still().is_some() => ("paused", Tone::Warn),
         None if board.undo.is_some() => ("undoing", Tone::Warn),
         None => ("running", Tone::Strong),
     };

@@ -1,6 +1,6 @@
 //! The words for the wire's closed sets. A value that this version does not know reads "unknown".
 
-use rollback_proto::v1::{Action, DatabaseChoice, Health, Role, RollbackState, Severity};
+use rollback_proto::v1::{Action, DatabaseChoice, Health, Role, RollbackState, RollbackSummary, Severity};
 
 use super::paint::Tone;
 
@@ -90,6 +90,35 @@ pub fn state_told(value: RollbackState, blocked: bool) -> (&'static str, Tone) {
         (RollbackState::Running, _) => ("running", Tone::Strong),
         (RollbackState::Undoing, _) => ("undoing", Tone::Warn),
         (RollbackState::Unspecified, _) => ("unknown", Tone::Dim),
+    }
+}
+
+/// What keeps a rollback that has not ended from going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    ForApproval,
+    /// Somebody paused it, or its runbook did.
+    Paused,
+}
+
+pub fn waits(summary: &RollbackSummary) -> Option<Waits> {
+    if is_over(summary.state()) {
+        return None;
+    }
+    let awaits = |a: &rollback_proto::v1::Approval| a.approved_by.is_empty();
+    if summary.approval.as_ref().is_some_and(awaits) {
+        Some(Waits::ForApproval)
+    } else {
+        summary.standstill.as_ref().map(|_| Waits::Paused)
+    }
+}
+
+/// A rollback's state as people read it, with what it waits for.
+pub fn standing(summary: &RollbackSummary) -> (&'static str, Tone) {
+    match waits(summary) {
+        Some(Waits::ForApproval) => ("AWAITS APPROVAL", Tone::Warn),
+        Some(Waits::Paused) => ("PAUSED", Tone::Warn),
+        None => state_told(summary.state(), summary.blocked),
     }
 }
 

@@ -23,7 +23,7 @@ const NOW: &str = "now";
 ///
 /// Examples:
 ///   rollbackctl release diff v2.9.0 v3.0.0
-///   rollbackctl release diff v2.9.0 now
+///   rollbackctl release diff v2.9.0 now      what was changed since? `now` may be left out
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct DiffArgs {

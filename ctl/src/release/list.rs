@@ -11,7 +11,11 @@ use crate::output::paint::Paint;
 use crate::output::{self, json as documents, releases};
 use crate::session::Session;
 
-/// List the recorded releases; `stable` are those that were verified
+/// List the recorded releases, the newest first
+///
+/// STATE: `stable` are those that were healthy when they were recorded, that a
+/// rollback to them was verified of, or that somebody marked so; `held` are those
+/// that must not be deployed. KEPT is why `release prune` leaves one alone.
 ///
 /// Examples:
 ///   rollbackctl release list

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rollback_proto::names::check_name;
 use rollback_proto::v1::RecordReleaseRequest;
 
+use super::from_stdin;
 use crate::cli::{Format, OutputArgs};
 use crate::client::RETAIN;
 use crate::exit::ExitCode;
@@ -24,17 +25,36 @@ use crate::session::Session;
 /// hosts still have it: rollbackctl release import.
 ///
 /// Recording the same thing under the same name again is fine; a recorded release
-/// is never overwritten by another.
+/// is never overwritten by another. A release that is held (fleet hold, or a rollback
+/// that took the fleet back from it) is not recorded, under any name.
+///
+/// With --from-stdin a pipeline says what it has deployed, as JSON. Nothing is
+/// recorded when something else runs; every difference is told. Fields of `expected`
+/// that are left out fit anything:
+///   {
+///     "name": "v2.9.0", "commit": "1f3a9c0", "notes": "build 812",
+///     "expected": [
+///       {"component": "api", "version": "v2.9.0"},
+///       {"host": "app-1", "component": "web", "digest": "sha256:4be1…"}
+///     ]
+///   }
+///
+/// Exit codes: 0 recorded, 1 error (also: something else runs), 3 the release is
+/// held.
 ///
 /// Examples:
 ///   rollbackctl release record v2.9.0
+///   ./deployed.sh | rollbackctl release record --from-stdin
 ///   rollbackctl release record v2.9.0 --commit "$(git rev-parse HEAD)" --notes "before new checkout"
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct RecordArgs {
     /// Its name: 1 to 128 of A-Z a-z 0-9 . _ + -
-    #[arg(value_name = "NAME")]
-    pub name: String,
+    #[arg(value_name = "NAME", required_unless_present = "from_stdin")]
+    pub name: Option<String>,
+    /// Read name, commit, notes and what is expected to run from stdin, as JSON; unknown keys are errors
+    #[arg(long, conflicts_with_all = ["commit", "notes"])]
+    pub from_stdin: bool,
     /// The commit that it was built from
     #[arg(long, value_name = "SHA", default_value = "", hide_default_value = true)]
     pub commit: String,
@@ -46,16 +66,10 @@ pub struct RecordArgs {
 }
 
 pub async fn run(session: &Session, args: RecordArgs) -> anyhow::Result<ExitCode> {
-    check_name("release", &args.name)?;
+    let request = request(&args)?;
     let mut client = session.client()?;
     client.connect().await?;
-    let progress = progress(&args.name);
-    let request = RecordReleaseRequest {
-        name: args.name.clone(),
-        commit: args.commit.clone(),
-        notes: args.notes.clone(),
-        expected: Vec::new(),
-    };
+    let progress = progress(&request.name);
     let answer = client
         .call(RETAIN, request, |mut fleet, request| async move {
             fleet.record_release(request).await
@@ -74,6 +88,20 @@ pub async fn run(session: &Session, args: RecordArgs) -> anyhow::Result<ExitCode
         Format::Json => json::document("release", json::release(&release)),
     })?;
     Ok(ExitCode::Done)
+}
+
+fn request(args: &RecordArgs) -> anyhow::Result<RecordReleaseRequest> {
+    if args.from_stdin {
+        return Ok(from_stdin::parse(&from_stdin::read()?, args.name.as_deref())?);
+    }
+    let name = args.name.clone().context("the command line names the release")?;
+    check_name("release", &name)?;
+    Ok(RecordReleaseRequest {
+        name,
+        commit: args.commit.clone(),
+        notes: args.notes.clone(),
+        expected: Vec::new(),
+    })
 }
 
 /// On a terminal, something that moves while the hosts copy; indicatif hides it elsewhere.

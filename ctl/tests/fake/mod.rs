@@ -74,7 +74,13 @@ pub struct State {
     pub rollbacks: Vec<v1::RollbackSummary>,
     pub start_replies: VecDeque<StartReply>,
     pub watch_replies: VecDeque<WatchReply>,
+    /// What one `PlanRollback` gets instead of the plan.
+    pub plan_refusals: VecDeque<Problem>,
+    /// What one `SteerRollback` gets instead of the summary; `None`: no answer, and the test is told.
+    pub steer_refusals: VecDeque<Option<Problem>>,
     // What was asked.
+    pub plans: Vec<v1::PlanRollbackRequest>,
+    pub steers: Vec<v1::SteerRollbackRequest>,
     pub starts: Vec<v1::StartRollbackRequest>,
     pub watches: Vec<u64>,
     pub traceparents: Vec<String>,

@@ -49,7 +49,16 @@ impl v1::fleet_server::Fleet for Service {
         request: Request<v1::PlanRollbackRequest>,
     ) -> Result<Response<v1::PlanRollbackResponse>, Status> {
         self.0.state().refuse()?;
-        Ok(self.answer(&request, |state| state.plan.clone()))
+        let asked = request.get_ref().clone();
+        let refusal = {
+            let mut state = self.0.state();
+            state.plans.push(asked);
+            state.plan_refusals.pop_front()
+        };
+        match refusal {
+            Some(problem) => Err(problem.into()),
+            None => Ok(self.answer(&request, |state| state.plan.clone())),
+        }
     }
 
     async fn start_rollback(
@@ -211,7 +220,23 @@ impl v1::fleet_server::Fleet for Service {
         &self,
         request: Request<v1::SteerRollbackRequest>,
     ) -> Result<Response<v1::SteerRollbackResponse>, Status> {
-        Ok(self.answer(&request, |_| v1::SteerRollbackResponse::default()))
+        self.0.state().refuse()?;
+        let asked = request.get_ref().clone();
+        let refusal = {
+            let mut state = self.0.state();
+            state.steers.push(asked);
+            state.steer_refusals.pop_front()
+        };
+        match refusal {
+            None => Ok(self.answer(&request, |state| v1::SteerRollbackResponse {
+                summary: state.details.summary.clone(),
+            })),
+            Some(Some(problem)) => Err(problem.into()),
+            Some(None) => {
+                self.0.tell_hang();
+                std::future::pending().await
+            }
+        }
     }
 
     async fn update_release(

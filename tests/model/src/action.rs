@@ -1,6 +1,6 @@
 //! What can happen next. Every action is one atomic step of one party; between any two of them anything else may happen.
 
-use crate::world::{Key, Message, Term};
+use crate::world::{Hand, Key, Message, Term};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -17,6 +17,8 @@ pub enum Action {
     Compare { who: usize },
     /// An operator's request for this rollback arrives, for the first time or again.
     Request { who: usize, rollback: u8 },
+    /// An operator acts on this rollback.
+    Steer { who: usize, rollback: u8, hand: Hand },
     /// A step is asked for under the agent's present ledger.
     Ask { who: usize, key: Key },
     /// The time of a step is over, and nobody has said what came of it.

@@ -12,7 +12,7 @@ use crate::action::{Action, Heard, How};
 use crate::configuration::Safeguard;
 use crate::coverage::Notes;
 use crate::model::Fleetwide;
-use crate::world::{Message, Stage, Standing, World};
+use crate::world::{Hand, Message, Stage, Standing, World};
 
 /// Longer than any walk that ends: a step takes five actions, and plans here have few of them.
 const PATIENCE: usize = 400;
@@ -139,6 +139,10 @@ impl Fleetwide {
                     for step in outstanding.into_iter().flatten() {
                         let key = crate::world::Key { rollback, step };
                         actions.push(Action::Ask { who, key });
+                    }
+                    // Whoever paused it lets it go on, or ends it.
+                    if local.is_some_and(|local| self.machine.node(local).stands_still) {
+                        actions.extend([Hand::Resume, Hand::Undo].map(|hand| Action::Steer { who, rollback, hand }));
                     }
                 }
             }

@@ -239,6 +239,21 @@ impl Configuration {
                 &[Ending::Verified, Ending::Undone],
             ),
             Self::new(
+                "steered",
+                "one host: an operator pauses, tries again, ends it; a takeover and failing steps",
+                APP,
+                Budget {
+                    takeovers: 1,
+                    failures: 2,
+                    acts: 2,
+                    ..none
+                },
+            )
+            .expecting(
+                &[Met::Steered, Met::TriedAgain, Met::TakeoverInTheMiddle, Met::Fenced],
+                &ORDINARY,
+            ),
+            Self::new(
                 "lost-commits",
                 "one host, and a store that loses its last commits and gives epochs out again",
                 APP,

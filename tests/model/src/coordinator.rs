@@ -13,7 +13,7 @@ use crate::configuration::Safeguard;
 use crate::coverage::{Met, Notes};
 use crate::engine::{NEW, NodeId, Stimulus};
 use crate::model::Fleetwide;
-use crate::world::{Cause, Committed, Fault, Fence, Key, Message, Move, Reply, Said, Standing, Term, World};
+use crate::world::{Cause, Committed, Fault, Fence, Hand, Key, Message, Move, Reply, Said, Standing, Term, World};
 
 /// Why nothing was written.
 enum Refused {
@@ -172,6 +172,24 @@ impl Fleetwide {
             return;
         }
         self.create(w, who, rollback);
+    }
+
+    /// An operator acts on a rollback, wherever one believes to lead it. What does not fit is refused.
+    pub(crate) fn steer(&self, w: &mut World, who: usize, rollback: u8, hand: Hand, notes: &mut Notes) {
+        let Standing::Leading { running, .. } = &w.coordinators[who].standing else {
+            return;
+        };
+        let stimulus = Stimulus::Steer(hand);
+        let local = running[usize::from(rollback)];
+        let Some(fits) = local.and_then(|local| self.machine.transition(local, stimulus)) else {
+            return;
+        };
+        w.left.acts = w.left.acts.saturating_sub(1);
+        notes.note(Met::Steered);
+        if fits.dispatch.iter().any(|step| step.attempt > 1) {
+            notes.note(Met::TriedAgain);
+        }
+        self.tick(w, who, rollback, &[stimulus], notes);
     }
 
     /// Writes a new rollback and starts it.

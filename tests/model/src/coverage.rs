@@ -47,6 +47,8 @@ met! {
     Outdone = "leaders that took a higher epoch because an agent knew one",
     ScopeHeld = "requests refused for a held scope",
     RequestRepeated = "requests for a rollback that exists",
+    Steered = "acts of operators",
+    TriedAgain = "steps that were tried again after they had failed",
 }
 
 /// The set of what one transition met.

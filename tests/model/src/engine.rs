@@ -13,16 +13,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use rollback_engine::event::{Command, Direction, Effect, Ending, Event, Outcome, Problem, StepResult};
-use rollback_engine::machine::{self, State, StepState};
+use rollback_engine::machine::{self, Run, State, StepState};
 
 use crate::fleet::Subject;
-use crate::world::{Cause, Move, Said};
+use crate::world::{Cause, Hand, Move, Said};
 
 /// The code of a rollback that is held because the store lost what it had confirmed.
 pub const JOURNAL_LOST: &str = "RB0903";
 const FAILED: &str = "RB0504";
 const UNKNOWN: &str = "RB0505";
-const FIRST_ATTEMPT: u32 = 1;
 const AT: Timestamp = Timestamp::UNIX_EPOCH;
 
 /// A state of one rollback.
@@ -39,6 +38,8 @@ pub enum Stimulus {
     Create(u8),
     Resume,
     Ended(Move, Said),
+    /// An operator's act.
+    Steer(Hand),
     /// The journal has lost events.
     Hold,
 }
@@ -67,6 +68,8 @@ pub struct Node {
     /// Executions with an intent.
     intended: BTreeSet<Move>,
     pub end: Option<End>,
+    /// Nothing begins before an operator acts.
+    pub stands_still: bool,
 }
 
 impl Node {
@@ -164,6 +167,16 @@ impl Machine {
                 let ended = ended(&state, step, said);
                 machine::transition(&mut state, ended).ok()?
             }
+            Stimulus::Steer(hand) => {
+                let (by, reason) = ("operator".to_owned(), String::new());
+                let steer = Command::Steer {
+                    at: AT,
+                    by,
+                    reason,
+                    act: hand.act(),
+                };
+                machine::transition(&mut state, steer).ok()?
+            }
             Stimulus::Hold => {
                 let cause = problem(JOURNAL_LOST);
                 machine::transition(&mut state, Command::Hold { at: AT, cause }).ok()?
@@ -231,12 +244,14 @@ impl Machine {
         for (step, planned) in (0..).zip(steps) {
             let state = state.as_ref().and_then(|s| s.step_state(planned.id));
             let (forward, back) = match state {
-                None | Some(StepState::Pending) => (false, false),
-                Some(StepState::InFlight { .. } | StepState::Ended { .. }) => (true, false),
-                Some(StepState::Undoing { .. } | StepState::UndoEnded { .. }) => (true, true),
+                None | Some(StepState::Pending) => (0, 0),
+                Some(StepState::InFlight { attempt, .. }) => (*attempt, 0),
+                Some(StepState::Ended { forward }) => (forward.attempt, 0),
+                Some(StepState::Undoing { forward, attempt, .. }) => (forward.attempt, *attempt),
+                Some(StepState::UndoEnded { forward, undo }) => (forward.attempt, undo.attempt),
             };
-            intended.extend(forward.then_some(Move { step, back: false }));
-            intended.extend(back.then_some(Move { step, back: true }));
+            let every = |back, last| (1..=number(last)).map(move |attempt| Move { step, back, attempt });
+            intended.extend(every(false, forward).chain(every(true, back)));
         }
         let end = state.as_ref().and_then(State::ending).map(|ending| self.end(ending));
         Node {
@@ -244,6 +259,7 @@ impl Machine {
             intended,
             end,
             seq,
+            stands_still: state.as_ref().and_then(State::run).is_some_and(Run::stands_still),
             state,
         }
     }
@@ -279,13 +295,22 @@ fn index(id: u32) -> usize {
 
 fn dispatches(effects: Vec<Effect>) -> Vec<Move> {
     let dispatches = effects.into_iter().filter_map(|effect| match effect {
-        Effect::Dispatch { step, direction, .. } => Some(Move {
-            step: u8::try_from(step.0).expect("plans here are short"),
+        Effect::Dispatch {
+            step,
+            direction,
+            attempt,
+        } => Some(Move {
+            step: number(step.0),
             back: direction == Direction::Undo,
+            attempt: number(attempt),
         }),
         Effect::Close => None,
     });
     dispatches.collect()
+}
+
+fn number(n: u32) -> u8 {
+    u8::try_from(n).expect("plans here are short")
 }
 
 fn problem(code: &str) -> Problem {
@@ -301,7 +326,7 @@ fn ended(state: &State, step: Move, said: Said) -> Command {
         at: AT,
         step: Subject::step_id(step),
         direction: if step.back { Direction::Undo } else { Direction::Forward },
-        attempt: FIRST_ATTEMPT,
+        attempt: u32::from(step.attempt),
         outcome: outcome(state, step, said),
     }
 }

@@ -166,6 +166,7 @@ impl Fleet {
             entries,
             stable: true,
             ranks_at: None,
+            mark: None,
         };
         let mut runbook = Runbook::builtin("default").expect("the built-in runbook is sound");
         if self.at_once {
@@ -178,7 +179,8 @@ impl Fleet {
                 runbook.on_failure.verify = OnFailure::Continue;
             }
         }
-        let plan = planner::plan(&observed, &release, &runbook).expect("such a fleet can be planned for");
+        let plan = planner::plan(&observed, &release, &runbook, &planner::Request::default())
+            .expect("such a fleet can be planned for");
         Subject::of(plan)
     }
 }
@@ -236,7 +238,8 @@ impl Subject {
     pub fn name(&self, step: Move) -> String {
         let asked = self.asked(step);
         let back = if step.back { " (on the way back)" } else { "" };
-        format!("{} {}{back}", asked.action, host_name(self.host(step)))
+        let again = if step.attempt > 1 { ", again" } else { "" };
+        format!("{} {}{back}{again}", asked.action, host_name(self.host(step)))
     }
 
     pub fn revision(&self, host: usize, revised: Revised) -> &Revision {

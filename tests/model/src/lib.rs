@@ -12,7 +12,7 @@
 //! agent that is down is one that is slow); the end of a lease and the next one's beginning (until
 //! somebody else has it, a lease that ran out is one whose leader does nothing). One symmetry is used: the first leader is always coordinator A.
 //!
-//! Left out: effects that stop half-way (the drivers' own tests kill them there), operators who act by hand, and rollbacks
+//! Left out: effects that stop half-way (the drivers' own tests kill them there), operators who change hosts by hand, and rollbacks
 //! that a store loses altogether. Not promised, and shown by a test to be beyond what can be: a store that has lost commits
 //! *and* a host that does not answer the new leader's question.
 //!

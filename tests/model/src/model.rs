@@ -13,8 +13,8 @@ use crate::engine::{Machine, NEW, Node};
 use crate::fleet::{Fleet, Subject};
 use crate::properties;
 use crate::world::{
-    Agent, Budget, Committed, Component, Coordinator, Faults, Fence, Key, Message, Reply, Revised, Stage, Standing,
-    Store, Term, World,
+    Agent, Budget, Committed, Component, Coordinator, Faults, Fence, Hand, Key, Message, Reply, Revised, Stage,
+    Standing, Store, Term, World,
 };
 
 /// A configuration, with the real engine in it.
@@ -145,6 +145,7 @@ impl Fleetwide {
             Action::Resume { who } => self.resume(w, who, notes),
             Action::Compare { who } => self.compare(w, who, notes),
             Action::Request { who, rollback } => self.request(w, who, rollback, notes),
+            Action::Steer { who, rollback, hand } => self.steer(w, who, rollback, hand, notes),
             Action::Ask { who, key } => self.ask_under_present_ledger(w, who, key),
             Action::GiveUp { who, key } => self.give_up(w, who, key, notes),
             Action::Arrive { message, fails } => match message {
@@ -207,6 +208,9 @@ impl Fleetwide {
                 }
                 for (rollback, local) in (0..).zip(running) {
                     let Some(local) = local else { continue };
+                    if world.left.acts > 0 {
+                        actions.extend(Hand::ALL.map(|hand| Action::Steer { who, rollback, hand }));
+                    }
                     for step in &self.machine.node(*local).outstanding {
                         let key = Key { rollback, step: *step };
                         if world.left.give_ups > 0 {

@@ -31,6 +31,12 @@ impl Fleetwide {
             Action::Request { who, rollback } => {
                 format!("an operator asks {} for rollback {rollback}", coordinator(who))
             }
+            Action::Steer { who, rollback, hand } => {
+                format!(
+                    "an operator has {} do this to rollback {rollback}: {hand:?}",
+                    coordinator(who)
+                )
+            }
             Action::Ask { who, key } => format!("{} asks for {} under the new ledger", coordinator(who), name(key)),
             Action::GiveUp { who, key } => format!("{} gives {} up", coordinator(who), name(key)),
             Action::Arrive { message, fails } => {

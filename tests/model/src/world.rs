@@ -5,16 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rollback_engine::event::{AbortThen, Act};
 use rollback_engine::plan::Change;
 use rollback_engine::release::Revision;
 
 use crate::engine::NodeId;
 
-/// One execution of a rollback: a step, or its undo.
+/// One execution of a rollback: a step, or its undo, for the first time or again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Move {
     pub step: u8,
     pub back: bool,
+    pub attempt: u8,
 }
 
 /// As agents know it.
@@ -211,6 +213,32 @@ pub enum Reply {
     Stale(u8),
 }
 
+/// What an operator does to a rollback that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hand {
+    Pause,
+    Resume,
+    /// All that failed.
+    Retry,
+    Undo,
+    Hold,
+}
+
+impl Hand {
+    pub const ALL: [Hand; 5] = [Hand::Pause, Hand::Resume, Hand::Retry, Hand::Undo, Hand::Hold];
+
+    pub fn act(self) -> Act {
+        let abort = |then| Act::Abort { then };
+        match self {
+            Hand::Pause => Act::Pause,
+            Hand::Resume => Act::Resume,
+            Hand::Retry => Act::Retry { hosts: BTreeSet::new() },
+            Hand::Undo => abort(AbortThen::Undo),
+            Hand::Hold => abort(AbortThen::Hold),
+        }
+    }
+}
+
 /// How often each kind of trouble may still happen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Budget {
@@ -230,6 +258,8 @@ pub struct Budget {
     pub silences: u8,
     /// Failovers of the store to a copy that lags.
     pub failovers: u8,
+    /// Of operators, on a rollback that runs.
+    pub acts: u8,
 }
 
 /// What must never happen and cannot be seen in a state alone, noted when it happens.

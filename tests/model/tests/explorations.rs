@@ -45,6 +45,11 @@ fn two_operators_want_the_same_components() {
 }
 
 #[test]
+fn operator_who_steers() {
+    is_clean("steered");
+}
+
+#[test]
 fn store_that_loses_what_it_confirmed() {
     is_clean("lost-commits");
 }

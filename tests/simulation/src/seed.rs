@@ -185,6 +185,7 @@ impl Fleet {
             entries: self.components().map(entry).collect(),
             stable: true,
             ranks_at: None,
+            mark: None,
         }
     }
 

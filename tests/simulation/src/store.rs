@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use rollback_coordinator::store::memory::MemoryStore;
 use rollback_coordinator::store::{
-    AgentRecord, Campaign, Candidate, Closing, Created, Fence, Lease, NewRollback, NewToken, Recorded, Store,
-    StoreError,
+    AgentRecord, Campaign, Candidate, Closing, Created, Document, DocumentKind, Fence, Lease, NewRollback, NewToken,
+    Recorded, Store, StoreError,
 };
 use rollback_engine::event::Event;
 use rollback_engine::ids::{Epoch, ReleaseName, RollbackId, Target};
@@ -387,6 +387,66 @@ impl Store for Link {
     async fn releases(&self) -> Result<Vec<Release>, StoreError> {
         self.ask("list releases", false, |server| {
             Box::pin(async move { server.store.releases().await })
+        })
+        .await
+    }
+
+    async fn update_release(&self, fence: &Fence, release: &Release) -> Result<bool, StoreError> {
+        let (link, fence, release) = (self.clone(), fence.clone(), release.clone());
+        self.ask("write the release", true, move |server| {
+            Box::pin(async move {
+                let at = link.fence(&server, &fence).await?;
+                server.store.update_release(&at, &release).await
+            })
+        })
+        .await
+    }
+
+    async fn remove_release(&self, fence: &Fence, name: &ReleaseName) -> Result<bool, StoreError> {
+        let (link, fence, name) = (self.clone(), fence.clone(), name.clone());
+        self.ask("remove the release", true, move |server| {
+            Box::pin(async move {
+                let at = link.fence(&server, &fence).await?;
+                server.store.remove_release(&at, &name).await
+            })
+        })
+        .await
+    }
+
+    async fn put_documents(&self, fence: &Fence, documents: &[Document]) -> Result<(), StoreError> {
+        let (link, fence, documents) = (self.clone(), fence.clone(), documents.to_vec());
+        self.ask("write documents", true, move |server| {
+            Box::pin(async move {
+                let at = link.fence(&server, &fence).await?;
+                server.store.put_documents(&at, &documents).await
+            })
+        })
+        .await
+    }
+
+    async fn add_document(&self, fence: &Fence, document: &Document) -> Result<bool, StoreError> {
+        let (link, fence, document) = (self.clone(), fence.clone(), document.clone());
+        self.ask("add a document", true, move |server| {
+            Box::pin(async move {
+                let at = link.fence(&server, &fence).await?;
+                server.store.add_document(&at, &document).await
+            })
+        })
+        .await
+    }
+
+    async fn document(&self, kind: DocumentKind, key: &str) -> Result<Option<Document>, StoreError> {
+        let key = key.to_owned();
+        self.ask("read a document", false, move |server| {
+            Box::pin(async move { server.store.document(kind, &key).await })
+        })
+        .await
+    }
+
+    async fn documents_under(&self, kind: DocumentKind, beginning: &str) -> Result<Vec<Document>, StoreError> {
+        let beginning = beginning.to_owned();
+        self.ask("list documents", false, move |server| {
+            Box::pin(async move { server.store.documents_under(kind, &beginning).await })
         })
         .await
     }

@@ -59,6 +59,7 @@ pub(super) async fn set_up(
         otlp: options.otlp.clone(),
         store: store.as_ref().map(|store| store.address(FIRST)),
         leadership: options.leadership.clone(),
+        readiness: options.readiness.clone(),
     };
     let first = Coordinator::init(
         binaries,

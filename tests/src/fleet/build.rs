@@ -31,6 +31,7 @@ pub struct FleetBuilder {
     store: StoreKind,
     replicas: usize,
     leadership: BTreeMap<&'static str, String>,
+    readiness: Option<String>,
     effects: bool,
 }
 
@@ -48,6 +49,7 @@ impl Default for FleetBuilder {
             store: StoreKind::default(),
             replicas: 1,
             leadership: BTreeMap::new(),
+            readiness: None,
             effects: false,
         }
     }
@@ -132,6 +134,13 @@ impl FleetBuilder {
         self
     }
 
+    /// How often the leader checks which releases the fleet could go back to: `1s`.
+    #[must_use]
+    pub fn readiness(mut self, every: &str) -> Self {
+        self.readiness = Some(every.to_owned());
+        self
+    }
+
     /// PostgreSQL keeps what a record of [`effects`] asks it for.
     #[must_use]
     pub fn effects(mut self) -> Self {
@@ -147,6 +156,7 @@ impl FleetBuilder {
             store: self.store,
             further_replicas: self.replicas.saturating_sub(1),
             leadership: self.leadership.clone(),
+            readiness: self.readiness.clone(),
             durable: self.durable,
         };
         let control = Control::start(options).await?;

@@ -5,14 +5,15 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::{Found, Options, expect_nothing, expect_running, found, on_fleet};
+use crate::control::Control;
 use crate::facts::{Facts, sha256};
 use crate::fleet::Fleet;
-use crate::zekka::Version;
+use crate::zekka::{AppHost, Version};
 
 pub async fn tell(options: Options) -> Result<Found> {
     on_fleet(Fleet::builder(), options, async |fleet| {
         fleet.deploy_both().await?;
-        forget_release(fleet, "app-1")?;
+        forget_release(fleet, fleet.app("app-1")?)?;
         let before = expect_running(fleet, Version::V3_0_0)?;
         options.say("app-1 has lost v2.9.0 and its vault copy. Rolling back …");
         let answer = fleet.ctl.roll_back("v2.9.0").await?.expect_code(3)?;
@@ -36,9 +37,9 @@ pub async fn tell(options: Options) -> Result<Found> {
 }
 
 /// Removes v2.9.0's directory from a host, and from its vault what only v2.9.0 is made of.
-fn forget_release(fleet: &Fleet, name: &str) -> Result<()> {
-    let dir = fleet.app(name)?.release_dir(Version::V2_9_0);
-    let objects = fleet.host_dir(name).join("agent/state/vault/objects");
+pub(super) fn forget_release(control: &Control, host: &AppHost) -> Result<()> {
+    let dir = host.release_dir(Version::V2_9_0);
+    let objects = control.host_dir(&host.name).join("agent/state/vault/objects");
     for file in ["release.json", "public/index.html"] {
         let id = sha256(&std::fs::read(dir.join(file)).with_context(|| format!("read {file}"))?);
         let object = objects.join(&id[..2]).join(&id[2..]);

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::coordinator_killed::Marks;
 use super::{Found, Options, expect_running, found, on_fleet};
-use crate::ctl::{Ctl, rollback_to};
+use crate::ctl::rollback_to;
 use crate::fleet::Fleet;
 use crate::zekka::Version;
 
@@ -21,7 +21,7 @@ pub async fn tell(options: Options) -> Result<Found> {
         for host in &fleet.zekka.hosts {
             host.set_fault(Version::V2_9_0, false, SLOW_START)?;
         }
-        let second = Ctl::new(&fleet.binaries, &fleet.coordinator.add_operator("second")?);
+        let second = fleet.operator("second")?;
         let marks = Marks::set(fleet)?;
         let args = rollback_to("v2.9.0");
         let (first, second) = (fleet.ctl.start(&args, false)?, second.start(&args, false)?);

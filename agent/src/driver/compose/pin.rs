@@ -76,6 +76,28 @@ pub fn keep(vault: &Vault, component: &str, pin: &Pin) -> Result<(), Problem> {
     put(&pin.revision().digest)
 }
 
+/// Takes away what is kept under a revision, and under every set of images that was seen or built for it. Answers with the
+/// ids of those images that no pin of any component names any more.
+pub fn forget(vault: &Vault, component: &str, revision: &Revision) -> Result<BTreeSet<String>, Problem> {
+    let pins: Vec<Pin> = vault.documents(component).map_err(|e| vault_problem(&e))?;
+    let unpin = |digest: &str| vault.unpin(component, digest).map_err(|e| vault_problem(&e));
+    let mut ids = BTreeSet::new();
+    for pin in pins.into_iter().filter(|pin| pin.revision() == *revision) {
+        if !pin.images.is_empty() {
+            unpin(&digest(&pin.images, &BTreeSet::new()))?;
+        }
+        ids.extend(pin.images.into_values().map(|image| image.id));
+    }
+    unpin(&revision.digest)?;
+    let mut free = BTreeSet::new();
+    for id in ids {
+        if !vault.mentions(&id).map_err(|e| vault_problem(&e))? {
+            free.insert(id);
+        }
+    }
+    Ok(free)
+}
+
 pub fn of_digest(vault: &Vault, component: &str, digest: &str) -> Result<Option<Pin>, Problem> {
     let pin: Option<Pin> = vault.pinned(component, digest).map_err(|e| vault_problem(&e))?;
     if let Some(pin) = &pin {

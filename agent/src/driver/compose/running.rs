@@ -226,6 +226,11 @@ pub async fn keep(engine: &Engine, images: &Images) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The name that [`keep`] gives to the image with this id.
+pub fn kept_name(id: &str) -> String {
+    format!("{KEPT}:{}", id.trim_start_matches("sha256:"))
+}
+
 /// Gives an image back the name that it had.
 pub async fn restore_name(engine: &Engine, image: &Image) -> Result<(), Problem> {
     let (repository, tag) = split(&image.reference);

@@ -11,6 +11,7 @@ use super::pin::{self, Image, Images, Pin, Source};
 use super::running::{self, Container, Live};
 use super::{ComposeDriver, normalized};
 use crate::driver::{Health, Revision};
+use crate::files::blocking;
 
 /// A value that no release has. Where it comes out in the names of images is where the variable stands.
 const PLACE: &str = "rollbackctl.place.of.the.version";
@@ -217,6 +218,29 @@ impl ComposeDriver {
     pub async fn keep(&self, pin: &Pin) -> Result<(), Problem> {
         running::keep(&self.engine, &pin.images).await?;
         pin::keep(&self.vault, &self.component, pin)
+    }
+
+    /// Takes our names from images that nobody comes back to. The engine removes those that have no other name and no
+    /// container.
+    pub async fn forget_images(&self, revision: &Revision) -> Result<String, Problem> {
+        let (vault, component, gone) = (self.vault.clone(), self.component.clone(), revision.clone());
+        let free = blocking(move || pin::forget(&vault, &component, &gone)).await?;
+        let (mut removed, mut used) = (0, Vec::new());
+        for id in &free {
+            if self.engine.remove_name(&running::kept_name(id)).await? {
+                removed += 1;
+            } else {
+                used.push(running::short(id));
+            }
+        }
+        Ok(match (removed, used.is_empty()) {
+            (0, true) => "no image was kept for it alone".to_owned(),
+            (count, true) => format!("our names of {count} images are gone"),
+            (count, false) => format!(
+                "our names of {count} images are gone; a container was made of {}",
+                used.join(", ")
+            ),
+        })
     }
 
     pub fn summary(&self, pin: &Pin) -> String {

@@ -171,6 +171,33 @@ impl Managed {
         })
     }
 
+    /// Takes our tag from an image that nobody comes back to. The engine removes the image when that was its last name and
+    /// no container was made of it.
+    pub async fn forget(&self, revision: &Revision) -> Result<String, Problem> {
+        let Some(pin) = self.pin_of(&revision.digest).await? else {
+            return Ok("nothing was kept for it".to_owned());
+        };
+        let (vault, component, digest) = (self.vault.clone(), self.component.clone(), revision.digest.clone());
+        let kept_as = pin.kept_as.clone();
+        // Names of components that differ in case alone have one repository for their tags. The pin goes first: a tag
+        // without one costs room, a pin without its image would be a promise that nobody keeps.
+        let others = blocking(move || {
+            vault.unpin(&component, &digest).map_err(|e| vault_problem(&e))?;
+            vault.mentions(&kept_as).map_err(|e| vault_problem(&e))
+        })
+        .await?;
+        if others {
+            return Ok(format!("{} is another component's, too", pin.kept_as));
+        }
+        if self.engine.image(&pin.kept_as).await?.and_then(|image| image.id) != Some(revision.digest.clone()) {
+            return Ok(format!("{} was gone, or is another image", pin.kept_as));
+        }
+        Ok(match self.engine.remove_name(&pin.kept_as).await? {
+            true => format!("the tag {} is gone", pin.kept_as),
+            false => format!("{} stays: a container was made of it", pin.kept_as),
+        })
+    }
+
     /// The name to make a container with: the one that people know while it means this image, else the id.
     pub async fn name_of_image(&self, digest: &str) -> Result<String, Problem> {
         if let Some(reference) = self.pin_of(digest).await?.and_then(|pin| pin.reference) {

@@ -303,6 +303,17 @@ impl Repository {
         Ok(())
     }
 
+    /// Takes that ref away. The objects stay as long as a tag or a branch leads to them.
+    pub async fn forget(&self, commit: &Commit) -> Result<bool, Problem> {
+        let keeper = self.keeper(commit);
+        if self.commit_at(&keeper).await?.is_none() {
+            return Ok(false);
+        }
+        self.remove_stale_lock(&keeper).await?;
+        self.run(&["update-ref", "--no-deref", "-d", &keeper]).await?;
+        Ok(true)
+    }
+
     /// A git that was killed in the middle leaves its lock behind for ever. Nobody but this agent makes refs of this
     /// name, and packing them takes seconds: an old lock is nobody's.
     async fn remove_stale_lock(&self, reference: &str) -> Result<(), Problem> {

@@ -19,7 +19,7 @@ use super::trees::{Note, Ready, State, Trees};
 use crate::check::redact;
 use crate::driver::Revision;
 use crate::driver::link::{Current, is_real_directory};
-use crate::files::{self, blocking, io_problem};
+use crate::files::{self, blocking, io_problem, vault_problem};
 use crate::processes;
 use crate::program::ProgramError;
 use crate::step::StepContext;
@@ -330,6 +330,50 @@ pub async fn discard(trees: &Trees) -> Result<String, Problem> {
         (true, true) => "nothing staged".into(),
         (false, true) => format!("removed {}", removed.join(", ")),
         (true | false, false) => format!("kept, because files in it were changed since: {}", kept.join(", ")),
+    })
+}
+
+/// The release is not kept any more: the ref, the pin, and the worktrees that we have made of it. Those that somebody
+/// else made or changed stay. A worktree that a rollback is about to use, or came from, is no reason to be asked this:
+/// the coordinator names what its rollbacks need.
+pub async fn forget(trees: &Trees, commit: &Commit) -> Result<String, Problem> {
+    let live = trees.link().read()?;
+    let mut said = Vec::new();
+    for note in trees.notes()? {
+        let State::Complete { install, changes, .. } = &note.state else {
+            continue;
+        };
+        let ours = install.is_some() && note.made_for.is_none();
+        if note.commit != *commit || !ours || live == Current::Release(note.name.clone()) {
+            continue;
+        }
+        let shown = trees.releases.join(&note.name);
+        let untouched = match trees.changes(&trees.dir(&note.name)?).await {
+            Ok(found) => found.fingerprint == *changes,
+            // Half removed by an attempt that was killed.
+            Err(_) => true,
+        };
+        if untouched {
+            remove(trees, &note.name).await?;
+            said.push(format!("worktree {} removed", shown.display()));
+        } else {
+            said.push(format!(
+                "worktree {} stays: files in it were changed",
+                shown.display()
+            ));
+        }
+    }
+    // The pin before the ref: whoever finds the pin finds the objects.
+    let unpinned = trees
+        .vault
+        .unpin(&trees.component, &commit.digest())
+        .map_err(|e| vault_problem(&e))?;
+    if trees.repository.forget(commit).await? || unpinned {
+        said.push(format!("the ref of ours at {} is gone", commit.short()));
+    }
+    Ok(match said.is_empty() {
+        true => "nothing was kept for it".to_owned(),
+        false => said.join("; "),
     })
 }
 

@@ -165,6 +165,7 @@ impl Site {
     /// Puts the files into the vault. A name that was given before stays.
     pub fn keep(&self, all: &Files, release: Option<&str>) -> Result<Revision, Problem> {
         let digest = digest(all);
+        let _keeping = self.vault.keeping().map_err(|e| vault_problem(&e))?;
         let known = self.pin_of(&digest)?;
         let known_release = known.as_ref().and_then(|pin| pin.release.clone());
         let release = known_release.clone().or_else(|| release.map(str::to_owned));

@@ -193,6 +193,7 @@ impl Archive {
         prefer: Prefer,
     ) -> Result<Vec<String>, Problem> {
         let (files, manual) = (self.files()?, self.hand_written()?);
+        let _keeping = self.vault.keeping().map_err(vault_problem)?;
         let mut library = self.library()?;
         let mut entries = BTreeMap::new();
         let mut one_way = Vec::new();

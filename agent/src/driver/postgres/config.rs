@@ -97,6 +97,13 @@ pub struct PostgresConfig {
         deserialize_with = "crate::duration::deserialize"
     )]
     pub snapshot_max_age: Duration,
+    /// A backup that is older is none that a way back should go by: a plan, and the check in the background, are blocked by
+    /// it. Who has agreed to the loss may restore it all the same.
+    #[serde(
+        default = "default_backup_max_age",
+        deserialize_with = "crate::duration::deserialize"
+    )]
+    pub backup_max_age: Duration,
 }
 
 fn default_host() -> String {
@@ -133,6 +140,10 @@ fn default_statement_timeout() -> Duration {
 
 fn default_snapshot_max_age() -> Duration {
     Duration::from_secs(300)
+}
+
+fn default_backup_max_age() -> Duration {
+    Duration::from_secs(30 * 24 * 3600)
 }
 
 fn bad(message: String) -> Problem {

@@ -19,7 +19,7 @@ use super::walk::{self, Memory};
 use crate::driver::Revision;
 use crate::driver::link::{Current, CurrentLink, is_real_directory};
 use crate::files::{self, io_problem, vault_problem};
-use crate::vault::Vault;
+use crate::vault::{MEMORY, Vault};
 
 /// The configured paths of one component.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl Layout {
         let (manifest, memory) = walk::read_tree(dir, &self.exclude, &known)?;
         if memory != known {
             // Only a help for the next time: a memory that cannot be written costs one more hashing.
-            let _ = self.vault.pin(&self.component, &format!("hashes:{key}"), &memory);
+            let _ = self.vault.pin(&self.component, &format!("{MEMORY}{key}"), &memory);
             self.memories
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -102,7 +102,7 @@ impl Layout {
             return memory.clone();
         }
         self.vault
-            .pinned(&self.component, &format!("hashes:{key}"))
+            .pinned(&self.component, &format!("{MEMORY}{key}"))
             .ok()
             .flatten()
             .unwrap_or_default()
@@ -193,6 +193,7 @@ impl Layout {
 
     /// Copies a tree into the vault and pins it. Nothing is copied when the vault has it already.
     pub fn keep_tree(&self, revision: &Revision, dir: &Path, manifest: Manifest) -> Result<Manifest, Problem> {
+        let _keeping = self.vault.keeping().map_err(|e| vault_problem(&e))?;
         if self.kept(revision)?.is_some() {
             return Ok(manifest);
         }
@@ -220,6 +221,19 @@ impl Layout {
             gid: top.gid(),
         };
         self.pin_tree(revision, top, manifest)
+    }
+
+    /// Takes the vault's copy away. The directory of that release is somebody else's and stays.
+    pub fn forget(&self, revision: &Revision) -> Result<String, Problem> {
+        for name in candidate_names(revision)? {
+            if !is_real_directory(&self.releases.join(&name))? {
+                let memory = format!("{MEMORY}{name}");
+                self.vault
+                    .unpin(&self.component, &memory)
+                    .map_err(|e| vault_problem(&e))?;
+            }
+        }
+        files::let_go(&self.vault, &self.component, &revision.digest)
     }
 
     /// Pins a tree whose files are all in the vault.

@@ -155,6 +155,7 @@ impl Layout {
         let mut checked = vec![check_sum_beside(path, &examined)?];
         checked.extend(self.check_lists(release, path, &examined)?);
         self.expect_vault_room(&examined)?;
+        let _keeping = self.vault.keeping().map_err(|e| files::vault_problem(&e))?;
         let skip = |name: &str| excluded(&self.exclude, name);
         archive::store(&source, &examined, &skip, &self.vault)?;
         examined.manifest.entries.retain(|name, _| !skip(name));

@@ -270,3 +270,40 @@ async fn retaining_waits_for_the_components_turn_but_not_for_ever() {
         .expect("retained");
     assert_eq!(retained.revision.map(|r| r.version).as_deref(), Some("v3.0.0"));
 }
+
+#[tokio::test]
+async fn neither_what_is_live_nor_what_another_release_needs_is_forgotten() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let host = Host::start(place.path()).await;
+    let revision = |digest: &str| rollback_proto::v1::Revision {
+        version: "v2.9.0".into(),
+        digest: digest.into(),
+    };
+    let ask = |digest: &str, kept: &[&str]| {
+        let request = rollback_proto::v1::ForgetRequest {
+            component: "api".into(),
+            release: "v2.9.0".into(),
+            revision: Some(revision(digest)),
+            kept: kept.iter().map(|digest| revision(digest)).collect(),
+        };
+        let executor = host.executor.clone();
+        async move { executor.forget(request).await.map(|forgotten| forgotten.summary) }
+    };
+    assert_eq!(ask("sha256:300", &[]).await.as_deref(), Ok("it is what runs now"));
+    assert_eq!(ask("sha256:290", &["sha256:290"]).await.as_deref(), Ok("another release needs it"));
+    assert_eq!(ask("sha256:290", &["sha256:300"]).await.as_deref(), Ok("fake forgot sha256:290"));
+    // Notes that drivers have beside their pins are no revisions.
+    for note in ["containers", "migrations", "log:api", "sha256:"] {
+        let refused = ask(note, &[]).await.expect_err(note);
+        assert_eq!(refused.code, Code::BadRequest, "{note}");
+    }
+    // What cannot be seen might be live.
+    host.api.will(Script::Fail);
+    assert_eq!(ask("sha256:290", &[]).await.expect_err("unseen").code, Code::DatabaseDown);
+    host.api.will(Script::Wait);
+    let step = host.execute(switch("api", "1")).await.expect("accepted");
+    host.api.wait_entered(1).await;
+    assert_eq!(ask("sha256:290", &[]).await.expect_err("busy").code, Code::ComponentBusy);
+    host.api.release(1);
+    told(step).await;
+}

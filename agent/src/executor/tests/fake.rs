@@ -148,6 +148,10 @@ impl Driver for Fake {
         self.retain(release).await
     }
 
+    async fn forget(&self, revision: &Revision, _kept: &[Revision]) -> Result<String, Problem> {
+        Ok(format!("fake forgot {}", revision.digest))
+    }
+
     async fn prepare(&self, step: &StepContext) -> Vec<Finding> {
         match self.act(step).await {
             Ok(_) => vec![Finding::warning(Problem::new(Code::DiskFull, "little room"))],

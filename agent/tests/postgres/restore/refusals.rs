@@ -1,6 +1,7 @@
 //! What must not be restored, or cannot be.
 
-use rollback_agent::driver::Driver as _;
+use jiff::{Timestamp, ToSpan as _};
+use rollback_agent::driver::{Action, Driver as _, Revision};
 use rollback_proto::problem::{Code, Problem};
 
 use super::{ANY, Restored};
@@ -62,6 +63,37 @@ async fn a_role_that_the_dump_needs_is_gone() {
     assert_failed(r.stage().await, Code::RestoreFailed, &clerk);
     assert!(r.databases("rollbackctl_side").await.is_empty());
     r.f.assert_clean().await;
+}
+
+/// In a plan, and in a check that nobody asked for. Who has agreed to the loss may have it all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_that_is_older_than_its_host_allows() {
+    let r = Restored::new(false).await;
+    let taken = |days: i64| serde_json::json!((Timestamp::now() - (days * 24).hours()).to_string());
+    r.edit_manifest(|m| m["taken_at"] = taken(29));
+    let findings = r.prepare().await;
+    assert!(blockers(&findings).is_empty(), "{findings:?}");
+    r.edit_manifest(|m| m["taken_at"] = taken(31));
+    let problem = blocker(&r).await;
+    assert_eq!(problem.code, Code::BackupTooOld, "{problem}");
+    assert!(problem.message.contains("31 days ago"), "{problem}");
+    let agreed = r.f.driver.prepare(&r.step(Action::Prepare, Some(ANY))).await;
+    assert!(blockers(&agreed).is_empty(), "{agreed:?}");
+    assert!(agreed.iter().any(|f| f.problem.code == Code::BackupTooOld), "{agreed:?}");
+    // Where migrations lead there, nobody needs a backup of then; where they do not, it is all that there is.
+    let findings = r.f.prepare(&r.new, &r.old).await;
+    assert!(blockers(&findings).is_empty(), "{findings:?}");
+    let new = without_way_down(&r).await;
+    let findings = r.f.prepare(&new, &r.old).await;
+    let codes: Vec<Code> = blockers(&findings).iter().map(|p| p.code).collect();
+    assert_eq!(codes, [Code::NoDownMigration, Code::BackupTooOld], "{findings:?}");
+}
+
+/// A third release that cannot be migrated down from.
+async fn without_way_down(r: &Restored) -> Revision {
+    r.f.write("003_more", "CREATE TABLE more (id int)", None);
+    r.f.apply("003").await;
+    r.f.driver_retain("v3.1.0").await.revision
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::LintError;
 use crate::ids::Target;
-use crate::plan::{Change, PlanBody, Step, Undo};
+use crate::plan::{Change, PhaseName, PlanBody, Step, Undo};
 use crate::release::{Action, Revision, Role};
 
 /// What the walk knows of a component.
@@ -26,7 +26,6 @@ struct Model<'a> {
     /// The plan has stopped or drained it.
     paused: bool,
     switched: bool,
-    verified: bool,
 }
 
 impl<'a> Model<'a> {
@@ -43,7 +42,6 @@ impl<'a> Model<'a> {
             found_down: change.restore && !lacking,
             paused: false,
             switched: false,
-            verified: false,
         }
     }
 }
@@ -104,6 +102,16 @@ pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
         }
     }
 
+    // What was verified between two batches has to be verified once more, when everything else is where it shall be.
+    let verify = body.phases.iter().filter(|p| p.name == PhaseName::Verify);
+    let steps = verify
+        .flat_map(|p| &p.batches)
+        .flat_map(|b| &b.lanes)
+        .flat_map(|l| &l.steps);
+    let at_the_end: HashSet<&Target> = steps
+        .filter(|s| s.action == Action::Verify)
+        .map(|s| &s.target)
+        .collect();
     for model in body.changes.iter().filter_map(|c| models.get(&c.target)) {
         let target = || model.change.target.clone();
         let lacks = [
@@ -120,7 +128,10 @@ pub(super) fn check(body: &PlanBody, errors: &mut Vec<LintError>) {
                 model.drained || model.lacking,
                 LintError::NeverResumed { target: target() },
             ),
-            (!model.verified, LintError::NotVerified { target: target() }),
+            (
+                !at_the_end.contains(&model.change.target),
+                LintError::NotVerified { target: target() },
+            ),
         ];
         errors.extend(
             lacks
@@ -197,10 +208,7 @@ fn walk<'a>(step: &'a Step, model: &mut Model<'a>, errors: &mut Vec<LintError>) 
             let drained = std::mem::replace(&mut model.drained, false);
             std::mem::replace(&mut model.lacking, false) || drained
         }
-        Action::Verify => {
-            model.verified = true;
-            !model.stopped && !model.drained && !model.lacking
-        }
+        Action::Verify => !model.stopped && !model.drained && !model.lacking,
         Action::Stage => {
             model.staged = true;
             true
@@ -223,7 +231,6 @@ fn walk<'a>(step: &'a Step, model: &mut Model<'a>, errors: &mut Vec<LintError>) 
                 });
             }
             model.live = &step.to;
-            model.verified = false;
             // A restore at its own schema twice would exchange the two databases once more, and nobody would see it.
             !std::mem::replace(&mut model.switched, true)
         }

@@ -181,7 +181,7 @@ fn belongs(phase: PhaseName, of_one_backend: bool) -> &'static [Action] {
         PhaseName::Protect => &[Action::Snapshot],
         PhaseName::Quiesce => &[Action::Drain, Action::Stop],
         PhaseName::Database => &[Action::Switch],
-        PhaseName::App => &[Action::Stop, Action::Switch, Action::Start],
+        PhaseName::App => &[Action::Stop, Action::Switch, Action::Start, Action::Verify],
         PhaseName::Proxy => &[Action::Switch, Action::Resume],
         PhaseName::Verify => &[Action::Verify],
         PhaseName::Finish => &[Action::Finish],

@@ -5,11 +5,12 @@
 //! used; callers throw it away in either case.
 
 use super::forward::Forward;
+use super::hands::Standstill;
 use super::judge::judge;
 use super::run::{Creation, Run, UndoStart};
 use super::undoing::Undoing;
-use super::{Corrupt, State};
-use crate::event::{Direction, Ending, Event, Outcome};
+use super::{Corrupt, State, steer};
+use crate::event::{AbortThen, Direction, Ending, Event, Outcome};
 use crate::ids::StepId;
 use crate::plan::Step;
 
@@ -18,6 +19,9 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
         event: name(event),
         state: state.name(),
     };
+    if !may_be_now(state, event) {
+        return Err(out_of_place);
+    }
     match (&mut *state, event) {
         (
             State::New,
@@ -123,6 +127,17 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
             undoing.end(run, &step, judgement)
         }
 
+        (State::Forward { .. } | State::Undoing { .. }, Event::Steered { at, by, reason, act }) => {
+            steer::apply(state, *at, by, reason, act)
+        }
+        (State::Forward { run, .. }, Event::Paused { at, cause }) => {
+            run.hands.standstill = Some(Standstill::ByPolicy {
+                cause: cause.clone(),
+                at: *at,
+            });
+            Ok(())
+        }
+
         (State::Forward { .. } | State::Undoing { .. }, Event::Ended { at, ending }) => {
             if !may_end(state, ending) {
                 return Err(out_of_place);
@@ -147,11 +162,9 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
             | Event::StepEnded { .. }
             | Event::PhaseEnded { .. }
             | Event::UndoStarted { .. }
+            | Event::Steered { .. }
+            | Event::Paused { .. }
             | Event::Ended { .. },
-        )
-        | (
-            State::New | State::Forward { .. } | State::Undoing { .. } | State::Ended { .. },
-            Event::Steered { .. } | Event::Paused { .. },
         )
         | (
             State::Forward { .. },
@@ -180,7 +193,8 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
                 ..
             }
             | Event::PhaseEnded { .. }
-            | Event::UndoStarted { .. },
+            | Event::UndoStarted { .. }
+            | Event::Paused { .. },
         )
         | (
             State::Ended { .. },
@@ -191,6 +205,8 @@ pub fn apply(state: &mut State, event: &Event) -> Result<(), Corrupt> {
             | Event::StepEnded { .. }
             | Event::PhaseEnded { .. }
             | Event::UndoStarted { .. }
+            | Event::Steered { .. }
+            | Event::Paused { .. }
             | Event::Ended { .. },
         ) => Err(out_of_place),
     }
@@ -208,19 +224,54 @@ fn judged(
     Ok((step, judgement))
 }
 
+/// Does what people want let this happen? Nothing begins while it stands still, and who ends it has the last word.
+fn may_be_now(state: &State, event: &Event) -> bool {
+    let Some(run) = state.run() else {
+        return true;
+    };
+    let ends = run.abort().map(|abort| abort.then);
+    match event {
+        Event::PhaseStarted { .. }
+        | Event::BatchStarted { .. }
+        | Event::StepIntended {
+            direction: Direction::Forward,
+            ..
+        }
+        | Event::PhaseEnded { .. } => !run.stands_still() && ends.is_none(),
+        Event::StepIntended {
+            direction: Direction::Undo,
+            ..
+        }
+        | Event::UndoStarted { .. } => !run.stands_still() && ends != Some(AbortThen::Hold),
+        Event::Paused { .. } => {
+            let due = match state {
+                State::Forward { forward, .. } => forward.waits_for_operator(),
+                State::New | State::Undoing { .. } | State::Ended { .. } => false,
+            };
+            due && run.is_still() && !run.stands_still() && ends.is_none()
+        }
+        Event::Created { .. } | Event::StepEnded { .. } | Event::Steered { .. } | Event::Ended { .. } => true,
+    }
+}
+
 /// Is this ending believable here? Asked by kind only: the words of a cause may change from version to version, and an
-/// old journal must stay readable.
+/// old journal must stay readable. Held it can be from everywhere: when the journal is known to have lost something.
 fn may_end(state: &State, ending: &Ending) -> bool {
+    let ends = |run: &Run| run.abort().map(|abort| abort.then);
     match state {
         State::New | State::Ended { .. } => false,
         State::Forward { run, forward } => match ending {
-            Ending::Verified | Ending::Partial { .. } => forward.is_through(run),
-            Ending::Undone { blocked, .. } => *blocked && run.is_still(),
+            Ending::Verified | Ending::Partial { .. } => {
+                forward.is_through(run) && !run.stands_still() && ends(run).is_none()
+            }
+            Ending::Undone { blocked, .. } => *blocked && run.is_still() && run.standstill().is_none(),
             Ending::Held { .. } => run.is_still(),
         },
         State::Undoing { run, undoing } => match ending {
             Ending::Verified | Ending::Partial { .. } => false,
-            Ending::Undone { blocked, .. } => !*blocked && undoing.is_through(),
+            Ending::Undone { blocked, .. } => {
+                !*blocked && undoing.is_through() && !run.stands_still() && ends(run) != Some(AbortThen::Hold)
+            }
             Ending::Held { .. } => run.is_still(),
         },
     }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Rejected, Run, State};
+use super::{Rejected, Run, State, steer};
 use crate::event::{Command, Effect, Ending, Event, Outcome, Problem, StepResult};
 use crate::lint::lint;
 use crate::problems;
@@ -58,10 +58,18 @@ pub fn decide(state: &State, command: &Command) -> Result<Vec<Event>, Rejected> 
             | Command::Steer { .. }
             | Command::Expire { .. },
         ) => Err(Rejected::NotCreated),
-        (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Expire { .. }) => Ok(Vec::new()),
-        (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Steer { .. }) => {
-            Err(Rejected::Unfit("not yet".to_owned()))
+        (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Expire { at }) => {
+            Ok(steer::expire(state, *at).into_iter().collect())
         }
+        (
+            State::Forward { .. } | State::Undoing { .. } | State::Ended { .. },
+            Command::Steer { at, by, reason, act },
+        ) => Ok(vec![Event::Steered {
+            at: *at,
+            by: by.clone(),
+            reason: reason.clone(),
+            act: steer::decide(state, *at, by, act)?,
+        }]),
         (State::Forward { .. } | State::Undoing { .. } | State::Ended { .. }, Command::Create { .. }) => {
             Err(Rejected::AlreadyCreated)
         }

@@ -1,13 +1,17 @@
 //! The way to the target: phase by phase, batch by batch.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use super::Corrupt;
+use super::hands::Abort;
 use super::judge::Judgement;
-use super::run::{FIRST_ATTEMPT, Failure, Run, held};
+use super::run::{Failure, Run, held};
+use super::stop::{Stop, Then};
 use super::wave::Wave;
-use crate::event::{Direction, Ending, Event, Problem};
-use crate::ids::StepId;
+use crate::event::{AbortThen, Direction, Ending, Event, Problem};
+use crate::ids::{HostName, StepId};
 use crate::plan::{OnFailure, PhaseName, Step};
 use crate::problems;
 use crate::release::Action;
@@ -30,33 +34,8 @@ enum Position {
         phase: usize,
         batch: usize,
         wave: Wave,
-        stop: Option<Stop>,
+        stop: Stop,
     },
-}
-
-/// Nothing new is begun in this batch, and when the last answer is in, this happens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stop {
-    then: Then,
-    failure: Failure,
-}
-
-/// In the order of precedence: what nobody knows must not be undone, whatever else failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Then {
-    Undo,
-    Hold,
-    HoldUnknown,
-}
-
-impl Stop {
-    fn merge(&mut self, other: Stop) {
-        match other.then.cmp(&self.then) {
-            std::cmp::Ordering::Less => {}
-            std::cmp::Ordering::Equal => self.failure.merge(other.failure),
-            std::cmp::Ordering::Greater => *self = other,
-        }
-    }
 }
 
 impl Forward {
@@ -102,30 +81,144 @@ impl Forward {
                 Some(phase) => vec![Event::PhaseEnded { at, phase: phase.name }],
                 None => Vec::new(),
             },
-            Position::InBatch { wave, stop: None, .. } => {
+            Position::InBatch { wave, stop, .. } => {
                 let direction = Direction::Forward;
-                wave.due()
-                    .map(|step| Event::StepIntended {
+                let due: Vec<Event> = wave
+                    .due()
+                    .filter(|(lane, _)| stop.lets(*lane))
+                    .map(|(_, step)| Event::StepIntended {
                         at,
                         step,
                         direction,
-                        attempt: FIRST_ATTEMPT,
+                        attempt: run.next_attempt(step, direction),
                     })
-                    .collect()
-            }
-            Position::InBatch {
-                phase,
-                wave,
-                stop: Some(stop),
-                ..
-            } => {
-                if wave.is_still() {
-                    vec![what_failure_leads_to(run, *phase, stop, at)]
+                    .collect();
+                if due.is_empty() && wave.is_still() {
+                    self.stopped(run, at).into_iter().collect()
                 } else {
-                    Vec::new()
+                    due
                 }
             }
         }
+    }
+
+    /// All answers of a stopped batch are in.
+    fn stopped(&self, run: &Run, at: Timestamp) -> Option<Event> {
+        let (then, _) = self.stop()?.leads_to()?;
+        let cause = self.cause(run)?;
+        Some(match then {
+            Then::Pause => Event::Paused { at, cause },
+            Then::HoldUnknown | Then::Hold => Event::Ended {
+                at,
+                ending: held(run, cause),
+            },
+            Then::Undo => self.back(run, at, cause),
+        })
+    }
+
+    /// What "undo" comes to here.
+    fn back(&self, run: &Run, at: Timestamp, cause: Problem) -> Event {
+        if self.has_touched_nothing(run) {
+            Event::Ended {
+                at,
+                ending: Ending::Undone { blocked: true, cause },
+            }
+        } else if run.irreversible_begun() {
+            Event::Ended {
+                at,
+                ending: held(run, problems::irreversible(&cause)),
+            }
+        } else {
+            Event::UndoStarted { at, cause }
+        }
+    }
+
+    /// An operator ended it, and nothing is in flight. What nobody knows is not undone, whoever asks for it.
+    pub(super) fn aborted(&self, run: &Run, abort: &Abort, at: Timestamp) -> Event {
+        let failed = self.cause(run);
+        match (self.stop().and_then(Stop::unknown), failed) {
+            (Some(_), Some(unknown)) => Event::Ended {
+                at,
+                ending: held(run, unknown),
+            },
+            (_, failed) => {
+                let cause = problems::aborted(&abort.by, &abort.reason, failed.as_ref());
+                match abort.then {
+                    AbortThen::Undo => self.back(run, at, cause),
+                    // There is nothing to hold where nothing was begun.
+                    AbortThen::Hold if run.awaits_approval() => self.back(run, at, cause),
+                    AbortThen::Hold => Event::Ended {
+                        at,
+                        ending: held(run, cause),
+                    },
+                }
+            }
+        }
+    }
+
+    /// Not even a step of the first phase that touches anything was begun.
+    pub(super) fn has_touched_nothing(&self, run: &Run) -> bool {
+        let phase = match self.position {
+            Position::BeforePhase(next) => next.checked_sub(1),
+            Position::BeforeBatch { phase, .. } | Position::InBatch { phase, .. } => Some(phase),
+        };
+        // Phases are in their one order, so preflight is the first one.
+        phase.is_none_or(|phase| run.phase(phase).is_some_and(|p| p.name == PhaseName::Preflight))
+    }
+
+    /// What failed in this batch; `None` between batches.
+    pub(super) fn stop(&self) -> Option<&Stop> {
+        match &self.position {
+            Position::BeforePhase(_) | Position::BeforeBatch { .. } => None,
+            Position::InBatch { stop, .. } => Some(stop),
+        }
+    }
+
+    /// All answers are in, and what failed is for an operator to decide.
+    pub(super) fn waits_for_operator(&self) -> bool {
+        self.stop()
+            .is_some_and(|stop| !stop.is_at_it() && matches!(stop.leads_to(), Some((Then::Pause, _))))
+    }
+
+    /// Hosts whose steps failed in this batch and can be tried again: none where nobody knows what one of them did.
+    pub(crate) fn retryable_hosts(&self, run: &Run) -> BTreeSet<HostName> {
+        let stop = self.stop().filter(|stop| stop.unknown().is_none());
+        stop.map(|stop| stop.hosts(run)).unwrap_or_default()
+    }
+
+    /// Why it stopped, for people.
+    pub(crate) fn cause(&self, run: &Run) -> Option<Problem> {
+        let in_preflight = self.phase(run).is_some_and(|p| p.name == PhaseName::Preflight);
+        self.stop()?.cause(run, in_preflight)
+    }
+
+    /// The failed steps of these hosts again, and then the rest of their lanes. False: nothing that failed concerns them.
+    #[must_use]
+    pub(super) fn retry(&mut self, run: &Run, hosts: &BTreeSet<HostName>) -> bool {
+        let Position::InBatch { wave, stop, .. } = &mut self.position else {
+            return false;
+        };
+        let failed = stop.concerning(run, hosts);
+        let lanes: Vec<usize> = failed.iter().map(|(lane, _)| *lane).collect();
+        stop.send_on(&lanes);
+        for (lane, failure) in &failed {
+            wave.again(*lane, failure.step);
+        }
+        !failed.is_empty()
+    }
+
+    /// On without these hosts. False: nothing that failed concerns them.
+    #[must_use]
+    pub(super) fn skip(&mut self, run: &mut Run, hosts: &BTreeSet<HostName>) -> bool {
+        let Position::InBatch { stop, .. } = &mut self.position else {
+            return false;
+        };
+        let failed = stop.concerning(run, hosts);
+        stop.forget(failed.iter().map(|(lane, _)| *lane));
+        let any = !failed.is_empty();
+        failed.into_iter().for_each(|(_, failure)| run.skip(failure));
+        self.settle();
+        any
     }
 
     pub(super) fn phase_started(&mut self, run: &mut Run, name: PhaseName, at: Timestamp) -> Result<(), Corrupt> {
@@ -162,7 +255,7 @@ impl Forward {
             phase,
             batch,
             wave: Wave::new(lanes),
-            stop: None,
+            stop: Stop::default(),
         };
         self.settle();
         Ok(())
@@ -193,9 +286,11 @@ impl Forward {
                 phase,
                 batch,
                 wave,
-                stop: None,
-            } => (*phase, *batch) == (place.phase, place.batch) && wave.begin(place.lane, step),
-            Position::InBatch { .. } | Position::BeforePhase(_) | Position::BeforeBatch { .. } => false,
+                stop,
+            } => {
+                (*phase, *batch) == (place.phase, place.batch) && stop.lets(place.lane) && wave.begin(place.lane, step)
+            }
+            Position::BeforePhase(_) | Position::BeforeBatch { .. } => false,
         };
         if begun {
             Ok(())
@@ -220,19 +315,22 @@ impl Forward {
         else {
             return Err(out_of_place("StepEnded"));
         };
-        let Some(on_failure) = run
+        let Some(planned) = run
             .phase(*phase)
             .filter(|_| (*phase, *batch) == (place.phase, place.batch))
         else {
             return Err(out_of_place("StepEnded"));
         };
-        let on_failure = on_failure.on_failure;
-        wave.end(place.lane, judgement == Judgement::Good);
-        if let Some(new) = consequence(run, step, on_failure, judgement) {
-            match stop {
-                Some(stop) => stop.merge(new),
-                none @ None => *none = Some(new),
-            }
+        let (on_failure, most) = (planned.on_failure, planned.max_unavailable);
+        let good = judgement == Judgement::Good;
+        if good {
+            run.recovered(step);
+        }
+        if !wave.end(place.lane, good) {
+            stop.through(place.lane);
+        }
+        if let Some((then, failure)) = consequence(run, step, on_failure, most, judgement) {
+            stop.stand(place.lane, then, failure);
         }
         self.settle();
         Ok(())
@@ -244,8 +342,9 @@ impl Forward {
             phase,
             batch,
             wave,
-            stop: None,
+            stop,
         } = &self.position
+            && stop.is_empty()
             && wave.is_done()
         {
             self.position = Position::BeforeBatch {
@@ -257,7 +356,13 @@ impl Forward {
 }
 
 /// What a step's end means for the batch. `None`: it goes on.
-fn consequence(run: &mut Run, step: &Step, on_failure: OnFailure, judgement: Judgement) -> Option<Stop> {
+fn consequence(
+    run: &mut Run,
+    step: &Step,
+    on_failure: OnFailure,
+    most: Option<u32>,
+    judgement: Judgement,
+) -> Option<(Then, Failure)> {
     let (problem, count, unknown) = match judgement {
         Judgement::Good => return None,
         // The rollback is decided when finish runs; what it leaves behind is litter, not a state.
@@ -270,61 +375,29 @@ fn consequence(run: &mut Run, step: &Step, on_failure: OnFailure, judgement: Jud
         problem,
         count,
     };
-    step.hosts().for_each(|host| run.note_failed(host));
+    run.failures.note(step, Direction::Forward);
     if unknown {
-        return Some(Stop {
-            then: Then::HoldUnknown,
-            failure,
-        });
+        return Some((Then::HoldUnknown, failure));
     }
-    // Where the runbook went on without a host, its verification cannot pass and must not condemn the others.
-    let known_bad = step.action == Action::Verify && run.is_tolerated(&step.target.host);
+    // Where it went on without a host, that host's verification cannot pass and must not condemn the others.
+    if step.action == Action::Verify && run.is_tolerated(&step.target.host) {
+        run.tolerate_known(failure);
+        return None;
+    }
     match on_failure {
-        OnFailure::Undo if !known_bad => Some(Stop {
-            then: Then::Undo,
-            failure,
-        }),
-        OnFailure::Hold if !known_bad => Some(Stop {
-            then: Then::Hold,
-            failure,
-        }),
-        OnFailure::Undo | OnFailure::Hold | OnFailure::Pause | OnFailure::Continue => {
-            run.tolerate(failure);
-            None
-        }
-    }
-}
-
-/// All answers of a stopped batch are in.
-fn what_failure_leads_to(run: &Run, phase: usize, stop: &Stop, at: Timestamp) -> Event {
-    let in_preflight = run.phase(phase).is_some_and(|p| p.name == PhaseName::Preflight);
-    let failure = &stop.failure;
-    let cause: Problem = match run.step(failure.step) {
-        None => failure.problem.clone(),
-        Some(step) if stop.then == Then::HoldUnknown => problems::indeterminate(step, failure.problem.clone()),
-        Some(step) if in_preflight => problems::blocked(step, failure.problem.clone(), failure.count),
-        Some(step) => problems::of_step(
-            step,
-            step.action,
-            failure.problem.clone(),
-            failure.count.saturating_sub(1),
-        ),
-    };
-    match stop.then {
-        Then::HoldUnknown | Then::Hold => Event::Ended {
-            at,
-            ending: held(run, cause),
+        OnFailure::Undo => Some((Then::Undo, failure)),
+        OnFailure::Hold => Some((Then::Hold, failure)),
+        OnFailure::Pause => Some((Then::Pause, failure)),
+        OnFailure::Continue => match run.too_many(most, [step.id]) {
+            None => {
+                run.tolerate(failure);
+                None
+            }
+            Some(too_many) => {
+                let problem = problems::too_many(failure.problem, &too_many);
+                Some((Then::Hold, Failure { problem, ..failure }))
+            }
         },
-        // Nothing was touched, so there is nothing to undo.
-        Then::Undo if in_preflight => Event::Ended {
-            at,
-            ending: Ending::Undone { blocked: true, cause },
-        },
-        Then::Undo if run.irreversible_begun() => Event::Ended {
-            at,
-            ending: held(run, problems::irreversible(&cause)),
-        },
-        Then::Undo => Event::UndoStarted { at, cause },
     }
 }
 

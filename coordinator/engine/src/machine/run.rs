@@ -2,19 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::Corrupt;
+use super::failures::{Failures, TooMany};
+use super::hands::{Abort, Approved, Hands, Standstill};
 use super::index::{Index, Place};
+use super::judge::{Judgement, judge};
 use crate::event::{Direction, Effect, Ending, Outcome, Problem};
 use crate::ids::{HostName, StepId};
 use crate::loss::Consent;
 use crate::plan::{Phase, PhaseName, Plan, Step, Undo};
 use crate::problems;
 
-/// Attempts are numbered from 1. The engine never makes a second one: an outcome is final, and what is unknown is
-/// asked for again under the same key. The number is in the journal's format for the day when a person may retry.
-pub(super) const FIRST_ATTEMPT: u32 = 1;
+/// Attempts are numbered from 1, in each direction. Only a person has a step tried again, and only one that failed: what is
+/// unknown is asked for again under the same key. The way back of a step is tried once.
+const FIRST_ATTEMPT: u32 = 1;
 
 /// Who started it, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,13 +104,14 @@ pub struct Run {
     index: Index,
     steps: Vec<StepState>,
     phases: Vec<PhaseTiming>,
-    awaited: BTreeSet<(StepId, Direction)>,
+    /// Forward attempts that failed and were followed by another one.
+    earlier: BTreeMap<StepId, Vec<Attempt>>,
+    /// Executions without an end, and which attempts these are.
+    awaited: BTreeMap<(StepId, Direction), u32>,
     ended: [u32; 2],
     irreversible_begun: bool,
-    failed_hosts: BTreeSet<HostName>,
-    /// Hosts with failures where the runbook says to go on; they are not at the target.
-    tolerated: BTreeSet<HostName>,
-    first_tolerated: Option<Failure>,
+    pub(super) failures: Failures,
+    pub(super) hands: Hands,
     pub(super) undo: Option<UndoStart>,
 }
 
@@ -125,12 +129,12 @@ impl Run {
             phases: phases.collect(),
             index,
             plan: Box::new(plan.clone()),
-            awaited: BTreeSet::new(),
+            earlier: BTreeMap::new(),
+            awaited: BTreeMap::new(),
             ended: [0; 2],
             irreversible_begun: false,
-            failed_hosts: BTreeSet::new(),
-            tolerated: BTreeSet::new(),
-            first_tolerated: None,
+            failures: Failures::default(),
+            hands: Hands::default(),
             undo: None,
         })
     }
@@ -157,9 +161,55 @@ impl Run {
         &self.phases
     }
 
-    /// Hosts with a step that mattered and did not succeed.
+    /// Hosts with a step that mattered and did not succeed, nor at a later attempt.
     pub fn failed_hosts(&self) -> &BTreeSet<HostName> {
-        &self.failed_hosts
+        self.failures.hosts()
+    }
+
+    /// Hosts that operators said to go on without.
+    pub fn skipped_hosts(&self) -> &BTreeSet<HostName> {
+        self.failures.skipped()
+    }
+
+    /// Attempts of this step that were followed by another one, the first one first.
+    pub fn earlier_attempts(&self, step: StepId) -> &[Attempt] {
+        self.earlier.get(&step).map_or(&[], Vec::as_slice)
+    }
+
+    /// It is paused, and since when.
+    pub fn standstill(&self) -> Option<&Standstill> {
+        self.hands.standstill.as_ref()
+    }
+
+    /// An operator wants it to end.
+    pub fn abort(&self) -> Option<&Abort> {
+        self.hands.abort.as_ref()
+    }
+
+    /// The second operator, if one had to approve and did.
+    pub fn approved(&self) -> Option<&Approved> {
+        self.hands.approved.as_ref()
+    }
+
+    /// Until when a second operator can approve; `None`: nobody has to.
+    pub fn approval_expires_at(&self) -> Option<Timestamp> {
+        let within = self.plan.body.approval?.within_ms;
+        let within = SignedDuration::from_millis(i64::try_from(within).unwrap_or(i64::MAX));
+        Some(self.creation.at.checked_add(within).unwrap_or(Timestamp::MAX))
+    }
+
+    pub fn awaits_approval(&self) -> bool {
+        self.plan.body.approval.is_some() && self.approved().is_none()
+    }
+
+    /// Nothing new begins.
+    pub fn stands_still(&self) -> bool {
+        self.standstill().is_some() || self.awaits_approval()
+    }
+
+    /// How many executions have no end yet.
+    pub fn in_flight(&self) -> usize {
+        self.awaited.len()
     }
 
     /// When and why the way back began, if it did.
@@ -197,11 +247,31 @@ impl Run {
 
     /// Every execution without an end, in plan order.
     pub fn awaited(&self) -> impl Iterator<Item = Effect> {
-        self.awaited.iter().map(|(step, direction)| Effect::Dispatch {
-            step: *step,
-            direction: *direction,
-            attempt: FIRST_ATTEMPT,
-        })
+        self.awaited
+            .iter()
+            .map(|((step, direction), attempt)| Effect::Dispatch {
+                step: *step,
+                direction: *direction,
+                attempt: *attempt,
+            })
+    }
+
+    /// The number of the step's next execution in this direction.
+    pub(super) fn next_attempt(&self, step: StepId, direction: Direction) -> u32 {
+        match (self.step_state(step), direction) {
+            (Some(StepState::Ended { forward }), Direction::Forward) => forward.attempt.saturating_add(1),
+            (
+                None
+                | Some(
+                    StepState::Pending
+                    | StepState::InFlight { .. }
+                    | StepState::Ended { .. }
+                    | StepState::Undoing { .. }
+                    | StepState::UndoEnded { .. },
+                ),
+                Direction::Forward | Direction::Undo,
+            ) => FIRST_ATTEMPT,
+        }
     }
 
     pub(super) fn place(&self, step: StepId) -> Result<Place, Corrupt> {
@@ -233,6 +303,8 @@ impl Run {
         at: Timestamp,
     ) -> Result<(), Corrupt> {
         let irreversible = self.step(step).is_some_and(|s| s.undo == Undo::Impossible);
+        let expected = self.next_attempt(step, direction);
+        let failed = self.has_failed(step);
         let not_due = Corrupt::NotDue {
             event: "intent",
             step,
@@ -241,11 +313,16 @@ impl Run {
         let Some(state) = usize::try_from(step.0).ok().and_then(|i| self.steps.get_mut(i)) else {
             return Err(Corrupt::NoSuchStep(step));
         };
-        if attempt != FIRST_ATTEMPT {
+        if attempt != expected {
             return Err(not_due);
         }
         *state = match (std::mem::replace(state, StepState::Pending), direction) {
             (StepState::Pending, Direction::Forward) => StepState::InFlight { attempt, since: at },
+            (StepState::Ended { forward }, Direction::Forward) if failed => {
+                self.earlier.entry(step).or_default().push(*forward);
+                self.ended[Direction::Forward as usize] -= 1;
+                StepState::InFlight { attempt, since: at }
+            }
             (StepState::Ended { forward }, Direction::Undo) => StepState::Undoing {
                 forward,
                 attempt,
@@ -257,8 +334,31 @@ impl Run {
             }
         };
         self.irreversible_begun |= irreversible;
-        self.awaited.insert((step, direction));
+        self.awaited.insert((step, direction), attempt);
         Ok(())
+    }
+
+    /// Its forward attempt has ended, and is known to have failed: no step takes effect twice.
+    fn has_failed(&self, step: StepId) -> bool {
+        match (self.step(step), self.step_state(step)) {
+            (Some(planned), Some(StepState::Ended { forward })) => {
+                match judge(planned, Direction::Forward, &forward.outcome) {
+                    Judgement::Bad { .. } => true,
+                    Judgement::Good | Judgement::Unknown(_) => false,
+                }
+            }
+            (None, _)
+            | (
+                Some(_),
+                None
+                | Some(
+                    StepState::Pending
+                    | StepState::InFlight { .. }
+                    | StepState::Undoing { .. }
+                    | StepState::UndoEnded { .. },
+                ),
+            ) => false,
+        }
     }
 
     /// The caller has asked [`Run::awaits`]; anything else is refused here once more.
@@ -314,33 +414,50 @@ impl Run {
     }
 
     pub(super) fn is_tolerated(&self, host: &HostName) -> bool {
-        self.tolerated.contains(host)
+        self.failures.tolerated().contains(host)
     }
 
-    pub(super) fn note_failed(&mut self, host: &HostName) {
-        if !self.failed_hosts.contains(host) {
-            self.failed_hosts.insert(host.clone());
-        }
+    /// A step of the plan, and those that follow it in its lane.
+    pub(super) fn rest_of_lane(&self, step: StepId) -> &[Step] {
+        self.index.rest_of_lane(&self.plan, step)
     }
 
-    /// The rollback goes on without what the rest of the failed step's lane would have reached: also a proxy to which the
-    /// lane would have given a backend back.
     pub(super) fn tolerate(&mut self, failure: Failure) {
         let rest = self.index.rest_of_lane(&self.plan, failure.step);
-        self.tolerated.extend(rest.iter().flat_map(Step::hosts).cloned());
-        match &mut self.first_tolerated {
-            Some(first) => first.merge(failure),
-            none @ None => *none = Some(failure),
-        }
+        self.failures.tolerate(failure, rest);
+    }
+
+    pub(super) fn tolerate_known(&mut self, failure: Failure) {
+        let rest = self.index.rest_of_lane(&self.plan, failure.step);
+        self.failures.tolerate_known(failure, rest);
+    }
+
+    pub(super) fn skip(&mut self, failure: Failure) {
+        let rest = self.index.rest_of_lane(&self.plan, failure.step);
+        self.failures.skip(failure, rest);
+    }
+
+    /// Would it leave too many hosts behind to go on without the rests of these steps' lanes?
+    pub(super) fn too_many(&self, most: Option<u32>, steps: impl IntoIterator<Item = StepId>) -> Option<TooMany> {
+        let most = most?;
+        let rests = steps.into_iter().map(|step| self.rest_of_lane(step));
+        let hosts = self.failures.would_be_behind(rests);
+        let allowed = usize::try_from(most).unwrap_or(usize::MAX);
+        (hosts > allowed).then_some(TooMany { hosts, most })
+    }
+
+    pub(super) fn recovered(&mut self, step: &Step) {
+        let (index, plan) = (&self.index, &self.plan);
+        self.failures.recovered(step, |id| index.step(plan, id));
     }
 
     /// How a rollback ends that went through all its phases.
     pub(super) fn final_ending(&self) -> Ending {
         let excused = &self.plan.body.excused;
-        let mut hosts = self.tolerated.clone();
+        let mut hosts = self.failures.tolerated().clone();
         hosts.extend(excused.iter().map(|e| e.host.clone()));
         let hosts: Vec<HostName> = hosts.into_iter().collect();
-        match &self.first_tolerated {
+        match self.failures.first_tolerated() {
             Some(failure) => {
                 let cause = match self.step(failure.step) {
                     Some(step) => problems::of_step(step, step.action, failure.problem.clone(), 0),

@@ -10,8 +10,9 @@
 use jiff::Timestamp;
 
 use super::Corrupt;
+use super::hands::Abort;
 use super::judge::Judgement;
-use super::run::{FIRST_ATTEMPT, Failure, Run, StepState, held};
+use super::run::{Failure, Run, StepState, held};
 use super::wave::Wave;
 use crate::event::{Direction, Ending, Event, Problem};
 use crate::ids::StepId;
@@ -89,11 +90,11 @@ impl Undoing {
             Some(_) | None => {
                 let direction = Direction::Undo;
                 let due = part.wave.due();
-                due.map(|step| Event::StepIntended {
+                due.map(|(_, step)| Event::StepIntended {
                     at,
                     step,
                     direction,
-                    attempt: FIRST_ATTEMPT,
+                    attempt: run.next_attempt(step, direction),
                 })
                 .collect()
             }
@@ -147,7 +148,7 @@ impl Undoing {
         };
         part.wave.end(place.lane, failure.is_none());
         if let Some(failure) = failure {
-            step.hosts().for_each(|host| run.note_failed(host));
+            run.failures.note(step, Direction::Undo);
             match &mut self.stuck {
                 Some(first) => first.merge(failure),
                 none @ None => *none = Some(failure),
@@ -157,6 +158,18 @@ impl Undoing {
             self.left.pop();
         }
         Ok(())
+    }
+
+    /// An operator stopped it here, and nothing is in flight.
+    pub(super) fn aborted(&self, run: &Run, abort: &Abort, at: Timestamp) -> Event {
+        let why = match &self.stuck {
+            Some(stuck) => self.held_because(run, stuck),
+            None => problems::undo_left(&self.cause),
+        };
+        Event::Ended {
+            at,
+            ending: held(run, problems::aborted(&abort.by, &abort.reason, Some(&why))),
+        }
     }
 
     fn held_because(&self, run: &Run, stuck: &Failure) -> Problem {

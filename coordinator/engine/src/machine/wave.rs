@@ -1,7 +1,8 @@
 //! One batch under way, in either direction: lanes side by side, in each lane one step at a time.
 //!
 //! Invariants: a lane is ready (its next step is due), in flight, or done; `ready` and `in_flight` count exactly
-//! these, so that asking what is due, or whether anything is, never walks over the lanes that are neither.
+//! these, so that asking what is due, or whether anything is, never walks over the lanes that are neither. A lane that
+//! a failure ended keeps the steps that it did not get to: somebody may send it on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,11 +28,11 @@ impl Wave {
         }
     }
 
-    /// The next step of every ready lane, in plan order.
-    pub fn due(&self) -> impl Iterator<Item = StepId> {
+    /// Every ready lane with its next step, in plan order.
+    pub fn due(&self) -> impl Iterator<Item = (usize, StepId)> {
         self.ready
             .iter()
-            .filter_map(|lane| self.lanes.get(lane).and_then(|steps| steps.last()).copied())
+            .filter_map(|lane| self.lanes.get(lane).and_then(|steps| Some((*lane, *steps.last()?))))
     }
 
     /// Marks the step as begun; false when it is not due.
@@ -48,14 +49,21 @@ impl Wave {
         true
     }
 
-    /// The lane's step in flight has ended. With `go_on` the next one is due, otherwise the lane is done.
-    pub fn end(&mut self, lane: usize, go_on: bool) {
+    /// The lane's step in flight has ended. With `go_on` the next one is due, otherwise the lane is done. True: its next
+    /// step is due.
+    pub fn end(&mut self, lane: usize, go_on: bool) -> bool {
         self.in_flight = self.in_flight.saturating_sub(1);
-        if go_on && self.lanes.get(&lane).is_some_and(|steps| !steps.is_empty()) {
+        let more = go_on && self.lanes.get(&lane).is_some_and(|steps| !steps.is_empty());
+        if more {
             self.ready.insert(lane);
-        } else {
-            self.lanes.remove(&lane);
         }
+        more
+    }
+
+    /// The lane was done with this step; now the step is due once more, and after it the rest of the lane.
+    pub fn again(&mut self, lane: usize, step: StepId) {
+        self.lanes.entry(lane).or_default().push(step);
+        self.ready.insert(lane);
     }
 
     /// Nothing is in flight.

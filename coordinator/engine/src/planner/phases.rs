@@ -27,11 +27,20 @@ use super::scope::{Member, Scope};
 pub(super) struct Drafter<'a> {
     scope: &'a Scope<'a>,
     runbook: &'a Runbook,
+    /// Hosts with something to do in the app phase.
+    worked_on: usize,
 }
 
 impl<'a> Drafter<'a> {
     pub fn new(scope: &'a Scope<'a>, runbook: &'a Runbook) -> Self {
-        Self { scope, runbook }
+        let mut drafter = Self {
+            scope,
+            runbook,
+            worked_on: 0,
+        };
+        let works = |host: &&[Member<'_>]| !drafter.app_steps(host, scope.schema_changes).is_empty();
+        drafter.worked_on = scope.hosts().filter(works).count();
+        drafter
     }
 
     pub fn draft(&self) -> Vec<Phase> {
@@ -93,19 +102,22 @@ impl<'a> Drafter<'a> {
 
     fn app(&self) -> Option<Phase> {
         let quiesced = self.scope.schema_changes;
-        let lanes = self.scope.hosts().map(|host| HostLane {
-            host,
-            steps: self.app_steps(host, quiesced),
+        let lanes = self.scope.hosts().map(|host| {
+            let steps = self.app_steps(host, quiesced);
+            let checks = self.app_checks(host, &steps);
+            HostLane { host, steps, checks }
         });
         let lanes: Vec<HostLane<'_>> = lanes.filter(|lane| !lane.steps.is_empty()).collect();
-        let sizes = if quiesced {
-            &self.runbook.batches_when_quiesced
+        let batches = if quiesced {
+            // Everybody is down already: a limit would only keep them down for longer.
+            let all = lanes.len();
+            cut(lanes, &self.runbook.batches_when_quiesced, all)
         } else {
-            &self.runbook.batches
+            let limit = self.runbook.max_unavailable.of(lanes.len());
+            cut(lanes, &self.runbook.batches, limit)
         };
-        let batches = cut(lanes, sizes);
         let batches = if quiesced || self.runbook.all_at_once() {
-            let plain = |batch: Vec<HostLane<'_>>| batch.into_iter().map(|l| lane(l.steps)).collect();
+            let plain = |batch: Vec<HostLane<'_>>| batch.into_iter().map(HostLane::plain).collect();
             batches.into_iter().map(plain).collect()
         } else {
             self.in_rotation(batches)
@@ -126,7 +138,12 @@ impl<'a> Drafter<'a> {
                     let to_drain = spared.iter().filter(|s| !s.found_out);
                     let drains = to_drain.map(|s| self.backend_step(s, Action::Drain));
                     let resumes = spared.iter().map(|s| self.backend_step(s, Action::Resume));
-                    lane(drains.chain(l.steps.iter().cloned()).chain(resumes).collect())
+                    lane(
+                        drains
+                            .chain(l.steps.iter().chain(&l.checks).cloned())
+                            .chain(resumes)
+                            .collect(),
+                    )
                 };
                 cut.push(batch.iter().map(spare).collect());
                 rotation.batch_done(&batch);
@@ -149,6 +166,16 @@ impl<'a> Drafter<'a> {
         }
         steps.extend(of(Role::App).filter(to_start).map(|m| self.step(m, Action::Start)));
         steps
+    }
+
+    /// What the lane of a host has moved is verified before the host gets requests again, and before the next batch begins.
+    fn app_checks(&self, host: &[Member<'_>], steps: &[Step]) -> Vec<Step> {
+        if !self.runbook.checks.after_batch {
+            return Vec::new();
+        }
+        let moved: BTreeSet<&Target> = steps.iter().map(|s| &s.target).collect();
+        let moved = host.iter().filter(|m| moved.contains(&m.change.target));
+        moved.map(|m| self.step(m, Action::Verify)).collect()
     }
 
     fn proxy(&self) -> Vec<Lane> {
@@ -263,6 +290,22 @@ impl<'a> Drafter<'a> {
         }
     }
 
+    /// Where a phase can be gone on from after a failure: how many hosts may be left behind. `None`: any number.
+    fn limit(&self, name: PhaseName) -> Option<u32> {
+        match name {
+            PhaseName::App | PhaseName::Proxy | PhaseName::Verify => {}
+            PhaseName::Preflight
+            | PhaseName::Stage
+            | PhaseName::Protect
+            | PhaseName::Quiesce
+            | PhaseName::Database
+            | PhaseName::Finish => return None,
+        }
+        let hosts = self.worked_on;
+        let limit = self.runbook.max_unavailable.of(hosts);
+        (limit < hosts).then(|| u32::try_from(limit).unwrap_or(u32::MAX))
+    }
+
     fn phase(&self, name: PhaseName, batches: Vec<Vec<Lane>>) -> Option<Phase> {
         let batches: Vec<Batch> = batches
             .into_iter()
@@ -274,7 +317,7 @@ impl<'a> Drafter<'a> {
         (!batches.is_empty()).then(|| Phase {
             name,
             on_failure: self.runbook.on_failure(name),
-            max_unavailable: None,
+            max_unavailable: self.limit(name),
             batches,
         })
     }

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::event::Problem;
-use crate::ids::{HostName, Target};
-use crate::problems::NAMED;
+use crate::ids::{ComponentName, HostName, Target};
+use crate::problems::{NAMED, name_some};
 use crate::release::{Action, Role};
 
 /// One reason.
@@ -14,6 +14,27 @@ pub enum Refusal {
     NothingInScope,
     #[error("the runbook takes back databases only, and they are to stay")]
     NothingToChange,
+    #[error("nothing of the release is in the scope that was asked for")]
+    NothingSelected,
+    #[error("the release has no service {service}; it has: {}", name_some(known.iter()))]
+    UnknownService {
+        service: ComponentName,
+        known: Vec<ComponentName>,
+    },
+    #[error("the release has nothing on a host {host}; it has: {}", name_some(known.iter()))]
+    HostNotInRelease { host: HostName, known: Vec<HostName> },
+    #[error("{service}: the runbook {runbook} is for other services: {}", name_some(services.iter()))]
+    ServiceNotOfRunbook {
+        service: ComponentName,
+        runbook: String,
+        services: Vec<ComponentName>,
+    },
+    #[error("{name}: nothing of it is in the rest of the scope that was asked for")]
+    SelectsNothing { name: String },
+    #[error(
+        "{target}: is excluded, and reads {config}, which changes: it would start with another configuration than it has"
+    )]
+    ReaderExcluded { target: Target, config: ComponentName },
     #[error("{target}: the release names it twice")]
     NamedTwice { target: Target },
     #[error("{host}: the release names this host, but no such agent is enrolled")]
@@ -22,9 +43,9 @@ pub enum Refusal {
     HostUnreachable { host: HostName, reason: String },
     #[error("{host}: unreachable ({reason}), and it holds a database, which no runbook leaves out")]
     DatabaseUnreachable { host: HostName, reason: String },
-    #[error("{} hosts are unreachable, and the runbook leaves out {allowed} at most: {}", hosts.len(), crate::problems::name_some(hosts.iter()))]
+    #[error("{} hosts are unreachable, and the runbook leaves out {allowed} at most: {}", hosts.len(), name_some(hosts.iter()))]
     TooManyUnreachable { hosts: Vec<HostName>, allowed: usize },
-    #[error("none of the release's hosts is reachable: {}", crate::problems::name_some(hosts.iter()))]
+    #[error("none of the release's hosts is reachable: {}", name_some(hosts.iter()))]
     NobodyReachable { hosts: Vec<HostName> },
     #[error("{target}: the host has no such component")]
     UnknownComponent { target: Target },
@@ -48,6 +69,13 @@ impl Refusal {
         match self {
             Refusal::NothingInScope => "choose a release that was recorded on this fleet",
             Refusal::NothingToChange => "leave out --database keep, or choose another runbook",
+            Refusal::NothingSelected => "ask for more: rollbackctl release show RELEASE lists hosts and services",
+            Refusal::UnknownService { .. } | Refusal::HostNotInRelease { .. } => {
+                "correct the name: rollbackctl release show RELEASE lists hosts and services"
+            }
+            Refusal::ServiceNotOfRunbook { .. } => "leave the service out, or choose another runbook",
+            Refusal::SelectsNothing { .. } => "leave the name out, or what contradicts it",
+            Refusal::ReaderExcluded { .. } => "exclude the configuration, too, or do not exclude the application",
             Refusal::NamedTwice { .. } => "record the release again",
             Refusal::UnknownHost { .. } => "enroll the host, or choose a release that does not need it",
             Refusal::DatabaseUnreachable { .. } => "bring the host and its agent back",
@@ -72,6 +100,12 @@ impl Refusal {
         match self {
             Refusal::NothingInScope
             | Refusal::NothingToChange
+            | Refusal::NothingSelected
+            | Refusal::UnknownService { .. }
+            | Refusal::HostNotInRelease { .. }
+            | Refusal::ServiceNotOfRunbook { .. }
+            | Refusal::SelectsNothing { .. }
+            | Refusal::ReaderExcluded { .. }
             | Refusal::NamedTwice { .. }
             | Refusal::RoleDiffers { .. } => "RB0202",
             Refusal::UnknownHost { .. }

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::ids::{HostName, Target};
-use crate::plan::Step;
+use crate::plan::{Lane, Step};
 use crate::release::Role;
 
 use super::scope::{Member, Scope};
@@ -19,6 +19,17 @@ use super::scope::{Member, Scope};
 pub(super) struct HostLane<'a> {
     pub host: &'a [Member<'a>],
     pub steps: Vec<Step>,
+    /// Of what the steps have moved, before anybody is sent there again.
+    pub checks: Vec<Step>,
+}
+
+impl HostLane<'_> {
+    /// Nobody is taken out of a proxy for it.
+    pub fn plain(self) -> Lane {
+        Lane {
+            steps: self.steps.into_iter().chain(self.checks).collect(),
+        }
+    }
 }
 
 /// One upstream of a proxy.

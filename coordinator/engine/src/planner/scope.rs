@@ -5,13 +5,14 @@
 use std::collections::BTreeSet;
 
 use crate::ids::{ComponentName, HostName, Target};
-use crate::plan::{Change, DatabaseChoice, Excused};
+use crate::plan::{Change, DatabaseChoice, Excused, Selection};
 use crate::release::{
     Action, ObservedComponent, ObservedFleet, ObservedHost, Release, ReleaseEntry, Role, Serving, Upstreams,
 };
 use crate::runbook::{Runbook, Unreachable};
 
 use super::refusal::{PlanRefused, Refusal};
+use super::selection::{Part, Parts, Request};
 
 /// One component in scope.
 #[derive(Debug)]
@@ -62,13 +63,21 @@ pub(super) struct Scope<'a> {
     /// Sorted by target: the members of a host stand together.
     pub members: Vec<Member<'a>>,
     pub excused: Vec<Excused>,
+    pub selection: Selection,
+    /// Sorted.
+    pub outside: Vec<Target>,
     /// Of a database, or all that is in one.
     pub schema_changes: bool,
     pub anything_changes: bool,
 }
 
 impl<'a> Scope<'a> {
-    pub fn of(observed: &'a ObservedFleet, release: &Release, runbook: &Runbook) -> Result<Self, PlanRefused> {
+    pub fn of(
+        observed: &'a ObservedFleet,
+        release: &Release,
+        runbook: &Runbook,
+        request: &Request,
+    ) -> Result<Self, PlanRefused> {
         let mut refusals = Vec::new();
         // Such a plan would verify what is there, and be taken for a rollback.
         if !runbook.roles.iter().any(|role| runbook.changes(*role)) {
@@ -89,6 +98,14 @@ impl<'a> Scope<'a> {
                 });
             }
         }
+        let parts = Parts::of(observed, &entries, runbook, request).map_err(|more| {
+            refusals.extend(more);
+            PlanRefused {
+                reasons: std::mem::take(&mut refusals),
+            }
+        })?;
+        let outside = parts.outside();
+        entries.retain(|e| parts.part(&e.target) != Part::Outside);
         for of_host in entries.chunk_by(|a, b| a.target.host == b.target.host) {
             let Some(host) = of_host.first().map(|e| &e.target.host) else {
                 continue;
@@ -111,7 +128,8 @@ impl<'a> Scope<'a> {
                 Some(ObservedHost::Reachable(components)) => {
                     let first = members.len();
                     for entry in of_host {
-                        match member(entry, components.get(&entry.target.component), runbook) {
+                        let part = parts.part(&entry.target);
+                        match member(entry, part, components.get(&entry.target.component), runbook) {
                             Ok(member) => members.push(member),
                             Err(refusal) => refusals.push(refusal),
                         }
@@ -143,6 +161,8 @@ impl<'a> Scope<'a> {
         Ok(Self {
             members,
             excused,
+            selection: parts.selection,
+            outside,
             schema_changes,
             anything_changes,
         })
@@ -161,6 +181,7 @@ impl<'a> Scope<'a> {
 
 fn member<'a>(
     entry: &ReleaseEntry,
+    part: Part,
     observed: Option<&'a ObservedComponent>,
     runbook: &Runbook,
 ) -> Result<Member<'a>, Refusal> {
@@ -183,7 +204,7 @@ fn member<'a>(
             });
         }
     };
-    let in_reach = runbook.changes(component.role);
+    let in_reach = part == Part::Selected && runbook.changes(component.role);
     let from_backup = in_reach && component.role == Role::Database && runbook.database == DatabaseChoice::Restore;
     if from_backup && !component.restores {
         return Err(Refusal::CannotRestore { target: target() });

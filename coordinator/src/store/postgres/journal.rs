@@ -5,7 +5,7 @@ use rollback_engine::ids::{RollbackId, Target};
 use sqlx::{query, query_as};
 
 use super::session::{Lane, Transaction};
-use super::{from_sql, lease, to_sql};
+use super::{documents, from_sql, lease, to_sql};
 use crate::store::chain::{self, EVENT_FORMAT, Link};
 use crate::store::{Closing, Created, Fence, NewRollback, Recorded, StoreError};
 
@@ -122,7 +122,7 @@ async fn close(tx: &mut Transaction, id: &RollbackId, closing: &Closing) -> Resu
         )
         .await?;
     }
-    Ok(())
+    documents::write(tx, &closing.documents).await
 }
 
 async fn write(tx: &mut Transaction, id: &RollbackId, last: (u64, String), events: &[Event]) -> Result<(), StoreError> {

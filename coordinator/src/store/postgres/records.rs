@@ -1,4 +1,5 @@
-//! Releases, agents and join tokens: what is not fenced, because it is as true from any replica.
+//! Releases, agents and join tokens. What is as true from any replica is not fenced; what is said of a release later is the
+//! leader's to say.
 
 use std::collections::BTreeSet;
 
@@ -7,9 +8,10 @@ use rollback_engine::ids::ReleaseName;
 use rollback_engine::release::Release;
 use sqlx::{query, query_as};
 
+use super::lease;
 use super::session::Lane;
 use crate::store::chain::damaged;
-use crate::store::{AgentRecord, FleetId, NewToken, StoreError, newest_first};
+use crate::store::{AgentRecord, Fence, FleetId, NewToken, StoreError, newest_first, relabelled};
 
 pub async fn add_release(lane: &Lane, release: &Release) -> Result<bool, StoreError> {
     let document = serde_json::to_string(release).map_err(damaged("a release"))?;
@@ -46,6 +48,38 @@ pub async fn releases(lane: &Lane) -> Result<Vec<Release>, StoreError> {
     tx.commit().await?;
     let releases: Result<Vec<Release>, StoreError> = rows.into_iter().map(read_release).collect();
     releases.map(newest_first)
+}
+
+pub async fn update_release(lane: &Lane, fence: &Fence, release: &Release) -> Result<bool, StoreError> {
+    let mut tx = lease::fence(lane, "write the release", fence).await?;
+    let stored = tx
+        .optional(
+            query_as("SELECT document, stable FROM releases WHERE name = $1 FOR UPDATE").bind(release.name.as_str()),
+        )
+        .await?;
+    let Some(stored) = stored else {
+        tx.roll_back().await?;
+        return Ok(false);
+    };
+    let new = relabelled(read_release(stored)?, release);
+    tx.execute(
+        query("UPDATE releases SET document = $1, stable = $2 WHERE name = $3")
+            .bind(serde_json::to_string(&new).map_err(damaged("a release"))?)
+            .bind(new.stable)
+            .bind(new.name.as_str()),
+    )
+    .await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+pub async fn remove_release(lane: &Lane, fence: &Fence, name: &ReleaseName) -> Result<bool, StoreError> {
+    let mut tx = lease::fence(lane, "remove the release", fence).await?;
+    let removed = tx
+        .execute(query("DELETE FROM releases WHERE name = $1").bind(name.as_str()))
+        .await?;
+    tx.commit().await?;
+    Ok(removed == 1)
 }
 
 pub async fn save_agent(lane: &Lane, agent: &AgentRecord) -> Result<(), StoreError> {

@@ -246,6 +246,7 @@ async fn what_an_end_says_of_releases_is_written_with_it(world: &World) {
     let closing = Closing {
         works: Some("v2".into()),
         abandoned: vec!["v3".into()],
+        documents: Vec::new(),
     };
     let refused = store
         .append(&epoch, &id("r1"), 9, &events(1), "{}", Some(&closing))

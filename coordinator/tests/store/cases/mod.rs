@@ -1,5 +1,6 @@
 //! What every store has to do, case by case. A case gets a store of its own, and runs beside the others.
 
+pub mod documents;
 pub mod journal;
 pub mod leadership;
 pub mod records;
@@ -28,7 +29,7 @@ pub(crate) use cases;
 
 /// What every store has to do.
 pub fn of_every_store() -> impl Iterator<Item = &'static Case> {
-    [leadership::CASES, journal::CASES, records::CASES]
+    [leadership::CASES, journal::CASES, records::CASES, documents::CASES]
         .into_iter()
         .flatten()
 }

@@ -3,9 +3,10 @@
 use std::io::{IsTerminal, Write};
 
 use anyhow::Context as _;
-use rollback_proto::v1::{Consent, PlanRollbackResponse, RollbackTarget};
+use rollback_proto::v1::{Consent, PlanRollbackResponse};
 use serde_json::json;
 
+use super::Wanted;
 use super::consent::{Accept, Shown};
 use crate::cli::Format;
 use crate::client::Client;
@@ -34,11 +35,11 @@ pub fn has_terminal() -> bool {
 /// Shows the plan with its findings and asks. Everything goes to stderr: it is talk, not data.
 pub async fn ask(
     client: &mut Client,
-    target: RollbackTarget,
+    wanted: &Wanted,
     accept: Option<Accept>,
     format: Format,
 ) -> anyhow::Result<Answer> {
-    let response = show(client, target).await?;
+    let response = show(client, wanted).await?;
     let verdict = plan::verdict(&response);
     if verdict == ExitCode::Blocked {
         return blocked(&response, format);
@@ -60,19 +61,26 @@ pub async fn ask(
     };
     let question = if verdict == ExitCode::Done {
         "Nothing would change. Verify the whole fleet all the same?".to_owned()
-    } else {
+    } else if wanted.question.is_empty() {
         let release = response.plan.as_ref().map(|p| clean(&p.release)).unwrap_or_default();
         format!("Roll the fleet back to {release}?")
+    } else {
+        wanted.question.clone()
     };
-    // Nothing else waits on this thread while a person thinks; the connection's pings run on the other ones.
-    let answer = tokio::task::block_in_place(|| read_answer(&format!("{question} [y/N] ")))?;
-    let agreed = matches!(answer.trim().to_lowercase().as_str(), "y" | "yes");
+    let agreed = confirm(&question)?;
     Ok(if agreed { yes(response, consent) } else { Answer::No })
 }
 
+/// A question that is answered with y or yes; anything else is no. Needs a terminal.
+pub fn confirm(question: &str) -> anyhow::Result<bool> {
+    // Nothing else waits on this thread while a person thinks; the connection's pings run on the other ones.
+    let answer = tokio::task::block_in_place(|| read_answer(&format!("{question} [y/N] ")))?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
 /// `--yes` with a consent that goes by what the plan shows: the plan is shown, and nobody is asked.
-pub async fn accept_shown(client: &mut Client, target: RollbackTarget, format: Format) -> anyhow::Result<Answer> {
-    let response = show(client, target).await?;
+pub async fn accept_shown(client: &mut Client, wanted: &Wanted, format: Format) -> anyhow::Result<Answer> {
+    let response = show(client, wanted).await?;
     if plan::verdict(&response) == ExitCode::Blocked {
         return blocked(&response, format);
     }
@@ -92,9 +100,11 @@ fn apply(shown: Option<&Shown>, accept: Accept) -> anyhow::Result<Option<Consent
     Ok(Some(consent))
 }
 
-async fn show(client: &mut Client, target: RollbackTarget) -> anyhow::Result<PlanRollbackResponse> {
+/// A saved plan, too, is shown as the coordinator has it, and not as the file says.
+async fn show(client: &mut Client, wanted: &Wanted) -> anyhow::Result<PlanRollbackResponse> {
     output::note("Asking every host whether it can …");
-    let response = plan::fetch(client, target).await?;
+    let saved = wanted.saved.as_ref().map(|(sealed, _)| sealed.clone());
+    let response = plan::fetch(client, wanted.target.clone(), saved.unwrap_or_default()).await?;
     // Agreeing is what comes next, or has been done on the command line.
     output::note(&format!("\n{}", plan::text(&response, "", Paint::stderr())));
     Ok(response)

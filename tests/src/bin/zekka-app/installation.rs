@@ -39,6 +39,9 @@ pub struct Fault {
     pub unhealthy: bool,
     #[serde(default)]
     pub start_delay_ms: u64,
+    /// It does not begin to serve for as long as this is set.
+    #[serde(default)]
+    pub start_held: bool,
 }
 
 impl Fault {

@@ -19,6 +19,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::installation::Installation;
 
+/// At a fault that holds the start up.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+
 type Answer = (StatusCode, Json<Value>);
 
 struct Service {
@@ -45,7 +48,7 @@ async fn run(installation: Installation) -> Result<()> {
     installation.note("start")?;
     tokio::select! {
         _ = term.recv() => return Ok(()),
-        () = tokio::time::sleep(installation.fault().start_delay()) => {}
+        () = may_start(&installation) => {}
     }
     let var = |name: &str| std::env::var(name).with_context(|| format!("the environment lacks {name}"));
     let pool = match std::env::var("DATABASE_URL") {
@@ -82,6 +85,14 @@ async fn run(installation: Installation) -> Result<()> {
         .with_graceful_shutdown(until_asked)
         .await
         .context("serve")
+}
+
+/// The start takes as long as the experiment wants it to.
+async fn may_start(installation: &Installation) {
+    tokio::time::sleep(installation.fault().start_delay()).await;
+    while installation.fault().start_held {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
 }
 
 fn failed(error: impl std::fmt::Display) -> Answer {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rollback_proto::problem::{Code, Problem};
 use sqlx::Row as _;
 use sqlx::postgres::PgConnection;
@@ -80,7 +81,35 @@ impl PostgresDriver {
             Some(Ok(())) | None => Finding::warning(problem),
         };
         findings.push(finding.with_loss(cost.data_loss(&sealed.name, &taken_at)));
+        findings.extend(self.too_old(&sealed).map(|problem| match step.consent {
+            // Whoever agreed has seen of when it is, and what that costs.
+            Some(_) => Finding::warning(problem),
+            None => Finding::blocker(problem),
+        }));
         findings
+    }
+
+    /// What a restore of this backup would lose grows with every day, and a plan that counts on it is no plan any more.
+    fn too_old(&self, sealed: &Sealed) -> Option<Problem> {
+        let age = Timestamp::now().duration_since(sealed.manifest.taken_at);
+        let allowed = self.config.backup_max_age;
+        Duration::try_from(age).is_ok_and(|age| age > allowed).then(|| {
+            let component = &self.component;
+            Problem::new(
+                Code::BackupTooOld,
+                format!(
+                    "the newest backup of the schema to go back to, {}, was taken {}; backup_max_age is {} hours",
+                    sealed.name,
+                    ago(sealed.manifest.taken_at),
+                    allowed.as_secs() / 3600
+                ),
+            )
+            .remedy(format!(
+                "take in a newer one: rollback-agent database adopt {component} DUMP; or raise backup_max_age; or agree to \
+                 what is lost: rollbackctl fleet rollback --accept-data-loss=ROWS, or =all; from now on, make one of each \
+                 release while it runs: backup_on_record"
+            ))
+        })
     }
 
     /// What `prepare` for migrations has to say of restores: what the other way would cost where there is no way by
@@ -98,6 +127,10 @@ impl PostgresDriver {
                     finding.problem = or_else(finding.problem.clone(), &cost);
                 }
             }
+            // It is the only way there is, and not a good one.
+            let newest = backups::newest_of(&self.config, &self.component, &step.to.digest);
+            let too_old = newest.ok().flatten().and_then(|sealed| self.too_old(&sealed));
+            findings.extend(too_old.map(Finding::blocker));
         }
         if let Ok(mut c) = self.connector.patient(step).maintenance().await {
             let aside = self.put_aside(&mut c).await.unwrap_or_default();

@@ -1,0 +1,350 @@
+//! Brings hosts home that were away while the fleet went somewhere else, when the runbook of that rollback says so: the leader
+//! starts a rollback for each of them as soon as it is connected again.
+//!
+//! ```text
+//! awaited ──connected──▶ elsewhere? ──yes──▶ rollback 1 ──verified──▶ home
+//!    ▲                       │ no                │ any other end
+//!    └─ looked at later ◀────┘                   └──▶ pause ──▶ rollback 2 … ──▶ given up, until a person acts
+//! ```
+//!
+//! Invariants:
+//! - A request id follows from the rollback that went on without the host, the host, and the attempt. So each attempt is
+//!   started once, whichever leader does it, and the journal knows how many there were.
+//! - At most [`ATTEMPTS`] rollbacks, with pauses between them. A person who is asked for (consent, approval, a database that
+//!   changes) is not replaced.
+//! - Whoever else holds a part of what is needed goes first.
+//!
+//! Leaves out hosts on which something failed, and those that an operator left out: [`crate::objective`] says which these are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use rollback_engine::ids::{Epoch, HostName, RollbackId};
+use rollback_engine::plan::Plan;
+use rollback_engine::planner::{self, Purpose, Request};
+use rollback_proto::problem::{Code, Problem};
+use tokio::time::Instant;
+
+use crate::inventory::Inventory;
+use crate::leader::{Leader, Start};
+use crate::objective::{self, Convergence, Objectives};
+use crate::projection::Summary;
+use crate::replica::Replica;
+use crate::store::{Store, StoreError};
+use crate::survey::{self, HostSurvey};
+use crate::shelf;
+
+/// Rollbacks for one host.
+const ATTEMPTS: u32 = 3;
+/// After the first one that did not help; five times as long after each further one.
+const FIRST_PAUSE: SignedDuration = SignedDuration::from_secs(60);
+/// How often it is looked whether an awaited host is back.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often the store is asked who is awaited, when no rollback has ended here.
+const READ_AGAIN: Duration = Duration::from_secs(15);
+/// A host of which no plan can be made is looked at again: first soon, since it may still be starting, then ever later.
+const LATER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+
+/// Who started it, in the journal.
+const US: &str = "coordinator";
+
+/// Whenever this replica leads, until the process stops.
+pub async fn keep(replica: Replica) {
+    let stop = replica.parts().stop.clone();
+    let mut past = Epoch(0);
+    loop {
+        let leader = tokio::select! {
+            () = stop.cancelled() => return,
+            leader = replica.until_leading_after(past) => leader,
+        };
+        let term = leader.shared().term.clone();
+        past = term.epoch();
+        let mut keeper = Keeper {
+            leader,
+            inventory: Arc::clone(&replica.parts().inventory),
+            later: BTreeMap::new(),
+            given_up: BTreeSet::new(),
+        };
+        tokio::select! {
+            biased;
+            () = term.ended() => {}
+            () = keeper.in_term() => {}
+        }
+    }
+}
+
+/// Of one term.
+struct Keeper {
+    leader: Leader,
+    inventory: Arc<Inventory>,
+    /// Hosts that are not looked at before their time.
+    later: BTreeMap<HostName, Later>,
+    /// Hosts that a person has been told of.
+    given_up: BTreeSet<HostName>,
+}
+
+struct Later {
+    /// For which rollback it was looked at: another one that missed it begins anew.
+    missed_by: RollbackId,
+    not_before: Instant,
+    pause: Duration,
+}
+
+impl Keeper {
+    /// Goes on until the term ends.
+    async fn in_term(&mut self) {
+        self.leader.until_idle().await;
+        loop {
+            let running = self.leader.running_count();
+            let read = Instant::now();
+            match objective::all(self.store()).await {
+                Ok(objectives) => {
+                    let awaited = awaited(&objectives);
+                    self.later.retain(|host, later| awaited.get(host) == Some(&later.missed_by));
+                    for host in self.given_up.extract_if(.., |host| !awaited.contains_key(host)) {
+                        self.leader.shared().troubles.over(&subject(&host));
+                    }
+                    loop {
+                        self.look(&awaited, &objectives).await;
+                        tokio::time::sleep(LOOK).await;
+                        // Ended, or begun: either may say anew who is awaited.
+                        if self.leader.running_count() != running || read.elapsed() >= READ_AGAIN {
+                            break;
+                        }
+                    }
+                }
+                // A store that does not answer ends the term by other means.
+                Err(error) => {
+                    tracing::debug!(%error, "read where hosts shall be");
+                    tokio::time::sleep(READ_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    fn store(&self) -> &dyn Store {
+        self.leader.shared().store.as_ref()
+    }
+
+    async fn look(&mut self, awaited: &BTreeMap<HostName, RollbackId>, objectives: &Objectives) {
+        let now = Instant::now();
+        // One that went away again is looked at as soon as it is back.
+        self.later.retain(|host, _| self.inventory.is_connected(host.as_str()));
+        let due: Vec<(&HostName, &RollbackId)> = awaited
+            .iter()
+            .filter(|(host, _)| self.later.get(*host).is_none_or(|later| later.not_before <= now))
+            .filter(|(host, _)| self.inventory.is_connected(host.as_str()))
+            .collect();
+        if due.is_empty() {
+            return;
+        }
+        let survey = survey::observe(&self.inventory).await;
+        let away = objective::converging(objectives, &survey, |o| o.automatic);
+        for (host, missed_by) in due {
+            let here = away.as_ref().filter(|convergence| convergence.hosts.contains(host));
+            let done = match here {
+                // It is where it shall be, or cannot tell yet.
+                None => Ok(()),
+                Some(convergence) => self.bring_home(host, missed_by, convergence, &survey).await,
+            };
+            // Whoever is at it will be done some time.
+            let in_turn = matches!(&done, Err(problem) if problem.code == Code::ScopeHeld);
+            if let Err(problem) = done {
+                tracing::info!(%host, missed_by = %missed_by, %problem, "not brought where it shall be yet");
+            }
+            self.put_off(host, missed_by, in_turn);
+        }
+    }
+
+    fn put_off(&mut self, host: &HostName, missed_by: &RollbackId, in_turn: bool) {
+        let later = self.later.entry(host.clone()).or_insert_with(|| Later {
+            missed_by: missed_by.clone(),
+            not_before: Instant::now(),
+            pause: LATER.0,
+        });
+        if in_turn {
+            later.pause = LATER.0;
+        }
+        later.not_before = Instant::now() + later.pause;
+        later.pause = (later.pause * 2).min(LATER.1);
+    }
+
+    async fn bring_home(
+        &mut self,
+        host: &HostName,
+        missed_by: &RollbackId,
+        convergence: &Convergence,
+        survey: &[HostSurvey],
+    ) -> Result<(), Problem> {
+        let past = self.attempts(host, missed_by).await?;
+        let attempt = match next(&past, Timestamp::now()) {
+            Next::Attempt(attempt) => attempt,
+            Next::Wait => return Ok(()),
+            Next::GiveUp => {
+                let what = format!(
+                    "{host} was away during rollback {missed_by}, and {ATTEMPTS} attempts did not bring it where it shall be; \
+                     look why: rollbackctl rollback list; then: rollbackctl fleet converge --host {host}"
+                );
+                if self.given_up.insert(host.clone()) {
+                    self.leader.shared().troubles.begin(subject(host), what);
+                }
+                return Ok(());
+            }
+        };
+        let plan = self.plan(host, missed_by, convergence, survey).await?;
+        if let Some(why) = needs_a_person(&plan) {
+            let message = format!("{host} is not brought where it shall be without being asked: {why}");
+            let problem = Problem::new(Code::ApprovalRefused, message);
+            return Err(problem.remedy(format!("bring it there: rollbackctl fleet converge --host {host}")));
+        }
+        let start = Start {
+            plan,
+            request_id: request_id(missed_by, host, attempt),
+            started_by: US.to_owned(),
+            reason: format!("{host} was away when rollback {missed_by} went on without it"),
+            incident: String::new(),
+            // A root of its own.
+            trace_id: hex::encode(rand::random::<[u8; 16]>()),
+            parent_span_id: String::new(),
+            consent: None,
+        };
+        let id = self.leader.start(start).await?;
+        tracing::info!(%host, rollback = %id, %missed_by, attempt, "brings a host where it shall be");
+        Ok(())
+    }
+
+    /// When each rollback for this host ended; `None`: it runs.
+    async fn attempts(&self, host: &HostName, missed_by: &RollbackId) -> Result<Vec<Option<Timestamp>>, StoreError> {
+        let mut past = Vec::new();
+        for attempt in 1..=ATTEMPTS {
+            let Some(id) = self.store().requested(&request_id(missed_by, host, attempt)).await? else {
+                break;
+            };
+            let summary = self.store().summary(&id).await?;
+            let summary = summary.and_then(|s| serde_json::from_str::<Summary>(&s).ok());
+            past.push(summary.and_then(|s| s.ended_at));
+        }
+        Ok(past)
+    }
+
+    async fn plan(
+        &self,
+        host: &HostName,
+        missed_by: &RollbackId,
+        convergence: &Convergence,
+        survey: &[HostSurvey],
+    ) -> Result<Plan, Problem> {
+        let summary = self.store().summary(missed_by).await?;
+        let summary = summary.and_then(|s| serde_json::from_str::<Summary>(&s).ok());
+        let summary =
+            summary.ok_or_else(|| Problem::new(Code::NotFound, format!("rollback {missed_by} cannot be read")))?;
+        let runbook = shelf::called(self.store(), &summary.runbook).await?.runbook()?;
+        let mut request = Request {
+            purpose: Purpose::Converge,
+            ..Request::default()
+        };
+        request.selection.hosts.insert(host.clone());
+        let observed = survey::observed_fleet(survey);
+        planner::plan(&observed, &convergence.release, &runbook, &request)
+            .map_err(|refused| Problem::new(Code::PlanRefused, refused.to_string()).remedy(refused.remedy()))
+    }
+}
+
+fn subject(host: &HostName) -> String {
+    format!("host {host}")
+}
+
+/// Hosts to be brought home without being asked, and the last rollback that went on without them.
+fn awaited(objectives: &Objectives) -> BTreeMap<HostName, RollbackId> {
+    let mut awaited: BTreeMap<HostName, RollbackId> = BTreeMap::new();
+    for (target, objective) in objectives.iter().filter(|(_, objective)| objective.automatic) {
+        if let Some(id) = &objective.rollback_id {
+            let last = awaited.entry(target.host.clone()).or_insert_with(|| id.clone());
+            // Ids sort by time.
+            *last = last.clone().max(id.clone());
+        }
+    }
+    awaited
+}
+
+fn request_id(missed_by: &RollbackId, host: &HostName, attempt: u32) -> String {
+    format!("converge.{missed_by}.{host}.{attempt}")
+}
+
+/// What an operator has to say.
+fn needs_a_person(plan: &Plan) -> Option<&'static str> {
+    let body = &plan.body;
+    if body.restored_databases().next().is_some() || body.schema_changes {
+        Some("a database would change")
+    } else if body.approval.is_some() {
+        Some("its runbook wants a second operator to approve")
+    } else {
+        None
+    }
+}
+
+/// What is to be done for a host that is not where it shall be.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Attempt(u32),
+    /// One runs, or ended a moment ago.
+    Wait,
+    GiveUp,
+}
+
+/// `past`: when the attempts ended, in their order; `None`: it has not.
+fn next(past: &[Option<Timestamp>], now: Timestamp) -> Next {
+    let number = u32::try_from(past.len()).unwrap_or(u32::MAX);
+    match past.last() {
+        None => Next::Attempt(1),
+        Some(None) => Next::Wait,
+        Some(Some(_)) if number >= ATTEMPTS => Next::GiveUp,
+        Some(Some(ended)) => {
+            let pause = FIRST_PAUSE * 5_i32.saturating_pow(number.saturating_sub(1));
+            if now.duration_since(*ended) < pause {
+                Next::Wait
+            } else {
+                Next::Attempt(number + 1)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("a time")
+    }
+
+    #[test]
+    fn attempts_are_few_and_far_between() {
+        let table: [(&[Option<i64>], i64, Next); 8] = [
+            (&[], 0, Next::Attempt(1)),
+            (&[None], 9999, Next::Wait),
+            (&[Some(100)], 159, Next::Wait),
+            (&[Some(100)], 160, Next::Attempt(2)),
+            (&[Some(100), None], 9999, Next::Wait),
+            (&[Some(100), Some(200)], 499, Next::Wait),
+            (&[Some(100), Some(200)], 500, Next::Attempt(3)),
+            (&[Some(100), Some(200), Some(600)], 99_999, Next::GiveUp),
+        ];
+        for (past, now, wanted) in table {
+            let past: Vec<Option<Timestamp>> = past.iter().map(|ended| ended.map(at)).collect();
+            assert_eq!(next(&past, at(now)), wanted, "{past:?} at {now}");
+        }
+    }
+
+    /// Whichever leader does it: the same attempt is the same request, and none is another host's.
+    #[test]
+    fn request_ids_are_names() {
+        let id = RollbackId("0198f0b2-7c1a-7e3f-9d55-000000000001".to_owned());
+        let longest = HostName("h".repeat(64));
+        let name = request_id(&id, &longest, ATTEMPTS);
+        assert_ne!(name, request_id(&id, &longest, 1));
+        assert!(name.ends_with(&format!("{longest}.3")), "{name}");
+    }
+}

@@ -1,0 +1,84 @@
+//! What was done to a rollback, and by whom: its start, and every act of an operator or of its runbook.
+
+use rollback_proto::v1::RollbackEvent;
+use rollback_proto::v1::rollback_event::Kind;
+
+use super::paint::{Paint, Tone};
+use super::problem::brief;
+use super::table::{Table, cell, plain};
+use super::text::{clean, name_some, or_none, stamp, timestamp};
+
+/// Hosts of one act that are named before they are only counted.
+const NAMED_HOSTS: usize = 6;
+
+/// One act.
+pub struct Told {
+    /// "retried"
+    pub word: &'static str,
+    pub tone: Tone,
+    /// Empty: the runbook, or nobody knows.
+    pub by: String,
+    /// "app-2; the port was taken".
+    pub why: String,
+}
+
+/// `None` for what is no act: phases and steps.
+pub fn told(event: &RollbackEvent) -> Option<Told> {
+    let (word, tone) = match Kind::try_from(event.kind).unwrap_or(Kind::Unspecified) {
+        Kind::Created => ("started", Tone::Plain),
+        Kind::Paused if event.by.is_empty() => ("paused by its runbook", Tone::Warn),
+        Kind::Paused => ("paused", Tone::Warn),
+        Kind::Resumed => ("resumed", Tone::Plain),
+        Kind::Retried => ("retried", Tone::Plain),
+        Kind::Skipped => ("skipped", Tone::Warn),
+        Kind::Aborted => ("aborted", Tone::Bad),
+        Kind::Approved => ("approved", Tone::Good),
+        Kind::PhaseStarted
+        | Kind::PhaseEnded
+        | Kind::BatchStarted
+        | Kind::StepStarted
+        | Kind::StepSucceeded
+        | Kind::StepFailed
+        | Kind::StepIndeterminate
+        | Kind::UndoStarted
+        | Kind::Ended
+        | Kind::Progress
+        | Kind::Unspecified => return None,
+    };
+    let mut why = Vec::new();
+    if !event.hosts.is_empty() {
+        why.push(name_some(event.hosts.iter().map(String::as_str), NAMED_HOSTS));
+    }
+    why.extend(event.problem.as_ref().map(brief));
+    // A coordinator may say more than the reason: "then undo".
+    for text in [&event.message, &event.reason] {
+        let text = clean(text);
+        if !text.is_empty() && !why.contains(&text) {
+            why.push(text);
+        }
+    }
+    Some(Told {
+        word,
+        tone,
+        by: clean(&event.by),
+        why: why.join("; "),
+    })
+}
+
+/// A line for each act; empty when there is only the start.
+pub fn lines(events: &[RollbackEvent], paint: Paint) -> String {
+    let acts: Vec<(&RollbackEvent, Told)> = events.iter().filter_map(|e| Some((e, told(e)?))).collect();
+    if acts.len() < 2 {
+        return String::new();
+    }
+    let mut table = Table::new(paint, &["AT", "WHAT", "BY", "WHY"]);
+    for (event, act) in acts {
+        table.row([
+            plain(stamp(timestamp(event.at.as_ref()))),
+            cell(act.tone, act.word),
+            plain(or_none(&act.by)),
+            plain(act.why),
+        ]);
+    }
+    table.render(2)
+}
