@@ -10,7 +10,7 @@ WITH_DOCKER := tests/with-docker.sh
 BUILT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/debug
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench kills soak scenarios test lint lint-tools dependencies
+.PHONY: help man demo bench kills soak scenarios test lint lint-tools dependencies
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,18 @@ soak: dependencies ## Everything that takes long: explorer, simulation, every ki
 	$(SCENARIO) crash-matrix --rounds 0
 	$(SCENARIO) store-restart --rounds 10
 	$(SCENARIO) db-kill-matrix $(ARGS)
+
+# What packages install beside the programs.
+MANUALS ?= $(BUILT)/man
+COMPLETIONS ?= $(BUILT)/completions
+
+man: ## Manual pages and shell completions, for packages (MANUALS=DIR COMPLETIONS=DIR)
+	$(CARGO) build --package rollbackctl
+	$(BUILT)/rollbackctl man --out $(MANUALS)
+	mkdir -p $(COMPLETIONS)
+	$(BUILT)/rollbackctl completions bash > $(COMPLETIONS)/rollbackctl
+	$(BUILT)/rollbackctl completions zsh > $(COMPLETIONS)/_rollbackctl
+	$(BUILT)/rollbackctl completions fish > $(COMPLETIONS)/rollbackctl.fish
 
 scenarios: ## List the scenarios; run one with: cargo run -p fleet-tests --bin scenario -- run NAME
 	$(CARGO) run --quiet -p fleet-tests --bin scenario -- list

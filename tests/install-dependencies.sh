@@ -45,6 +45,7 @@ need busybox-static "small images" has_static_busybox
 need faketime "wall clocks that are moved" has faketime
 need iproute2 "networks of their own, to be cut" has ip
 need pgbouncer "a pooler in front of the store" has pgbouncer
+need tmux "a terminal for the live tree" has tmux
 need zip "archives of releases" has zip
 need unzip "archives of releases" has unzip
 need zstd "archives of releases" has zstd

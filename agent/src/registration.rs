@@ -190,10 +190,11 @@ impl End {
 struct Expectation(Vec<Awaited>);
 
 impl Expectation {
-    /// Says so once for each change. Nothing else is done about it here: it is the leader who takes the fleet anywhere.
-    fn told(&mut self, awaited: Vec<Awaited>) {
+    /// Says so once for each change; `false`: there was none. Nothing else is done about it here: it is the leader who takes
+    /// the fleet anywhere.
+    fn told(&mut self, awaited: Vec<Awaited>) -> bool {
         if self.0 == awaited {
-            return;
+            return false;
         }
         for one in &awaited {
             let version = one.revision.as_ref().map(|r| r.version.as_str()).unwrap_or_default();
@@ -207,13 +208,14 @@ impl Expectation {
                 version,
                 release = one.release,
                 rollback = one.rollback_id,
-                "the fleet went back while this host was away; it may run what must not serve users: {what_next}"
+                "a rollback went on without this host; it may run what must not serve users: {what_next}"
             );
         }
         if awaited.is_empty() {
             tracing::info!("this host is awaited to be nothing else any more");
         }
         self.0 = awaited;
+        true
     }
 }
 

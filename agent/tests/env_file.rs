@@ -227,8 +227,14 @@ async fn what_is_forgotten_is_gone_and_what_others_have_stays() {
     let said = f.driver.forget(&f.old, &[]).await.expect("forget");
     assert!(said.contains("belongs to others"), "{said}");
     let findings = f.driver.prepare(&step).await;
-    assert!(findings.iter().any(|found| found.problem.code == Code::RevisionMissing), "{findings:?}");
-    assert_eq!(f.driver.forget(&f.old, &[]).await.expect("again"), "nothing was kept for it");
+    assert!(
+        findings.iter().any(|found| found.problem.code == Code::RevisionMissing),
+        "{findings:?}"
+    );
+    assert_eq!(
+        f.driver.forget(&f.old, &[]).await.expect("again"),
+        "nothing was kept for it"
+    );
     // The other one comes back all the same.
     assert_eq!(twin.retain("v2.9.0").await.expect("retain").revision, f.old);
     let stage = f.host.step(Action::Stage, &f.new, &f.old);

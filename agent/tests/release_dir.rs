@@ -386,12 +386,19 @@ async fn what_is_forgotten_leaves_the_vault_and_not_the_disk() {
     let f = fleet().await;
     f.driver.retain("v3.0.0").await.expect("retain");
     // Both have lib/deep/data and bin/run; app.js is the old one's own.
-    let said = f.driver.forget(&f.old, std::slice::from_ref(&f.new)).await.expect("forget");
+    let said = f
+        .driver
+        .forget(&f.old, std::slice::from_ref(&f.new))
+        .await
+        .expect("forget");
     assert!(said.starts_with("1 objects, "), "{said}");
     assert!(f.release("v2.9.0").is_dir(), "that directory is somebody else's");
     std::fs::remove_dir_all(f.release("v2.9.0")).expect("remove");
     assert_eq!(f.blockers().await, [Code::RevisionMissing]);
     // The other one comes out of the vault as it was recorded.
+    make_release(&f.host, "v2.9.0");
+    std::fs::remove_file(f.root.join("current")).expect("remove");
+    symlink("releases/v2.9.0", f.root.join("current")).expect("link");
     std::fs::remove_dir_all(f.release("v3.0.0")).expect("remove");
     let stage = f.host.step(Action::Stage, &f.old, &f.new);
     f.driver.stage(&stage).await.expect("stage");

@@ -57,10 +57,12 @@ pub async fn of_end(store: &dyn Store, id: &RollbackId, state: &State) -> Result
 /// Hosts that stopped answering while it ran, and that no operator left out.
 fn lost_hosts(state: &State, skipped: &BTreeSet<HostName>) -> BTreeSet<HostName> {
     let unreachable = Code::HostUnreachable.id();
-    let lost = state.reports().filter(|report| match report.outcome.map(|o| &o.result) {
-        Some(StepResult::Failed(problem)) => problem.code == unreachable,
-        Some(StepResult::Succeeded | StepResult::Indeterminate(_)) | None => false,
-    });
+    let lost = state
+        .reports()
+        .filter(|report| match report.outcome.map(|o| &o.result) {
+            Some(StepResult::Failed(problem)) => problem.code == unreachable,
+            Some(StepResult::Succeeded | StepResult::Indeterminate(_)) | None => false,
+        });
     let hosts = lost.map(|report| &report.step.target.host);
     hosts.filter(|host| !skipped.contains(*host)).cloned().collect()
 }
@@ -112,8 +114,14 @@ impl End<'_> {
         let moved = self.plan.changes.iter().any(Change::moves);
         let target = self.releases.iter().find(|r| r.name == self.plan.release);
         let reached = |e: &ReleaseEntry| changes.get(&e.target).is_some_and(|c| c.to == e.revision);
-        let works = target.filter(|release| self.verified && moved && release.entries.iter().all(reached));
-        let abandoned: Vec<&Release> = if moved { self.abandoned(target, &changes) } else { Vec::new() };
+        // Taking a rollback back goes to what it had come from, which is not to be recommended for that.
+        let proves = self.verified && moved && self.plan.undo_of.is_none();
+        let works = target.filter(|release| proves && release.entries.iter().all(reached));
+        let abandoned: Vec<&Release> = if moved {
+            self.abandoned(target, &changes)
+        } else {
+            Vec::new()
+        };
         let mut documents = self.objectives(target);
         if self.plan.holds {
             let new = abandoned.iter().filter(|r| !self.held.contains(r.name.as_str()));
@@ -182,7 +190,10 @@ impl End<'_> {
         let outside: BTreeSet<&Target> = self.plan.outside.iter().collect();
         let recorded = target.into_iter().flat_map(|release| &release.entries);
         let recorded = recorded.map(|e| (&e.target, e.role, &e.revision));
-        let before = self.before.iter().map(|(target, (role, revision))| (target, *role, revision));
+        let before = self
+            .before
+            .iter()
+            .map(|(target, (role, revision))| (target, *role, revision));
         for (target, role, revision) in recorded.chain(before) {
             if away.contains(&target.host) && !outside.contains(target) && !left.contains(&role) {
                 let objective = self.objective(target, role, revision, (true, self.plan.converges));

@@ -3,15 +3,15 @@
 //!
 //! ```text
 //! awaited ──connected──▶ elsewhere? ──yes──▶ rollback 1 ──verified──▶ home
-//!    ▲                       │ no                │ any other end
+//!    ▲                       │ no                │ undone
 //!    └─ looked at later ◀────┘                   └──▶ pause ──▶ rollback 2 … ──▶ given up, until a person acts
 //! ```
 //!
 //! Invariants:
 //! - A request id follows from the rollback that went on without the host, the host, and the attempt. So each attempt is
 //!   started once, whichever leader does it, and the journal knows how many there were.
-//! - At most [`ATTEMPTS`] rollbacks, with pauses between them. A person who is asked for (consent, approval, a database that
-//!   changes) is not replaced.
+//! - At most [`ATTEMPTS`] rollbacks, with pauses between them; none after one that was held or that somebody ended. A person
+//!   who is asked for (consent, approval, a database that changes) is not replaced.
 //! - Whoever else holds a part of what is needed goes first.
 //!
 //! Leaves out hosts on which something failed, and those that an operator left out: [`crate::objective`] says which these are.
@@ -30,11 +30,11 @@ use tokio::time::Instant;
 use crate::inventory::Inventory;
 use crate::leader::{Leader, Start};
 use crate::objective::{self, Convergence, Objectives};
-use crate::projection::Summary;
+use crate::projection::{Summary, SummaryState};
 use crate::replica::Replica;
+use crate::shelf;
 use crate::store::{Store, StoreError};
 use crate::survey::{self, HostSurvey};
-use crate::shelf;
 
 /// Rollbacks for one host.
 const ATTEMPTS: u32 = 3;
@@ -95,14 +95,14 @@ struct Later {
 impl Keeper {
     /// Goes on until the term ends.
     async fn in_term(&mut self) {
-        self.leader.until_idle().await;
         loop {
             let running = self.leader.running_count();
             let read = Instant::now();
             match objective::all(self.store()).await {
                 Ok(objectives) => {
                     let awaited = awaited(&objectives);
-                    self.later.retain(|host, later| awaited.get(host) == Some(&later.missed_by));
+                    self.later
+                        .retain(|host, later| awaited.get(host) == Some(&later.missed_by));
                     for host in self.given_up.extract_if(.., |host| !awaited.contains_key(host)) {
                         self.leader.shared().troubles.over(&subject(&host));
                     }
@@ -184,7 +184,7 @@ impl Keeper {
             Next::Wait => return Ok(()),
             Next::GiveUp => {
                 let what = format!(
-                    "{host} was away during rollback {missed_by}, and {ATTEMPTS} attempts did not bring it where it shall be; \
+                    "{host} was away during rollback {missed_by}, and it was not brought where it shall be; \
                      look why: rollbackctl rollback list; then: rollbackctl fleet converge --host {host}"
                 );
                 if self.given_up.insert(host.clone()) {
@@ -215,8 +215,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// When each rollback for this host ended; `None`: it runs.
-    async fn attempts(&self, host: &HostName, missed_by: &RollbackId) -> Result<Vec<Option<Timestamp>>, StoreError> {
+    /// What became of every rollback for this host, in their order.
+    async fn attempts(&self, host: &HostName, missed_by: &RollbackId) -> Result<Vec<Past>, StoreError> {
         let mut past = Vec::new();
         for attempt in 1..=ATTEMPTS {
             let Some(id) = self.store().requested(&request_id(missed_by, host, attempt)).await? else {
@@ -224,7 +224,8 @@ impl Keeper {
             };
             let summary = self.store().summary(&id).await?;
             let summary = summary.and_then(|s| serde_json::from_str::<Summary>(&s).ok());
-            past.push(summary.and_then(|s| s.ended_at));
+            // One that cannot be read is for a person, too.
+            past.push(summary.as_ref().map_or(Past::LeftToAPerson, Past::of));
         }
         Ok(past)
     }
@@ -285,6 +286,32 @@ fn needs_a_person(plan: &Plan) -> Option<&'static str> {
     }
 }
 
+/// What became of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Past {
+    Runs,
+    /// It ended well, or everything is as it was before: the next one may do better.
+    Ended(Timestamp),
+    /// It is held, or somebody has ended it.
+    LeftToAPerson,
+}
+
+impl Past {
+    fn of(summary: &Summary) -> Self {
+        let aborted = summary.problem.as_ref().is_some_and(|p| p.code == Code::Aborted.id());
+        match (summary.state, summary.ended_at) {
+            (SummaryState::Running | SummaryState::Undoing, _) => Past::Runs,
+            (SummaryState::Verified | SummaryState::Undone | SummaryState::Partial, Some(at)) if !aborted => {
+                Past::Ended(at)
+            }
+            (
+                SummaryState::Held | SummaryState::Verified | SummaryState::Undone | SummaryState::Partial,
+                Some(_) | None,
+            ) => Past::LeftToAPerson,
+        }
+    }
+}
+
 /// What is to be done for a host that is not where it shall be.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
@@ -294,16 +321,17 @@ enum Next {
     GiveUp,
 }
 
-/// `past`: when the attempts ended, in their order; `None`: it has not.
-fn next(past: &[Option<Timestamp>], now: Timestamp) -> Next {
+/// `past`: the attempts until now, in their order.
+fn next(past: &[Past], now: Timestamp) -> Next {
     let number = u32::try_from(past.len()).unwrap_or(u32::MAX);
     match past.last() {
         None => Next::Attempt(1),
-        Some(None) => Next::Wait,
-        Some(Some(_)) if number >= ATTEMPTS => Next::GiveUp,
-        Some(Some(ended)) => {
+        Some(Past::Runs) => Next::Wait,
+        Some(Past::LeftToAPerson) => Next::GiveUp,
+        Some(Past::Ended(_)) if number >= ATTEMPTS => Next::GiveUp,
+        Some(Past::Ended(at)) => {
             let pause = FIRST_PAUSE * 5_i32.saturating_pow(number.saturating_sub(1));
-            if now.duration_since(*ended) < pause {
+            if now.duration_since(*at) < pause {
                 Next::Wait
             } else {
                 Next::Attempt(number + 1)
@@ -322,19 +350,45 @@ mod tests {
 
     #[test]
     fn attempts_are_few_and_far_between() {
-        let table: [(&[Option<i64>], i64, Next); 8] = [
+        let ended = |second| Past::Ended(at(second));
+        let table: [(&[Past], i64, Next); 9] = [
             (&[], 0, Next::Attempt(1)),
-            (&[None], 9999, Next::Wait),
-            (&[Some(100)], 159, Next::Wait),
-            (&[Some(100)], 160, Next::Attempt(2)),
-            (&[Some(100), None], 9999, Next::Wait),
-            (&[Some(100), Some(200)], 499, Next::Wait),
-            (&[Some(100), Some(200)], 500, Next::Attempt(3)),
-            (&[Some(100), Some(200), Some(600)], 99_999, Next::GiveUp),
+            (&[Past::Runs], 9999, Next::Wait),
+            (&[ended(100)], 159, Next::Wait),
+            (&[ended(100)], 160, Next::Attempt(2)),
+            (&[ended(100), Past::Runs], 9999, Next::Wait),
+            (&[ended(100), ended(200)], 499, Next::Wait),
+            (&[ended(100), ended(200)], 500, Next::Attempt(3)),
+            (&[ended(100), ended(200), ended(600)], 99_999, Next::GiveUp),
+            (&[Past::LeftToAPerson], 99_999, Next::GiveUp),
         ];
         for (past, now, wanted) in table {
-            let past: Vec<Option<Timestamp>> = past.iter().map(|ended| ended.map(at)).collect();
-            assert_eq!(next(&past, at(now)), wanted, "{past:?} at {now}");
+            assert_eq!(next(past, at(now)), wanted, "{past:?} at {now}");
+        }
+    }
+
+    /// Who ended it did not do that to see it again a minute later.
+    #[test]
+    fn what_a_person_has_to_look_at_is_not_tried_again() {
+        let table = [
+            (SummaryState::Running, None, Past::Runs),
+            (SummaryState::Undoing, Some(Code::Aborted), Past::Runs),
+            (SummaryState::Undone, Some(Code::StepTimeout), Past::Ended(at(9))),
+            (SummaryState::Undone, Some(Code::Aborted), Past::LeftToAPerson),
+            (SummaryState::Held, Some(Code::StepTimeout), Past::LeftToAPerson),
+            (SummaryState::Verified, None, Past::Ended(at(9))),
+        ];
+        for (state, code, wanted) in table {
+            let runs = wanted == Past::Runs;
+            let json = serde_json::json!({
+                "id": "r", "release": "v2", "runbook": "default@3", "state": state, "blocked": false, "phase": "",
+                "started_by": US, "reason": "", "incident": "", "started_at": at(1), "trace_id": "",
+                "ended_at": (!runs).then(|| at(9)),
+                "steps_total": 0, "steps_done": 0, "failed_hosts": [],
+                "problem": code.map(|c| serde_json::json!({"code": c.id(), "message": "", "remedy": ""})),
+            });
+            let summary: Summary = serde_json::from_value(json).expect("a summary");
+            assert_eq!(Past::of(&summary), wanted, "{state:?} {code:?}");
         }
     }
 

@@ -63,7 +63,10 @@ impl Shape {
 
     fn is_like(&self, other: &Self) -> bool {
         let (few, many) = (self.hosts.min(other.hosts), self.hosts.max(other.hosts));
-        let same = |shape: &Self| Self { hosts: 0, ..shape.clone() };
+        let same = |shape: &Self| Self {
+            hosts: 0,
+            ..shape.clone()
+        };
         few > 0 && many <= few.saturating_mul(ABOUT) && same(self) == same(other)
     }
 }
@@ -131,8 +134,7 @@ fn downtime(worked: &[Worked]) -> Option<u64> {
         let those = worked.iter().filter(move |w| w.phase == phase && w.action == action);
         those.map(|w| w.to).max()
     };
-    let ended =
-        given_back(PhaseName::Proxy, Action::Resume).or_else(|| given_back(PhaseName::App, Action::Start))?;
+    let ended = given_back(PhaseName::Proxy, Action::Resume).or_else(|| given_back(PhaseName::App, Action::Start))?;
     let within = worked.iter().map(|w| (w.from.max(begun), w.to.min(ended)));
     Some(at_work(within.filter(|(from, to)| from < to)))
 }

@@ -12,8 +12,9 @@ use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
 use serde::{Deserialize, Serialize};
 
-use crate::convert;
+use crate::projection::Summary;
 use crate::store::{Document, DocumentKind, Store, StoreError};
+use crate::{convert, history};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
@@ -42,39 +43,41 @@ impl Hold {
         }
     }
 
-    /// Who holds it, since when and why, for messages.
+    /// "held since 2026-11-21T03:13:21Z by ana: leaks file handles", for messages.
     pub fn told(&self) -> String {
+        let who = match &self.rollback_id {
+            Some(id) => format!("rollback {id} (started by {})", self.by),
+            None => self.by.clone(),
+        };
         let reason = if self.reason.is_empty() {
             String::new()
         } else {
             format!(": {}", self.reason)
         };
-        let who = match &self.rollback_id {
-            Some(id) => format!("rollback {id}, started by {},", self.by),
-            None => self.by.clone(),
-        };
-        format!("{who} holds it since {:.0}{reason}", self.since)
+        format!("held since {:.0} by {who}{reason}", self.since)
     }
 }
 
 pub async fn all(store: &dyn Store) -> Result<Holds, StoreError> {
-    store.documents(DocumentKind::Hold).await?.iter().map(read).collect()
+    Ok(store.documents(DocumentKind::Hold).await?.iter().map(read).collect())
 }
 
 pub async fn of(store: &dyn Store, release: &ReleaseName) -> Result<Option<Hold>, StoreError> {
     let document = store.document(DocumentKind::Hold, release.as_str()).await?;
-    let read = document.as_ref().map(read).transpose()?;
-    Ok(read.map(|(_, hold)| hold))
+    Ok(document.map(|document| read(&document).1))
 }
 
-/// What cannot be read closes the gate: to let a bad release pass is worse than to ask a person.
-fn read(document: &Document) -> Result<(ReleaseName, Hold), StoreError> {
+/// What cannot be read holds all the same: to let a bad release pass is worse than to ask a person.
+fn read(document: &Document) -> (ReleaseName, Hold) {
     let hold = serde_json::from_str(document.body.as_deref().unwrap_or_default());
-    let hold = hold.map_err(|e| StoreError::Damaged {
-        what: "the hold of a release",
-        why: format!("{}: {e}", document.key),
-    })?;
-    Ok((document.key.as_str().into(), hold))
+    let hold = hold.unwrap_or_else(|error| Hold {
+        since: Timestamp::UNIX_EPOCH,
+        by: "somebody".to_owned(),
+        reason: format!("what is stored of it is damaged ({error})"),
+        rollback_id: None,
+        content: None,
+    });
+    (document.key.as_str().into(), hold)
 }
 
 pub fn document(release: &ReleaseName, hold: &Hold) -> Document {
@@ -103,12 +106,47 @@ pub fn refuse(release: &Release, holds: &Holds) -> Result<(), Problem> {
     let Some((name, hold)) = by_name.or_else(|| holds.iter().find(|(_, hold)| same(hold))) else {
         return Ok(());
     };
-    let what = if *name == release.name {
-        format!("release {name} is held")
+    let message = if *name == release.name {
+        format!("release {name} is {}", hold.told())
     } else {
-        format!("{} is the same as release {name}, which is held", release.name)
+        format!(
+            "{} is the same as release {name}, which is {}",
+            release.name,
+            hold.told()
+        )
     };
-    Err(refusal(name, format!("{what}: {}", hold.told())))
+    Err(refusal(name, message))
+}
+
+/// May it be deployed now? Not while it is held, and nothing may while a rollback runs: nobody must deploy into one.
+pub async fn gate(store: &dyn Store, release: &ReleaseName) -> Result<v1::CheckGateResponse, Problem> {
+    let hold = of(store, release).await?;
+    let active = history::running(store).await?;
+    let problem = match (&hold, active.first()) {
+        (Some(hold), _) => Some(refusal(release, format!("release {release} is {}", hold.told()))),
+        (None, Some((id, running))) => {
+            let told = running.as_ref().map_or_else(String::new, |s| {
+                format!(
+                    " (to {}, started by {} at {:.0})",
+                    s.release, s.started_by, s.started_at
+                )
+            });
+            let message = format!("rollback {id}{told} runs; nothing may be deployed into it");
+            let watch = format!("when it has ended, ask again; watch it: rollbackctl rollback watch {id}");
+            Some(Problem::new(Code::ScopeHeld, message).remedy(watch))
+        }
+        (None, None) => None,
+    };
+    Ok(v1::CheckGateResponse {
+        open: problem.is_none(),
+        problem: problem.map(Into::into),
+        hold: hold.map(|hold| hold.to_wire(release)),
+        active: active
+            .iter()
+            .filter_map(|(_, s)| s.as_ref())
+            .map(Summary::to_wire)
+            .collect(),
+    })
 }
 
 /// With the command that gives it free.
@@ -120,10 +158,12 @@ pub fn refusal(release: &ReleaseName, message: String) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use rollback_engine::ids::Target;
+    use rollback_engine::ids::{Epoch, Target};
     use rollback_engine::release::{ReleaseEntry, Revision, Role};
 
     use super::*;
+    use crate::store::memory::{MemoryDisk, MemoryStore};
+    use crate::store::{Campaign, Candidate, Closing, Fence, NewRollback};
 
     fn release(name: &str, digest: &str) -> Release {
         Release {
@@ -159,15 +199,98 @@ mod tests {
             content: Some(convert::release_digest(&bad)),
         };
         let holds = Holds::from([(bad.name.clone(), hold)]);
-        for (refused, named) in [(&bad, "v3 is held"), (&release("v3", "d4"), "v3 is held"), (&release("v3b", "d3"), "v3b is the same as release v3")] {
+        for (refused, named) in [
+            (&bad, "v3 is held"),
+            (&release("v3", "d4"), "v3 is held"),
+            (&release("v3b", "d3"), "v3b is the same as release v3"),
+        ] {
             let problem = refuse(refused, &holds).expect_err("it is held");
             assert_eq!(problem.code, Code::ReleaseHeld);
             let told = problem.message;
-            assert!(told.contains(named) && told.contains("rollback 0198") && told.contains("it loses sessions"), "{told}");
+            assert!(
+                told.contains(named) && told.contains("rollback 0198") && told.contains("it loses sessions"),
+                "{told}"
+            );
         }
         refuse(&release("v4", "d4"), &holds).expect("it is another one");
-        let empty = Release { entries: Vec::new(), ..release("v4", "") };
-        let holds = Holds::from([("v0".into(), Hold { content: Some(convert::release_digest(&empty)), ..holds[&bad.name].clone() })]);
+        let empty = Release {
+            entries: Vec::new(),
+            ..release("v4", "")
+        };
+        let holds = Holds::from([(
+            "v0".into(),
+            Hold {
+                content: Some(convert::release_digest(&empty)),
+                ..holds[&bad.name].clone()
+            },
+        )]);
         refuse(&empty, &holds).expect("that it names nothing makes it like no other");
+    }
+
+    /// From the store alone: before, during and after a rollback, and when somebody has said that all is well.
+    #[tokio::test(start_paused = true)]
+    async fn gate_is_closed_while_a_rollback_runs_and_by_what_it_holds() {
+        let store = MemoryStore::open(&MemoryDisk::new());
+        let candidate = Candidate {
+            id: "a".to_owned(),
+            endpoint: String::new(),
+        };
+        let ttl = std::time::Duration::from_secs(60);
+        let campaign = store.campaign(&candidate, ttl, Epoch(1)).await.expect("campaign");
+        assert_eq!(campaign, Campaign::Won(Epoch(1)));
+        let fence = Fence {
+            epoch: Epoch(1),
+            leader: candidate.id,
+        };
+        let (bad, other) = (ReleaseName::from("v3"), ReleaseName::from("v4"));
+        let code = async |release: &ReleaseName| {
+            let answer = gate(&store, release).await.expect("gate");
+            assert_eq!(answer.open, answer.problem.is_none());
+            answer.problem.map(|p| p.code)
+        };
+        assert_eq!(code(&bad).await, None, "nobody knows anything of it");
+
+        let new = NewRollback {
+            id: "r1".into(),
+            request_id: "q1".to_owned(),
+            scope: vec![Target::new("app-1", "api")],
+            events: Vec::new(),
+            // It cannot be read, and runs all the same.
+            summary: "{".to_owned(),
+        };
+        store.create(&fence, &new).await.expect("create");
+        for release in [&bad, &other] {
+            assert_eq!(code(release).await.as_deref(), Some(Code::ScopeHeld.id()));
+        }
+        let hold = Hold {
+            since: Timestamp::UNIX_EPOCH,
+            by: "ana".to_owned(),
+            reason: "it leaks".to_owned(),
+            rollback_id: Some(new.id.clone()),
+            content: None,
+        };
+        let closing = Closing {
+            documents: vec![document(&bad, &hold)],
+            ..Closing::default()
+        };
+        store
+            .append(&fence, &new.id, 0, &[], "{", Some(&closing))
+            .await
+            .expect("end");
+        assert_eq!(code(&bad).await.as_deref(), Some(Code::ReleaseHeld.id()));
+        assert_eq!(code(&other).await, None);
+        store.put_documents(&fence, &[given_free(&bad)]).await.expect("put");
+        assert_eq!(code(&bad).await, None);
+
+        let damaged = Document {
+            body: Some("{".to_owned()),
+            ..given_free(&bad)
+        };
+        store.put_documents(&fence, &[damaged]).await.expect("put");
+        assert_eq!(
+            code(&bad).await.as_deref(),
+            Some(Code::ReleaseHeld.id()),
+            "what cannot be read holds"
+        );
     }
 }

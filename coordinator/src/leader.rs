@@ -23,7 +23,7 @@ use tokio::sync::{Notify, broadcast, oneshot, watch};
 use crate::history;
 use crate::projection::Summary;
 use crate::recall::{self, Recalled};
-use crate::runner::{self, Given, Handle, Lines, Runner, Shared, Steering, Stopped};
+use crate::runner::{self, Given, Handle, LastAct, Lines, Runner, Shared, Steering, Stopped};
 use crate::store::{Created, NewRollback, StoreError};
 
 /// A rollback that an operator asks for.
@@ -344,7 +344,15 @@ impl Leader {
         let summary = self.shared.store.summary(holder).await.ok().flatten();
         let summary = summary.and_then(|s| serde_json::from_str::<Summary>(&s).ok());
         let who = summary.map_or_else(String::new, |s| {
-            format!(" (to {}, started by {} at {})", s.release, s.started_by, s.started_at)
+            let waits = match (&s.standstill, s.approval.as_ref().map(|approval| &approval.approved)) {
+                (Some(still), _) => format!("; {} has paused it", still.by.as_deref().unwrap_or("its runbook")),
+                (None, Some(None)) => "; it waits for an approval".to_owned(),
+                (None, Some(Some(_)) | None) => String::new(),
+            };
+            format!(
+                " (to {}, started by {} at {:.0}{waits})",
+                s.release, s.started_by, s.started_at
+            )
         });
         Problem::new(Code::ScopeHeld, format!("rollback {holder}{who} holds {target}"))
             .remedy(format!("watch it: rollbackctl rollback watch {holder}"))
@@ -477,12 +485,16 @@ impl Leader {
             return Err(Problem::new(Code::NotLeader, text));
         }
         let summary = Summary::of(id, &state);
-        let given: Given = (by.clone(), reason.clone(), act.clone());
+        let given = Given {
+            by: by.clone(),
+            reason: reason.clone(),
+            act: act.clone(),
+        };
         let at = Timestamp::now();
         match machine::transition(&mut state, Command::Steer { at, by, reason, act }) {
             Err(rejected) => {
-                let last = runner::last_act(&events);
-                match summary.filter(|_| runner::is_done_already(&state, last.as_ref(), &given, &rejected)) {
+                let last = LastAct::of(&events);
+                match summary.filter(|_| last.is_done_already(&state, &given, &rejected)) {
                     Some(summary) => Ok(summary),
                     None => Err(runner::refused(rejected)),
                 }

@@ -45,7 +45,9 @@ pub async fn all(store: &dyn Store) -> Result<Objectives, StoreError> {
 }
 
 pub async fn of_host(store: &dyn Store, host: &str) -> Result<Objectives, StoreError> {
-    let documents = store.documents_under(DocumentKind::Objective, &format!("{host}/")).await?;
+    let documents = store
+        .documents_under(DocumentKind::Objective, &format!("{host}/"))
+        .await?;
     Ok(read(&documents))
 }
 
@@ -116,7 +118,11 @@ pub fn drift(objectives: &Objectives, survey: &[HostSurvey]) -> Vec<v1::Drift> {
             expected: Some(convert::revision_to_wire(&objective.revision)),
             observed: observed.as_ref().map(convert::revision_to_wire),
             release: objective.release.0.clone(),
-            rollback_id: objective.rollback_id.as_ref().map(|id| id.0.clone()).unwrap_or_default(),
+            rollback_id: objective
+                .rollback_id
+                .as_ref()
+                .map(|id| id.0.clone())
+                .unwrap_or_default(),
             since: Some(convert::timestamp(objective.since)),
             missed: objective.missed,
             automatic: objective.automatic,
@@ -194,7 +200,11 @@ pub fn awaited(objectives: &Objectives) -> Vec<v1::Awaited> {
         component: target.component.0.clone(),
         revision: Some(convert::revision_to_wire(&objective.revision)),
         release: objective.release.0.clone(),
-        rollback_id: objective.rollback_id.as_ref().map(|id| id.0.clone()).unwrap_or_default(),
+        rollback_id: objective
+            .rollback_id
+            .as_ref()
+            .map(|id| id.0.clone())
+            .unwrap_or_default(),
         automatic: objective.automatic,
     });
     awaited.collect()

@@ -152,6 +152,16 @@ fn read_ending(ending: &Ending) -> (SummaryState, bool, Option<&Problem>) {
     }
 }
 
+/// The hosts that are not where they should be: with the partial ones that were left out, because they were away.
+fn not_there(ending: Option<&Ending>, failed: &BTreeSet<HostName>) -> Vec<String> {
+    let left = match ending {
+        Some(Ending::Partial { hosts, .. }) => &hosts[..],
+        Some(Ending::Verified | Ending::Undone { .. } | Ending::Held { .. }) | None => &[],
+    };
+    let all: BTreeSet<&HostName> = failed.iter().chain(left).collect();
+    all.into_iter().map(|host| host.0.clone()).collect()
+}
+
 impl Summary {
     /// `None` before the rollback was created.
     pub fn of(id: &RollbackId, state: &State) -> Option<Self> {
@@ -178,7 +188,7 @@ impl Summary {
             steps_total: u32::try_from(view.steps_total).unwrap_or(u32::MAX),
             steps_done: view.steps_done,
             problem: problem.cloned(),
-            failed_hosts: view.failed_hosts.iter().map(|h| h.0.clone()).collect(),
+            failed_hosts: not_there(view.ending, view.failed_hosts),
             consent: run.creation.consent,
             standstill: view.standstill.as_ref().map(Standstill::of),
             approval: view.approval.map(Approval::of),

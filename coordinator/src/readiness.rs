@@ -159,6 +159,13 @@ struct Checker {
 impl Checker {
     /// Goes on until the term ends.
     async fn in_term(&self) {
+        if self.config.releases == 0 {
+            // What was found when it was switched on would only grow old.
+            if let Err(error) = self.forget_others(&[]).await {
+                tracing::warn!(%error, "forget what was found of releases");
+            }
+            return std::future::pending().await;
+        }
         let first = self.config.every.min(FIRST);
         let due = match self.show().await {
             Ok(known) => known.iter().map(|checked| checked.checked_at).min(),
@@ -309,12 +316,30 @@ impl Checker {
 
 /// The newest stable ones before what runs now: what `previous` would be, and what comes before that.
 fn worth_checking(releases: Vec<Release>, survey: &[HostSurvey], count: usize) -> Vec<Release> {
-    let now = releases.iter().find(|r| matches(r, survey)).map(Release::rank);
+    let now = releases.iter().find(|r| runs(r, survey)).map(Release::rank);
     releases
         .into_iter()
-        .filter(|r| r.stable && now.is_none_or(|now| r.rank() < now) && !matches(r, survey))
+        .filter(|r| r.stable && now.is_none_or(|now| r.rank() < now) && !runs(r, survey))
         .take(count)
         .collect()
+}
+
+/// Is it what runs, as far as can be seen? A host that is away does not make another release of what the others run.
+fn runs(release: &Release, survey: &[HostSurvey]) -> bool {
+    let seen = |entry: &&ReleaseEntry| state_of(entry.target.host.as_str(), survey).is_some_and(Result::is_ok);
+    let seen = Release {
+        entries: release.entries.iter().filter(seen).cloned().collect(),
+        ..release.clone()
+    };
+    matches(&seen, survey)
+}
+
+type States = Result<Vec<v1::ComponentState>, CodedProblem>;
+
+/// `None`: nobody of this name has registered.
+fn state_of<'s>(host: &str, survey: &'s [HostSurvey]) -> Option<&'s States> {
+    let found = survey.binary_search_by(|h| h.agent.record.name.as_str().cmp(host));
+    found.ok().and_then(|at| survey.get(at)).map(|h| &h.states)
 }
 
 /// Hosts of the release that do not answer: one blocker each, with the first of its components.
@@ -323,8 +348,7 @@ fn away(release: &Release, survey: &[HostSurvey]) -> Vec<OfComponent> {
     let mut away = Vec::new();
     for entry in &release.entries {
         let host = entry.target.host.as_str();
-        let found = survey.binary_search_by(|h| h.agent.record.name.as_str().cmp(host));
-        let problem = match found.ok().and_then(|at| survey.get(at)).map(|h| &h.states) {
+        let problem = match state_of(host, survey) {
             Some(Ok(_)) => continue,
             Some(Err(problem)) => problem.clone(),
             None => CodedProblem::new(

@@ -10,17 +10,19 @@
 //! What people let pass (an approval that does not come) wakes the runner by a timer that is set from the state, so a
 //! leader that takes the rollback up has it again.
 
+mod acts;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use opentelemetry_sdk::trace::SdkTracer;
-use rollback_engine::event::{self, Act, Command, Direction, Effect, Event};
+use rollback_engine::event::{self, Command, Direction, Effect, Event};
 use rollback_engine::ids::{RollbackId, StepId};
 use rollback_engine::machine::{self, Rejected, State};
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +34,8 @@ use crate::projection::{self, Summary};
 use crate::store::{APPEND_PATIENCE, Store, StoreError};
 use crate::term::Term;
 use crate::troubles::Troubles;
+
+pub use acts::{Given, LastAct, Steering, refused};
 
 /// Answers of this many steps wait while an append is under way; more make their tasks wait.
 const COMMANDS: usize = 1024;
@@ -59,20 +63,6 @@ pub struct Shared {
     /// Of the term: all end with it.
     pub tasks: TaskTracker,
 }
-
-/// An operator's act on its way to the runner.
-#[derive(Debug)]
-pub struct Steering {
-    pub by: String,
-    pub reason: String,
-    pub act: Act,
-    /// Gets the rollback as it is afterwards. Whoever has given up waiting is not obeyed any more: an act that comes true
-    /// minutes later, when the store answers again, would surprise everybody.
-    pub answer: oneshot::Sender<Result<Summary, Problem>>,
-}
-
-/// Who acts, why, and what.
-pub type Given = (String, String, Act);
 
 /// What reaches a runner from outside. Made before the runner: a rollback can be steered and watched from the moment that
 /// it is registered.
@@ -114,8 +104,7 @@ pub struct Runner {
     live: broadcast::Sender<v1::RollbackEvent>,
     commands: (mpsc::Sender<Command>, mpsc::Receiver<Command>),
     acts: mpsc::Receiver<Steering>,
-    /// The last act in the journal: whoever lost the answer to it asks again.
-    last_act: Option<Given>,
+    last: LastAct,
 }
 
 /// Why a runner stopped.
@@ -152,7 +141,7 @@ impl Runner {
             live,
             commands: mpsc::channel(COMMANDS),
             acts,
-            last_act: last_act(events),
+            last: LastAct::of(events),
         })
     }
 
@@ -222,7 +211,7 @@ impl Runner {
         }
         let mut answers = Vec::new();
         for act in acts.drain(..).filter(|act| !act.answer.is_closed()) {
-            let given = (act.by.clone(), act.reason.clone(), act.act.clone());
+            let given = Given::of(&act);
             let command = Command::Steer {
                 at: Timestamp::now(),
                 by: act.by,
@@ -230,13 +219,9 @@ impl Runner {
                 act: act.act,
             };
             let answer = match self.take_in(command, &mut events)? {
-                Ok(()) => {
-                    // As it was written down: with its hosts by name.
-                    self.last_act = last_act(&events);
-                    Ok(())
-                }
-                Err(rejected) if is_done_already(&self.state, self.last_act.as_ref(), &given, &rejected) => Ok(()),
-                Err(rejected) => Err(refused(rejected)),
+                Ok(()) => Ok(()),
+                Err(rejected) if self.last.is_done_already(&self.state, &given, &rejected) => Ok(()),
+                Err(rejected) => Err(acts::refused(rejected)),
             };
             answers.push((act.answer, answer));
         }
@@ -258,6 +243,7 @@ impl Runner {
     fn take_in(&mut self, command: Command, events: &mut Vec<Event>) -> Result<Result<(), Rejected>, StoreError> {
         match machine::transition(&mut self.state, command) {
             Ok(more) => {
+                self.last.follow(&more);
                 events.extend(more);
                 Ok(Ok(()))
             }
@@ -427,54 +413,6 @@ impl Runner {
                 .await;
         });
     }
-}
-
-/// The last act in a journal.
-pub fn last_act(events: &[Event]) -> Option<Given> {
-    events.iter().rev().find_map(|event| match event {
-        Event::Steered { by, reason, act, .. } => Some((by.clone(), reason.clone(), act.clone())),
-        Event::Created { .. }
-        | Event::PhaseStarted { .. }
-        | Event::BatchStarted { .. }
-        | Event::StepIntended { .. }
-        | Event::StepEnded { .. }
-        | Event::PhaseEnded { .. }
-        | Event::UndoStarted { .. }
-        | Event::Paused { .. }
-        | Event::Ended { .. } => None,
-    })
-}
-
-/// Is what was asked for done already? By the same operator, whose answer was lost; or, where only the result counts, by
-/// anybody: who wants it to stand still is told that it does.
-pub fn is_done_already(state: &State, last: Option<&Given>, given: &Given, rejected: &Rejected) -> bool {
-    let unfit = matches!(rejected, Rejected::Unfit(_) | Rejected::NotApproved(_));
-    let stands_still = || state.summary().is_some_and(|summary| summary.standstill.is_some());
-    unfit && (last.is_some_and(|last| repeats(last, given)) || given.2 == Act::Pause && stands_still())
-}
-
-/// Did the same operator ask for the same thing, in the same words? Hosts that were not named are, in the journal.
-fn repeats(last: &Given, given: &Given) -> bool {
-    let same = match (&last.2, &given.2) {
-        (Act::Retry { .. }, Act::Retry { hosts }) | (Act::Skip { .. }, Act::Skip { hosts }) if hosts.is_empty() => true,
-        (last, given) => last == given,
-    };
-    same && (&last.0, &last.1) == (&given.0, &given.1)
-}
-
-/// Why the machine does not take it.
-pub fn refused(rejected: Rejected) -> Problem {
-    let code = match rejected {
-        Rejected::NoConsent(_) => Code::ConsentNeeded,
-        Rejected::Unfit(_) => Code::ActUnfit,
-        Rejected::NotApproved(_) => Code::ApprovalRefused,
-        Rejected::NotCreated
-        | Rejected::AlreadyCreated
-        | Rejected::Unsound(_)
-        | Rejected::NotInFlight { .. }
-        | Rejected::Corrupt(_) => Code::PlanRefused,
-    };
-    Problem::new(code, rejected.to_string())
 }
 
 /// `None`: nobody's approval is awaited.

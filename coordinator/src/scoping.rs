@@ -226,7 +226,10 @@ pub fn warnings(plan: &Plan, agents: &[AgentRecord]) -> Vec<Found> {
     };
     let mut found = Vec::new();
     let apps: Vec<String> = outside(Role::App).map(|(t, _)| t.to_string()).collect();
-    let databases = body.changes.iter().filter(|c| c.role == Role::Database && c.is_needed());
+    let databases = body
+        .changes
+        .iter()
+        .filter(|c| c.role == Role::Database && c.is_needed());
     for database in databases.filter(|_| !apps.is_empty()) {
         let message = format!(
             "applications outside of the scope are not stopped while {} changes, and stay as they are: {}",
@@ -249,7 +252,11 @@ pub fn warnings(plan: &Plan, agents: &[AgentRecord]) -> Vec<Found> {
                 "it is outside of the scope, so these restart without being taken out of it: {}",
                 some(met.into_iter())
             );
-            found.push(warning(proxy, message, "do not exclude the proxy, or take them out by hand"));
+            found.push(warning(
+                proxy,
+                message,
+                "do not exclude the proxy, or take them out by hand",
+            ));
         }
     }
     found

@@ -80,11 +80,16 @@ impl Kept {
     }
 }
 
-/// The first line of the comment at the top.
+/// The first sentence of the comment at the top.
 pub fn about(text: &str) -> String {
-    let first = text.lines().map(str::trim).find(|line| !line.is_empty());
-    let comment = first.and_then(|line| line.strip_prefix('#'));
-    comment.unwrap_or_default().trim().to_owned()
+    let lines = text.lines().map(str::trim).skip_while(|line| line.is_empty());
+    let comment = lines.map_while(|line| line.strip_prefix('#')).map(str::trim);
+    let paragraph: Vec<&str> = comment.take_while(|line| !line.is_empty()).collect();
+    let paragraph = paragraph.join(" ");
+    match paragraph.split_once(". ") {
+        Some((sentence, _)) => format!("{sentence}."),
+        None => paragraph,
+    }
 }
 
 /// A runbook as it is asked for: "web", which is its newest version, or "web@2".
@@ -131,7 +136,9 @@ pub async fn versions(store: &dyn Store, name: &str) -> Result<Vec<Kept>, StoreE
 pub async fn newest(store: &dyn Store) -> Result<Vec<Kept>, StoreError> {
     let builtin = Runbook::builtin_names().filter_map(Kept::builtin);
     let applied = applied(store).await?.into_values();
-    Ok(builtin.chain(applied.filter_map(|mut versions| versions.pop())).collect())
+    Ok(builtin
+        .chain(applied.filter_map(|mut versions| versions.pop()))
+        .collect())
 }
 
 async fn applied(store: &dyn Store) -> Result<BTreeMap<String, Vec<Kept>>, StoreError> {
@@ -222,11 +229,10 @@ pub async fn keep(store: &dyn Store, fence: &Fence, name: &str, text: &str, by: 
             return Ok((Kept { applied, ..kept }, true));
         }
     }
-    Err(Problem::new(
-        Code::StoreUnavailable,
-        format!("others apply {name} at the same time"),
+    Err(
+        Problem::new(Code::StoreUnavailable, format!("others apply {name} at the same time"))
+            .remedy("look at theirs first: rollbackctl runbook list NAME"),
     )
-    .remedy("look at theirs first: rollbackctl runbook list NAME"))
 }
 
 /// Reads a text that somebody wants to keep: as [`Runbook::lint`], and the name has to be free.

@@ -118,7 +118,11 @@ fn of_component(was: &Change, is: &Change) -> Vec<String> {
         ));
     }
     if was.restore != is.restore || was.out != is.out {
-        let now = if is.restore { "does not serve now" } else { "serves again" };
+        let now = if is.restore {
+            "does not serve now"
+        } else {
+            "serves again"
+        };
         changed.push(format!("{target}: it {now}"));
     }
     if was.backends != is.backends {
@@ -173,11 +177,18 @@ mod tests {
 
         let mut now = saved.clone();
         now.changes[0].to = elsewhere();
-        assert!(changed(&saved, &now)[0].contains("the release"), "{:?}", changed(&saved, &now));
+        assert!(
+            changed(&saved, &now)[0].contains("the release"),
+            "{:?}",
+            changed(&saved, &now)
+        );
 
         let mut now = saved.clone();
         let gone = now.changes.remove(0).target;
-        assert_eq!(changed(&saved, &now), [format!("{gone}: it is not part of it any more")]);
+        assert_eq!(
+            changed(&saved, &now),
+            [format!("{gone}: it is not part of it any more")]
+        );
         assert_eq!(changed(&now, &saved), [format!("{gone}: it is part of it now")]);
 
         let mut now = saved.clone();
@@ -213,7 +224,11 @@ mod tests {
         let moved: Vec<String> = (0..20).map(|n| format!("app-{n}: gone")).collect();
         let refusal = refusal("the saved plan is stale", &moved);
         assert_eq!(refusal.code, Code::PlanStale);
-        assert!(refusal.message.ends_with("app-7: gone; and 12 more"), "{}", refusal.message);
+        assert!(
+            refusal.message.ends_with("app-7: gone; and 12 more"),
+            "{}",
+            refusal.message
+        );
     }
 
     #[test]

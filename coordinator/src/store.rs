@@ -297,6 +297,9 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// A running rollback that holds one of these targets.
     async fn holder(&self, targets: &[Target]) -> Result<Option<(Target, RollbackId)>, StoreError>;
 
+    /// Everything that running rollbacks hold.
+    async fn scopes(&self) -> Result<BTreeMap<Target, RollbackId>, StoreError>;
+
     /// Events of a rollback after `seq`, in order. Checks the hash chain of what it reads.
     async fn events(&self, id: &RollbackId, after: u64) -> Result<Vec<Recorded>, StoreError>;
 

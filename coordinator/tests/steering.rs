@@ -110,8 +110,12 @@ async fn pause_is_durable_when_it_is_answered_and_done_once_however_often_it_is_
 
     let resumed = steer(&member, &id, "ben", Act::Resume).await.expect("goes on");
     assert_eq!(resumed.standstill, None);
-    steer(&member, &id, "ben", Act::Resume).await.expect("whose answer was lost");
-    let refused = steer(&member, &id, "ana", Act::Resume).await.expect_err("it is not paused");
+    steer(&member, &id, "ben", Act::Resume)
+        .await
+        .expect("whose answer was lost");
+    let refused = steer(&member, &id, "ana", Act::Resume)
+        .await
+        .expect_err("it is not paused");
     assert_eq!(refused.code, Code::ActUnfit);
     assert!(refused.message.contains("not paused"), "{}", refused.message);
     assert_eq!(acts(&member, &id).await, [Act::Pause, Act::Resume]);
@@ -131,11 +135,20 @@ async fn what_is_paused_stays_so_under_the_next_leader_and_goes_on_there() {
     let still = stored(&second, &id).await;
     assert_eq!((still.ended_at, still.state), (None, SummaryState::Running));
     let standstill = still.standstill.expect("it stands still");
-    assert_eq!(standstill.in_flight, 0, "what was in flight has ended, and is written down");
-    steer(&second, &id, "ana", Act::Pause).await.expect("who asks the next leader again is told so, too");
+    assert_eq!(
+        standstill.in_flight, 0,
+        "what was in flight has ended, and is written down"
+    );
+    steer(&second, &id, "ana", Act::Pause)
+        .await
+        .expect("who asks the next leader again is told so, too");
     steer(&second, &id, "ben", Act::Resume).await.expect("goes on");
     let end = ended(&second, &id).await;
-    assert_eq!((end.state, end.blocked), (SummaryState::Undone, true), "no host has answered");
+    assert_eq!(
+        (end.state, end.blocked),
+        (SummaryState::Undone, true),
+        "no host has answered"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,8 +186,12 @@ async fn nothing_begins_before_another_operator_has_approved_this_plan() {
     assert_eq!((approval.approved, &approval.plan_digest), (None, &plan.digest));
     assert_eq!(waiting.phase, "", "no phase has begun");
 
-    let own = steer(&member, &id, "ana", approve(&plan)).await.expect_err("she has started it");
-    let other = steer(&member, &id, "ben", approve(&demo())).await.expect_err("another plan");
+    let own = steer(&member, &id, "ana", approve(&plan))
+        .await
+        .expect_err("she has started it");
+    let other = steer(&member, &id, "ben", approve(&demo()))
+        .await
+        .expect_err("another plan");
     assert_eq!([own.code, other.code], [Code::ApprovalRefused; 2]);
     for _ in 0..2 {
         let approved = steer(&member, &id, "ben", approve(&plan)).await.expect("approved");

@@ -99,11 +99,17 @@ impl Command {
     /// Where spans go. Only what starts a rollback is traced: it is the one thing that is looked at afterwards.
     pub fn otlp_endpoint(&self, session: &Session) -> Result<Option<String>, Problem> {
         match self {
-            Command::Fleet(fleet::Verb::Rollback(_))
+            Command::Fleet(fleet::Verb::Rollback(_) | fleet::Verb::Converge(_))
             | Command::Rollback(rollback::Verb::Undo(_) | rollback::Verb::Retry(_)) => {
                 Ok(session.context()?.otlp_endpoint())
             }
-            Command::Fleet(fleet::Verb::Status(_) | fleet::Verb::Plan(_) | fleet::Verb::Readiness(_))
+            Command::Fleet(
+                fleet::Verb::Status(_)
+                | fleet::Verb::Plan(_)
+                | fleet::Verb::Readiness(_)
+                | fleet::Verb::Hold(_)
+                | fleet::Verb::Unhold(_),
+            )
             | Command::Rollback(_)
             | Command::Release(_)
             | Command::Runbook(_)
@@ -125,6 +131,9 @@ pub async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Fleet(fleet::Verb::Plan(args)) => fleet::plan::run(&session, args).await,
         Command::Fleet(fleet::Verb::Readiness(args)) => fleet::readiness::run(&session, args).await,
         Command::Fleet(fleet::Verb::Rollback(args)) => fleet::rollback::run(&session, args).await,
+        Command::Fleet(fleet::Verb::Converge(args)) => fleet::converge::run(&session, args).await,
+        Command::Fleet(fleet::Verb::Hold(args)) => fleet::hold::run(&session, args).await,
+        Command::Fleet(fleet::Verb::Unhold(args)) => fleet::unhold::run(&session, args).await,
         Command::Rollback(rollback::Verb::List(args)) => rollback::list::run(&session, args).await,
         Command::Rollback(rollback::Verb::Show(args)) => rollback::show::run(&session, args).await,
         Command::Rollback(rollback::Verb::Watch(args)) => rollback::watch::run(&session, args).await,

@@ -92,8 +92,12 @@ fn the_page_lists_every_code() {
         std::fs::write(&path, &page).expect("write docs/errors.md");
     }
     let written = std::fs::read_to_string(&path).expect("read docs/errors.md");
-    assert_eq!(
-        written, page,
-        "run: UPDATE_DOCS=1 cargo test -p rollbackctl --test errors_page"
+    let differs = written
+        .lines()
+        .zip(page.lines())
+        .find(|(written, page)| written != page);
+    assert!(
+        written == page,
+        "run: UPDATE_DOCS=1 cargo test -p rollbackctl --test errors_page; it begins with {differs:?}"
     );
 }

@@ -158,7 +158,12 @@ async fn forget_one(inner: Arc<Inner>, request: v1::ForgetRequest) -> Result<Str
     match tokio::time::timeout(inner.limits.retain, work).await {
         Ok(Ok(forgotten)) => {
             let summary = forgotten?;
-            tracing::info!(component = name, release = request.release, summary, "a release was forgotten");
+            tracing::info!(
+                component = name,
+                release = request.release,
+                summary,
+                "a release was forgotten"
+            );
             Ok(summary)
         }
         Ok(Err(panic)) => Err(defect(&name, &panic)),
@@ -174,10 +179,7 @@ async fn forget_one(inner: Arc<Inner>, request: v1::ForgetRequest) -> Result<Str
 }
 
 fn busy(name: &str) -> Problem {
-    Problem::new(
-        Code::ComponentBusy,
-        format!("component {name} is busy with a step"),
-    )
+    Problem::new(Code::ComponentBusy, format!("component {name} is busy with a step"))
 }
 
 fn defect(name: &str, panic: &str) -> Problem {

@@ -462,3 +462,27 @@ async fn a_coordinator_of_another_ca_gets_no_token() {
     let result = enroll(&ours.settings(), &there, &ours.token("00ff")).await;
     assert_eq!(result.expect_err("refused").code, Code::WrongPeer);
 }
+
+/// At every registration it is told again; people read of it once, and when it is over.
+#[test]
+fn what_is_awaited_is_said_once_for_each_change() {
+    let awaited = |version: &str| Awaited {
+        component: "api".to_owned(),
+        revision: Some(rollback_proto::v1::Revision {
+            version: version.to_owned(),
+            digest: version.to_owned(),
+        }),
+        ..Awaited::default()
+    };
+    let mut expectation = Expectation::default();
+    let told = [
+        vec![],
+        vec![awaited("v2")],
+        vec![awaited("v2")],
+        vec![awaited("v1")],
+        vec![],
+        vec![],
+    ];
+    let news: Vec<bool> = told.into_iter().map(|t| expectation.told(t)).collect();
+    assert_eq!(news, [false, true, false, true, true, false]);
+}

@@ -211,11 +211,17 @@ mod tests {
         let (_dir, vault) = vault();
         let [shared, own, remembered, manifest] =
             ["shared", "own", "remembered", "manifest"].map(|text| vault.put_bytes(text.as_bytes()).expect("put"));
-        vault.pin("api", "sha256:1", &json!({"a": shared, "b": own})).expect("pin");
-        vault.pin("web", "sha256:1", &json!({"files": {"x": {"sha256": shared}}})).expect("pin");
+        vault
+            .pin("api", "sha256:1", &json!({"a": shared, "b": own}))
+            .expect("pin");
+        vault
+            .pin("web", "sha256:1", &json!({"files": {"x": {"sha256": shared}}}))
+            .expect("pin");
         vault.pin("web", "git:2", &json!({ manifest.clone(): 1 })).expect("pin");
         // What a directory's files hash to says nothing of the vault.
-        vault.pin("web", &format!("{MEMORY}v3"), &json!({ "x": remembered })).expect("pin");
+        vault
+            .pin("web", &format!("{MEMORY}v3"), &json!({ "x": remembered }))
+            .expect("pin");
         assert!(vault.unpin("api", "sha256:1").expect("unpin"));
         assert!(!vault.unpin("api", "sha256:1").expect("unpin again"));
         let swept = vault.sweep().expect("sweep").expect("nobody keeps anything");

@@ -380,9 +380,12 @@ async fn what_is_forgotten_gives_images_free_that_no_other_release_has() {
     let rollback = deployed(&project, &driver).await;
     let kept = |id: &str| {
         let name = format!("rollbackctl/kept:{}", id.trim_start_matches("sha256:"));
-        run(&project.dir, &[], &["docker", "image", "inspect", &name]).status.success()
+        run(&project.dir, &[], &["docker", "image", "inspect", &name])
+            .status
+            .success()
     };
-    let (old, new) = (project.app("v2.9.0"), project.app("v3.0.0"));
+    let id = |tag: &str| project.docker(&["image", "inspect", "-f", "{{.Id}}", &project.app(tag)]);
+    let (old, new) = (id("v2.9.0"), id("v3.0.0"));
     driver.retain("v3.0.0").await.expect("retain");
     assert!(kept(&old) && kept(&new));
     for said in ["our names of 1 images are gone", "no image was kept for it alone"] {

@@ -238,7 +238,10 @@ async fn what_is_forgotten_loses_our_tag_and_goes_when_nothing_else_needs_it() {
     let said = app.driver.forget(&app.old, &[]).await.expect("forget");
     assert!(said.ends_with("is gone"), "{said}");
     assert!(there(&own("v2.9.0")));
-    assert_eq!(app.driver.forget(&app.old, &[]).await.expect("again"), "nothing was kept for it");
+    assert_eq!(
+        app.driver.forget(&app.old, &[]).await.expect("again"),
+        "nothing was kept for it"
+    );
 
     app.driver.resolve("v2.9.0").await.expect("resolve");
     app.docker.run(&["rmi", &own("v2.9.0")]);

@@ -470,6 +470,12 @@ async fn what_is_forgotten_loses_its_ref_and_the_worktree_that_was_made_of_it() 
     // What is live has its ref, and is found by its tag when somebody wants it back.
     assert!(refs().contains(f.new.digest.trim_start_matches("git:")));
     assert_eq!(f.driver.resolve("v2.9.0").await.expect("resolve").revision, f.old);
-    assert_eq!(f.driver.forget(&f.old, &[]).await.expect("forget").matches(';').count(), 0);
-    assert_eq!(f.driver.forget(&f.old, &[]).await.expect("again"), "nothing was kept for it");
+    assert_eq!(
+        f.driver.forget(&f.old, &[]).await.expect("forget").matches(';').count(),
+        0
+    );
+    assert_eq!(
+        f.driver.forget(&f.old, &[]).await.expect("again"),
+        "nothing was kept for it"
+    );
 }

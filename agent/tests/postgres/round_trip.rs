@@ -409,7 +409,10 @@ async fn a_schema_that_is_forgotten_is_no_target_any_more() {
     let (old, new) = f.two_releases().await;
     let said = f.driver.forget(&old, &[]).await.expect("forget");
     assert!(said.starts_with("1 objects, "), "its schema, and nothing else: {said}");
-    assert_eq!(f.driver.forget(&old, &[]).await.expect("again"), "nothing was kept for it");
+    assert_eq!(
+        f.driver.forget(&old, &[]).await.expect("again"),
+        "nothing was kept for it"
+    );
     let found = f.prepare(&new, &old).await;
     assert!(
         blockers(&found).iter().any(|p| p.code == Code::RevisionMissing),

@@ -106,7 +106,8 @@ pub enum Ending {
     /// The target was observed and found healthy everywhere in scope.
     Verified,
     /// Every step that was begun and has an undo was reversed. What was down before may be up: serving users is never
-    /// taken back. `blocked`: preflight found blockers, so nothing had been touched at all.
+    /// taken back. `blocked`: nothing had been touched at all: preflight found blockers, or it was ended before it went
+    /// further, or nobody approved it.
     Undone { blocked: bool, cause: Problem },
     /// The target was reached, but not on these hosts.
     Partial { hosts: Vec<HostName>, cause: Problem },

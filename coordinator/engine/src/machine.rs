@@ -11,17 +11,25 @@
 //!                   └──────────────────────────────┴─────────────────────────────────────────────────────┘
 //! ```
 //!
+//! Operators steer it with [`Command::Steer`]: see [`steer`] for what fits where. While it stands still (paused by
+//! somebody, paused by the runbook's policy for a failure, or waiting for a second operator's approval) nothing follows by
+//! itself; what is in flight ends and is written down.
+//!
 //! How to run it: give a command to [`transition`]; append the events that it returns, in one transaction; then carry
 //! out [`effects_of`] those events. When the append fails, throw the state away and read it from the journal again.
 //! Recovery is the same thing: [`State::replay`], [`Command::TakeUp`], then [`outstanding`] instead of `effects_of`.
 //!
 //! Invariants, by construction and property-tested:
-//! - a step is intended (and that is durable) before it is dispatched, once in each direction;
-//! - nothing new is intended in a batch after a failure in it; what is in flight is awaited and written down;
+//! - a step is intended (and that is durable) before it is dispatched, once in each direction; again only when an operator
+//!   says so and the attempts before are known to have failed;
+//! - nothing new is intended in a batch after a failure in it, nor while it stands still; what is in flight is awaited and
+//!   written down;
 //! - the journal keeps what agents said; what it *means* (was the target really observed?) is judged here, by
 //!   [`judge`], the same way on every replay;
-//! - a step whose outcome nobody knows is never undone blindly: the rollback is held for a person;
-//! - a rollback ends exactly once; `verified` only after every component in scope was observed at its target.
+//! - a step whose outcome nobody knows is never undone blindly nor tried again, whoever asks: the rollback is held for a
+//!   person;
+//! - a rollback ends exactly once; `verified` only after every component in scope was observed at its target, and never
+//!   when a host was left out.
 //!
 //! The work for one event does not grow with the fleet: counters and queues, no scanning. Only creating, starting a
 //! batch and starting the undo look at all the steps that they concern.

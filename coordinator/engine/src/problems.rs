@@ -1,9 +1,11 @@
 //! The problems that the engine itself finds. Codes are those of the one list of error codes that operators search.
 
+use std::collections::BTreeSet;
+
 use crate::event::Problem;
 use crate::ids::{HostName, Target};
 use crate::machine::TooMany;
-use crate::plan::{DatabaseChoice, Excused, PlanBody, Step};
+use crate::plan::{DatabaseChoice, Excused, PlanBody, Selection, Step};
 use crate::release::{Action, Revision};
 
 /// How many names a message spells out before it only counts.
@@ -128,7 +130,11 @@ pub(crate) fn held(cause: Problem, plan: &PlanBody) -> Problem {
 /// The command that does the rest of what this plan was to do, and nothing that it was to leave alone. It never restores a
 /// backup: that may be done already, and a second time it would lose what was written since.
 fn go_on_with(plan: &PlanBody) -> String {
-    let mut command = format!("rollbackctl fleet rollback --to {}", plan.release);
+    let mut command = match &plan.undo_of {
+        // The release that it goes to was made for it, and can be named by nobody.
+        Some(undone) => format!("rollbackctl rollback undo {undone}"),
+        None => format!("rollbackctl fleet rollback --to {}", plan.release),
+    };
     let runbook = plan.runbook.split('@').next().unwrap_or_default();
     if !["default", "restore"].contains(&runbook) {
         command.push_str(&format!(" --runbook {runbook}"));
@@ -138,7 +144,29 @@ fn go_on_with(plan: &PlanBody) -> String {
         DatabaseChoice::Keep => command.push_str(" --database keep"),
         DatabaseChoice::Migrate => command.push_str(" --database migrate"),
     }
+    if plan.undo_of.is_none() {
+        let Selection {
+            services,
+            hosts,
+            labels,
+            exclude_services,
+            exclude_hosts,
+        } = &plan.selection;
+        name_all(&mut command, "--service", services);
+        name_all(&mut command, "--host", hosts);
+        name_all(&mut command, "--label", labels);
+        name_all(&mut command, "--exclude-service", exclude_services);
+        name_all(&mut command, "--exclude-host", exclude_hosts);
+    }
     command
+}
+
+/// A command is copied: here every name counts.
+fn name_all<T: ToString>(command: &mut String, option: &str, names: &BTreeSet<T>) {
+    if !names.is_empty() {
+        let names: Vec<String> = names.iter().map(T::to_string).collect();
+        command.push_str(&format!(" {option} {}", names.join(",")));
+    }
 }
 
 /// Hosts failed where the runbook says to go on; `why` is the first failure.

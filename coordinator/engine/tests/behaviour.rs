@@ -55,7 +55,7 @@ fn all_well_is_verified() {
     let summary = state.summary().expect("it was created");
     assert_eq!(
         (summary.kind, summary.steps_done, summary.undone_steps),
-        (Kind::Ended, 40, 0)
+        (Kind::Ended, 42, 0)
     );
     assert_eq!(summary.phase, Some(PhaseName::Finish));
     assert!(
@@ -64,7 +64,7 @@ fn all_well_is_verified() {
             .iter()
             .all(|p| p.started_at.is_some() && p.ended_at.is_some())
     );
-    assert_eq!(state.reports().count(), 40);
+    assert_eq!(state.reports().count(), 42);
     assert_eq!(State::replay(journal).expect("its own journal"), state);
 }
 
@@ -209,10 +209,8 @@ fn success_without_the_target_observed_is_a_failure() {
 
 #[test]
 fn failed_verification_undoes_everything() {
-    let (state, journal) = carry_out_but(
-        &demo(true).plan(),
-        &[("verify app-2/api", succeeded_at("v3.0.0", "api"))],
-    );
+    let plan = planned(&demo(true), |runbook| runbook.checks.after_batch = false);
+    let (state, journal) = carry_out_but(&plan, &[("verify app-2/api", succeeded_at("v3.0.0", "api"))]);
     assert!(matches!(ending(&state), Ending::Undone { blocked: false, .. }));
     let undone = undos(&state, &journal);
     assert_eq!(undone.first().map(String::as_str), Some("drain proxy-1/proxy"));
@@ -221,6 +219,16 @@ fn failed_verification_undoes_everything() {
         12,
         "{undone:?}"
     );
+}
+
+/// The second host is never touched: what does not work is seen on the first.
+#[test]
+fn batch_that_does_not_serve_keeps_the_next_from_beginning() {
+    let (state, journal) = carry_out_but(&demo(false).plan(), &[("verify app-1/api", failed())]);
+    assert!(matches!(ending(&state), Ending::Undone { blocked: false, .. }));
+    let touched = ["stop app-2/api", "switch app-2/env", "switch app-2/api"];
+    let intents = intents(&state, &journal);
+    assert!(!intents.iter().any(|i| touched.contains(&i.as_str())), "{intents:?}");
 }
 
 #[test]
@@ -317,7 +325,11 @@ fn continue_policy_goes_on_and_names_the_hosts() {
         "the lane that failed went no further"
     );
 
-    // A host that nobody knew to be bad still condemns the rollback when its verification fails.
+    // A host that nobody knew to be bad still condemns the rollback when its verification at the end fails.
+    let plan = planned(&demo(false), |runbook| {
+        runbook.on_failure.app = OnFailure::Continue;
+        runbook.checks.after_batch = false;
+    });
     let exceptions = [("switch app-1/api", failed()), ("verify app-2/api", failed())];
     let (state, _) = carry_out_but(&plan, &exceptions);
     assert!(matches!(ending(&state), Ending::Undone { blocked: false, .. }));

@@ -424,7 +424,13 @@ fn fleet_at_its_release_can_be_restored_alone() {
     assert_eq!(lint(&plan), vec![]);
     assert_eq!(
         actions(&of(&plan, &Target::new("app-1", "api"))),
-        [Action::Stop, Action::Start, Action::Verify, Action::Finish]
+        [
+            Action::Stop,
+            Action::Start,
+            Action::Verify,
+            Action::Verify,
+            Action::Finish
+        ]
     );
     assert!(of(&plan, &database()).iter().any(|s| s.action == Action::Switch));
 }

@@ -1,13 +1,16 @@
 //! Every rule of the second opinion, each shown to bite: a sound plan, spoilt in one way, and what is found.
 
+use std::collections::BTreeSet;
+
 use rollback_engine::event::Command;
 use rollback_engine::ids::{StepId, Target};
 use rollback_engine::lint::{LintError, lint};
 use rollback_engine::machine::{Rejected, State, decide};
-use rollback_engine::plan::{Excused, Lane, OnFailure, PhaseName, Plan, PlanBody, Step, Undo};
+use rollback_engine::plan::{ApprovalRule, Excused, Lane, OnFailure, PhaseName, Plan, PlanBody, Selection, Step, Undo};
+use rollback_engine::planner::{Request, plan};
 use rollback_engine::release::{Action, Role};
 
-use crate::fleets::{Fleet, create, demo, revision, rolling};
+use crate::fleets::{Fleet, create, default_runbook, demo, revision, rolling};
 
 fn spoil(with: impl FnOnce(&mut PlanBody)) -> Vec<LintError> {
     spoil_plan(demo(true).plan(), with)
@@ -180,6 +183,82 @@ fn safety() {
     );
 }
 
+/// A part of a release is that part and nothing else, and a limit of hosts is kept.
+#[test]
+fn scope() {
+    let part = || {
+        let fleet = rolling().with("app-3", "web", Role::App, true, &[]);
+        let mut request = Request::default();
+        request.selection.services.insert("api".into());
+        plan(&fleet.observed, &fleet.release, &default_runbook(), &request).expect("a plan")
+    };
+    assert_eq!(spoil_plan(part(), |_| ()), vec![]);
+    found!(
+        spoil_plan(part(), |b| b.selection.services = BTreeSet::from(["web".into()])),
+        LintError::NotSelected { .. }
+    );
+    found!(
+        spoil_plan(part(), |b| _ = b.selection.hosts.insert("app-1".into())),
+        LintError::NotSelected { .. }
+    );
+    found!(
+        spoil_plan(part(), |b| _ = b.selection.exclude_hosts.insert("proxy-1".into())),
+        LintError::ExcludedInScope { .. }
+    );
+    found!(
+        spoil_plan(part(), |b| _ = b.selection.exclude_services.insert("env".into())),
+        LintError::ExcludedInScope { .. }
+    );
+    found!(
+        spoil_plan(part(), |b| b.outside.insert(0, b.changes[0].target.clone())),
+        LintError::OutsideInScope { .. }
+    );
+    found!(spoil_plan(part(), |b| b.outside.reverse()), LintError::OutsideUnclear);
+    found!(
+        spoil_plan(part(), |b| b.selection = Selection::default()),
+        LintError::OutsideUnclear
+    );
+    let app = |b: &mut PlanBody| {
+        b.phases
+            .iter()
+            .position(|p| p.name == PhaseName::App)
+            .expect("an app phase")
+    };
+    found!(
+        spoil(|b| b.phases[0].max_unavailable = Some(1)),
+        LintError::WrongLimit { .. }
+    );
+    found!(
+        spoil_plan(part(), |b| {
+            let app = app(b);
+            b.phases[app].max_unavailable = Some(0);
+        }),
+        LintError::WrongLimit { .. }
+    );
+    found!(
+        spoil_plan(demo(false).plan(), |b| {
+            let app = app(b);
+            let lanes = std::mem::take(&mut b.phases[app].batches[1].lanes);
+            b.phases[app].batches[0].lanes.extend(lanes);
+            b.phases[app].batches.truncate(1);
+            b.phases[app].max_unavailable = Some(1);
+        }),
+        LintError::WrongLimit { .. }
+    );
+    found!(
+        spoil(|b| b.approval = Some(ApprovalRule { within_ms: 0 })),
+        LintError::NobodyCanApprove
+    );
+    // What was verified between batches says nothing of the end.
+    found!(
+        spoil(|b| {
+            b.phases.retain(|p| p.name != PhaseName::Verify);
+            (0..).zip(steps(b)).for_each(|(id, step)| step.id = StepId(id));
+        }),
+        LintError::NotVerified { .. }
+    );
+}
+
 /// A plan knows what was down before it, and its way back does not bring that up at the wrong time.
 #[test]
 fn found_down() {
@@ -282,13 +361,13 @@ fn backends() {
         rolled(&|b| remove(b, |s| s.action == Action::Drain)),
         LintError::NotSpared { .. }
     );
-    // Drained after the stop, and given back before the start.
+    // Drained after the stop, and given back before the start and its check.
     found!(
         rolled(&|b| moves(b, &|lane| lane.swap(0, 1))),
         LintError::NotSpared { .. }
     );
     found!(
-        rolled(&|b| moves(b, &|lane| lane.swap(4, 5))),
+        rolled(&|b| moves(b, &|lane| lane[4..].rotate_right(1))),
         LintError::NotSpared { .. }
     );
     // Drained in another lane than the one that restarts it.

@@ -386,14 +386,14 @@ fn operator_acts(
         chosen.into_iter().collect()
     };
     let digest = run.plan().digest.clone();
-    let first = match tape.below(10) {
-        0 => Act::Abort { then: AbortThen::Undo },
-        1 => Act::Abort { then: AbortThen::Hold },
-        2 => Act::Skip { hosts: of_one(tape) },
-        3 => Act::Approve { digest: digest.clone() },
-        4 | 5 => Act::Pause,
-        6 | 7 => Act::Resume,
-        _ => Act::Retry { hosts: of_one(tape) },
+    let first = match tape.below(20) {
+        0..4 => Act::Resume,
+        4..9 => Act::Retry { hosts: of_one(tape) },
+        9..14 => Act::Skip { hosts: of_one(tape) },
+        14..18 => Act::Pause,
+        18 => Act::Approve { digest: digest.clone() },
+        _ if tape.percent(50) => Act::Abort { then: AbortThen::Hold },
+        _ => Act::Abort { then: AbortThen::Undo },
     };
     // Where nothing else helps, these do.
     let last = [

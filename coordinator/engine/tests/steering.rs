@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rollback_engine::event::{AbortThen, Act, Command, Direction, Effect, Ending, Event, Outcome};
 use rollback_engine::ids::{Digest, HostName};
-use rollback_engine::machine::{Rejected, State, StepState, effects_of, outstanding, transition};
+use rollback_engine::machine::{Rejected, State, StepState, apply, effects_of, outstanding, transition};
 use rollback_engine::plan::{ApprovalRule, OnFailure, Phase, PhaseName, Plan, Undo};
 use rollback_engine::release::{Action, Role};
 
@@ -449,6 +449,16 @@ fn what_nobody_knows_is_never_tried_again() {
             &["nobody can tell whether switch of app-2/env took effect", "resume"],
         );
     }
+    let by_hand = Event::Steered {
+        at: at(50),
+        by: "bob".to_owned(),
+        reason: "looks odd".to_owned(),
+        act: retry(&["app-2"]),
+    };
+    assert!(
+        apply(&mut rollback.state.clone(), &by_hand).is_err(),
+        "nor by a journal"
+    );
     for act in [Act::Resume, UNDO, HOLD] {
         let mut rollback = Rollback {
             state: rollback.state.clone(),

@@ -13,11 +13,11 @@ use tonic::Request;
 
 use super::Api;
 use crate::authority::caller;
-use crate::{convert, history, hold, objective};
 use crate::projection::Summary;
 use crate::replica::Standing;
 use crate::store::NewToken;
 use crate::survey::{self, HostSurvey, Seen, Sight};
+use crate::{convert, history, hold, objective};
 
 /// How long a join token can be redeemed.
 const TOKEN_MINUTES: i64 = 15;
@@ -94,11 +94,20 @@ impl Api {
             let holds = hold::all(store).await?;
             Ok::<_, Problem>((releases, objectives, holds, history::running(store).await?))
         });
-        let (releases, objectives, holds, running) = stored?;
+        let (releases, mut objectives, holds, running) = stored?;
+        if !running.is_empty() {
+            // It is under way: nobody has to bring it anywhere. What became of it is said by the end.
+            let held = store.scopes().await?;
+            objectives.retain(|target, _| !held.contains_key(target));
+        }
         let matching = releases.iter().find(|release| matches(release, &survey));
         Ok(v1::GetFleetResponse {
             matches_release: matching.map(|r| r.name.0.clone()).unwrap_or_default(),
-            active: running.iter().filter_map(|(_, s)| s.as_ref()).map(Summary::to_wire).collect(),
+            active: running
+                .iter()
+                .filter_map(|(_, s)| s.as_ref())
+                .map(Summary::to_wire)
+                .collect(),
             drift: objective::drift(&objectives, &survey),
             holds: holds.iter().map(|(release, hold)| hold.to_wire(release)).collect(),
             hosts: survey.into_iter().map(host_to_wire).collect(),

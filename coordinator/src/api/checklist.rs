@@ -53,7 +53,9 @@ impl Api {
     async fn checklist(&self, leader: &Leader, rehearse: bool) -> Result<Vec<v1::ChecklistItem>, Problem> {
         let survey = survey::observe(self.inventory()).await;
         let releases = self.store().releases().await?;
-        let recorded = self.recorded_item(releases.iter().find(|r| matches(r, &survey))).await?;
+        let recorded = self
+            .recorded_item(releases.iter().find(|r| matches(r, &survey)))
+            .await?;
         let backup = backup_item(leader, &survey).await;
         let (plan, rest) = match self.way_back(leader, &survey).await {
             Ok(way) => {
@@ -71,16 +73,29 @@ impl Api {
     async fn recorded_item(&self, live: Option<&Release>) -> Result<v1::ChecklistItem, Problem> {
         let Some(live) = live else {
             let evidence = "what runs now is no recorded release: nothing could bring it back".to_owned();
-            return Ok(item("recorded", Severity::Blocker, evidence, "rollbackctl release record NAME"));
+            return Ok(item(
+                "recorded",
+                Severity::Blocker,
+                evidence,
+                "rollbackctl release record NAME",
+            ));
         };
         let named = match live.commit.as_str() {
             "" => String::new(),
             commit => format!(", commit {commit}"),
         };
-        let evidence = format!("{} runs, recorded {:.0} by {}{named}", live.name, live.recorded_at, live.recorded_by);
+        let evidence = format!(
+            "{} runs, recorded {:.0} by {}{named}",
+            live.name, live.recorded_at, live.recorded_by
+        );
         if let Some(hold) = hold::of(self.store(), &live.name).await? {
             let remedy = format!("roll back, or: rollbackctl fleet unhold {} --reason TEXT", live.name);
-            return Ok(item("recorded", Severity::Warning, format!("{evidence}; {}", hold.told()), &remedy));
+            return Ok(item(
+                "recorded",
+                Severity::Warning,
+                format!("{evidence}; {}", hold.told()),
+                &remedy,
+            ));
         }
         if !live.stable {
             let remedy = format!("rollbackctl release mark {} --stable --reason TEXT", live.name);
@@ -97,7 +112,8 @@ impl Api {
             Ok(previous) => previous,
             // The first deployment has nothing before it, and can be gone back from all the same.
             Err(problem) if problem.code == Code::UnknownRelease => {
-                let remedy = "nothing, if there was none yet; else rollbackctl release mark NAME --stable --reason TEXT";
+                let remedy =
+                    "nothing, if there was none yet; else rollbackctl release mark NAME --stable --reason TEXT";
                 return Err(item("plan", Severity::Warning, problem.message, remedy));
             }
             Err(problem) => return Err(refused(problem)),
@@ -110,12 +126,7 @@ impl Api {
     }
 
     /// The way down is rehearsed by staging it, which happens beside the live database, and thrown away.
-    async fn migration_item(
-        &self,
-        leader: &Leader,
-        way: &Plan,
-        rehearse: bool,
-    ) -> Result<v1::ChecklistItem, Problem> {
+    async fn migration_item(&self, leader: &Leader, way: &Plan, rehearse: bool) -> Result<v1::ChecklistItem, Problem> {
         let moves = |target: &Target| {
             let mut changes = way.body.changes.iter();
             changes.any(|c| c.target == *target && c.role == Role::Database && c.moves())
@@ -132,7 +143,12 @@ impl Api {
         if !rehearse {
             let names = listed(stages.iter().map(|step| step.target.to_string()));
             let evidence = format!("the way down to {} was not rehearsed now: {names}", way.body.release);
-            return Ok(item("migration", Severity::Warning, evidence, "rollbackctl release preflight --rehearse"));
+            return Ok(item(
+                "migration",
+                Severity::Warning,
+                evidence,
+                "rollbackctl release preflight --rehearse",
+            ));
         }
         let id = RollbackId(format!("rehearsal-{}", uuid::Uuid::now_v7()));
         let (mut told, mut findings, mut worst) = (Vec::new(), Vec::new(), Severity::Ok);
@@ -220,7 +236,11 @@ async fn backup_item(leader: &Leader, survey: &[HostSurvey]) -> v1::ChecklistIte
     });
     let (severity, evidence, remedy) = match (worst, backups.is_empty()) {
         (0, false) => (Severity::Ok, format!("proven: {}", listed(backups.into_iter())), ""),
-        (0, true) => (Severity::Ok, "every database has a proven backup of what it is now".to_owned(), ""),
+        (0, true) => (
+            Severity::Ok,
+            "every database has a proven backup of what it is now".to_owned(),
+            "",
+        ),
         (_, _) => (
             Severity::Blocker,
             first_blocker(about.iter().copied().filter(|f| !is_consent(f))),
@@ -242,7 +262,9 @@ fn databases_now(survey: &[HostSurvey]) -> Release {
             let Some(record) = record.filter(|c| c.role == Role::Database && c.restores) else {
                 continue;
             };
-            let Some(revision) = state.revision.clone() else { continue };
+            let Some(revision) = state.revision.clone() else {
+                continue;
+            };
             entries.push(ReleaseEntry {
                 target: Target::new(host.agent.record.name.as_str(), record.name.as_str()),
                 role: record.role,
@@ -288,6 +310,7 @@ fn health_item(survey: &[HostSurvey]) -> v1::ChecklistItem {
                     unchecked += 1;
                     continue;
                 }
+                v1::Health::Unhealthy if state.detail.is_empty() => "unhealthy".to_owned(),
                 v1::Health::Unhealthy => format!("unhealthy: {}", state.detail),
                 v1::Health::Stopped => "stopped".to_owned(),
                 v1::Health::Drained => "gets no requests, or not from everywhere".to_owned(),
@@ -299,7 +322,12 @@ fn health_item(survey: &[HostSurvey]) -> v1::ChecklistItem {
     match ill.len() {
         0 if healthy + unchecked == 0 => {
             let remedy = "enroll the hosts first: rollbackctl agent token NAME";
-            item("health", Severity::Blocker, "no component is observed".to_owned(), remedy)
+            item(
+                "health",
+                Severity::Blocker,
+                "no component is observed".to_owned(),
+                remedy,
+            )
         }
         0 => item("health", Severity::Ok, counted, ""),
         count => item(
@@ -325,7 +353,12 @@ fn plan_item(way: &Plan) -> v1::ChecklistItem {
     }
     let hosts = listed(body.excused.iter().map(|excused| excused.host.to_string()));
     let remedy = "bring them back, or know that they stay behind";
-    item("plan", Severity::Warning, format!("{evidence}; without {hosts}"), remedy)
+    item(
+        "plan",
+        Severity::Warning,
+        format!("{evidence}; without {hosts}"),
+        remedy,
+    )
 }
 
 fn artifacts_item(way: &Plan, found: &[Found]) -> v1::ChecklistItem {
@@ -334,7 +367,11 @@ fn artifacts_item(way: &Plan, found: &[Found]) -> v1::ChecklistItem {
     let (blockers, warnings) = (of(Severity::Blocker).count(), of(Severity::Warning).count());
     let plan = format!("see all of it: rollbackctl fleet plan --to {release}");
     let (severity, evidence, remedy) = match (blockers, warnings) {
-        (0, 0) => (Severity::Ok, format!("every host has what {release} needs"), String::new()),
+        (0, 0) => (
+            Severity::Ok,
+            format!("every host has what {release} needs"),
+            String::new(),
+        ),
         (0, count) => (
             Severity::Warning,
             format!("every host has what {release} needs; {count} warnings"),
@@ -343,7 +380,10 @@ fn artifacts_item(way: &Plan, found: &[Found]) -> v1::ChecklistItem {
         (_, _) => (Severity::Blocker, first_blocker(found.iter()), plan),
     };
     v1::ChecklistItem {
-        findings: found.iter().map(|f| convert::finding_of(&f.target, &f.finding)).collect(),
+        findings: found
+            .iter()
+            .map(|f| convert::finding_of(&f.target, &f.finding))
+            .collect(),
         ..item("artifacts", severity, evidence, &remedy)
     }
 }

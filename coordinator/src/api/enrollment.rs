@@ -11,9 +11,9 @@ use tonic::{Request, Response, Status};
 use super::Api;
 use super::agents::token_hash;
 use crate::authority::caller;
-use crate::{convert, objective};
 use crate::issuer::CertificateAuthority;
 use crate::store::AgentRecord;
+use crate::{convert, objective};
 
 /// More components on one host than this is a mistake or an attack.
 const MAX_COMPONENTS: usize = 256;

@@ -63,7 +63,9 @@ fn or_any(text: &str) -> &str {
 
 /// A version that was made of the digest is no name that anybody could expect.
 fn is_made_of(version: &str, digest: &str) -> bool {
-    digest.split_once(':').is_some_and(|(_, hash)| hash.starts_with(version))
+    digest
+        .split_once(':')
+        .is_some_and(|(_, hash)| hash.starts_with(version))
 }
 
 #[cfg(test)]

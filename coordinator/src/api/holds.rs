@@ -9,9 +9,8 @@ use tonic::Request;
 
 use super::Api;
 use crate::authority::caller;
+use crate::convert;
 use crate::hold::{self, Hold};
-use crate::projection::Summary;
-use crate::{convert, history};
 
 /// Longest reason, in bytes.
 const REASON: usize = 4096;
@@ -71,31 +70,10 @@ impl Api {
         })
     }
 
-    /// Also while a rollback runs, whatever is to be deployed: nobody must deploy into one. Any replica answers, from what the
-    /// store has now.
+    /// Any replica answers, from what the store has now.
     pub async fn gate(&self, request: Request<v1::CheckGateRequest>) -> Result<v1::CheckGateResponse, Problem> {
         let release = request.into_inner().release;
         check_name("release", &release)?;
-        let name = ReleaseName(release);
-        let hold = hold::of(self.store(), &name).await?;
-        let active = history::running(self.store()).await?;
-        let problem = match (&hold, active.first()) {
-            (Some(hold), _) => Some(hold::refusal(&name, format!("release {name} is held: {}", hold.told()))),
-            (None, Some((id, running))) => {
-                let told = running.as_ref().map_or_else(String::new, |s| {
-                    format!(" (to {}, started by {} at {:.0})", s.release, s.started_by, s.started_at)
-                });
-                let message = format!("rollback {id}{told} runs; nothing may be deployed into it");
-                let watch = format!("when it has ended, ask again; watch it: rollbackctl rollback watch {id}");
-                Some(Problem::new(Code::ScopeHeld, message).remedy(watch))
-            }
-            (None, None) => None,
-        };
-        Ok(v1::CheckGateResponse {
-            open: problem.is_none(),
-            problem: problem.map(Into::into),
-            hold: hold.map(|hold| hold.to_wire(&name)),
-            active: active.iter().filter_map(|(_, s)| s.as_ref()).map(Summary::to_wire).collect(),
-        })
+        hold::gate(self.store(), &ReleaseName(release)).await
     }
 }

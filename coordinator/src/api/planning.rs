@@ -56,11 +56,7 @@ impl Api {
     }
 
     /// The runbook, with what the request says otherwise.
-    async fn policy(
-        &self,
-        target: &v1::RollbackTarget,
-        database: Option<DatabaseChoice>,
-    ) -> Result<Runbook, Problem> {
+    async fn policy(&self, target: &v1::RollbackTarget, database: Option<DatabaseChoice>) -> Result<Runbook, Problem> {
         let mut runbook = self.runbook_called(&target.runbook).await?;
         if let Some(choice) = database {
             runbook = runbook.with_database(choice);
@@ -90,15 +86,14 @@ impl Api {
     }
 
     /// Where everything shall be, and the part of the request that is elsewhere.
-    async fn convergence(
-        &self,
-        mut request: Request,
-        survey: &[HostSurvey],
-    ) -> Result<(Release, Request), Problem> {
+    async fn convergence(&self, mut request: Request, survey: &[HostSurvey]) -> Result<(Release, Request), Problem> {
         let objectives = objective::all(self.store()).await?;
         let nothing = || {
-            Problem::new(Code::PlanRefused, "everything in scope that can be reached is where it shall be")
-                .remedy("look at it: rollbackctl fleet status")
+            Problem::new(
+                Code::PlanRefused,
+                "everything in scope that can be reached is where it shall be",
+            )
+            .remedy("look at it: rollbackctl fleet status")
         };
         let Convergence { release, hosts } = objective::convergence(&objectives, survey).ok_or_else(nothing)?;
         let asked = release.entries.iter().filter(|e| request.selects(&e.target));
@@ -125,7 +120,10 @@ impl Api {
         };
         let agents: Vec<AgentRecord> = self.inventory().list().into_iter().map(|a| a.record).collect();
         let of_scope = scoping::warnings(&plan, &agents);
-        let findings = found.iter().chain(&of_scope).map(|f| convert::finding_of(&f.target, &f.finding));
+        let findings = found
+            .iter()
+            .chain(&of_scope)
+            .map(|f| convert::finding_of(&f.target, &f.finding));
         let findings = findings.chain(self.held(&plan).await?).chain(self.strange_backends());
         Ok(v1::PlanRollbackResponse {
             findings: findings.collect(),
@@ -142,7 +140,7 @@ impl Api {
         Ok(hold.map(|hold| v1::Finding {
             severity: v1::Severity::Warning.into(),
             code: Code::ReleaseHeld.id().to_owned(),
-            message: format!("{release} is held: {}", hold.told()),
+            message: format!("{release} is {}", hold.told()),
             remedy: "go on if you know better than whoever held it, or choose another release".to_owned(),
             host: String::new(),
             component: String::new(),

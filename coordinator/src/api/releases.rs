@@ -64,7 +64,9 @@ pub(super) fn traced<T>(message: T) -> Request<T> {
 }
 
 fn observed(survey: &[survey::HostSurvey]) -> Vec<(Target, Revision)> {
-    let hosts = survey.iter().filter_map(|host| Some((host, host.states.as_ref().ok()?)));
+    let hosts = survey
+        .iter()
+        .filter_map(|host| Some((host, host.states.as_ref().ok()?)));
     let all = hosts.flat_map(|(host, states)| {
         states.iter().filter_map(|state| {
             let target = Target::new(host.agent.record.name.as_str(), state.component.as_str());
@@ -95,7 +97,7 @@ impl Api {
         let leader = self.leader()?;
         // A held name is refused before the hosts copy anything.
         if let Some(hold) = hold::of(self.store(), &name.as_str().into()).await? {
-            let message = format!("release {name} is held: {}", hold.told());
+            let message = format!("release {name} is {}", hold.told());
             return Err(hold::refusal(&name.as_str().into(), message));
         }
         // Nothing is forgotten while something is recorded: it might be the same.
@@ -274,7 +276,6 @@ impl Api {
             summary,
         })
     }
-
 
     pub async fn release_called(&self, name: &str) -> Result<Release, Problem> {
         check_name("release", name)?;

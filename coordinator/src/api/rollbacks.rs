@@ -91,7 +91,8 @@ impl Api {
         if sealed.is_empty() {
             return self.make_plan(target, starting).await;
         }
-        let saved = Plan::open(sealed).map_err(|e| Problem::from_error(Code::BadPlanFile, "open the saved plan", &e))?;
+        let saved =
+            Plan::open(sealed).map_err(|e| Problem::from_error(Code::BadPlanFile, "open the saved plan", &e))?;
         if let Some(leader) = starting {
             let targets: Vec<Target> = saved.body.changes.iter().map(|c| c.target.clone()).collect();
             leader.check_free(&targets).await?;
@@ -101,8 +102,9 @@ impl Api {
             // The fleet of now has no such plan at all: that, too, is staleness, and the message says what is in the way.
             Err(problem) if problem.code == Code::PlanRefused => {
                 let moved = [problem.message];
-                return Err(staleness::refusal("the saved plan cannot be followed any more", &moved)
-                    .remedy(problem.remedy));
+                return Err(
+                    staleness::refusal("the saved plan cannot be followed any more", &moved).remedy(problem.remedy)
+                );
             }
             Err(problem) => return Err(problem),
         };

@@ -47,8 +47,13 @@ impl Api {
     /// happen any more.
     async fn check_where_it_was(&self, id: &RollbackId) -> Result<(), Problem> {
         let state = history::state(self.store(), id).await?;
-        let Some(plan) = state.plan().filter(|_| state.ending().is_none()) else {
-            // The machine says better what is wrong.
+        let awaited = state.summary().is_some_and(|summary| {
+            let approval = summary.approval.filter(|approval| approval.approved.is_none());
+            approval.is_some() && summary.ending.is_none()
+        });
+        // Otherwise the machine says better what is wrong. One that was approved has moved the fleet itself: whoever lost the
+        // answer to the approval must not be told that it is stale.
+        let Some(plan) = state.plan().filter(|_| awaited) else {
             return Ok(());
         };
         let hosts: BTreeSet<&str> = plan.body.changes.iter().map(|c| c.target.host.as_str()).collect();

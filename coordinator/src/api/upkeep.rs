@@ -52,10 +52,16 @@ impl Api {
             reason,
         } = request.into_inner();
         check_name("release", &name)?;
-        check_words(commit.as_deref().unwrap_or_default(), notes.as_deref().unwrap_or_default())?;
+        check_words(
+            commit.as_deref().unwrap_or_default(),
+            notes.as_deref().unwrap_or_default(),
+        )?;
         check_words("", &reason)?;
         if notes.is_none() && commit.is_none() && stable.is_none() {
-            return Err(Problem::new(Code::BadRequest, "nothing is said that could be written down"));
+            return Err(Problem::new(
+                Code::BadRequest,
+                "nothing is said that could be written down",
+            ));
         }
         // Whoever reads the mark in an incident has to know whether to believe it.
         if stable.is_some() && reason.trim().is_empty() {
@@ -81,7 +87,10 @@ impl Api {
         }
         let fence = leader.shared().term.fence();
         if !self.store().update_release(fence, &release).await? {
-            return Err(Problem::new(Code::UnknownRelease, format!("release {name} was removed meanwhile")));
+            return Err(Problem::new(
+                Code::UnknownRelease,
+                format!("release {name} was removed meanwhile"),
+            ));
         }
         Ok(v1::UpdateReleaseResponse {
             release: Some(self.release_in_full(&name).await?),
@@ -141,7 +150,10 @@ impl Api {
             let removed = doomed.into_iter().map(|release| (release.name.0.clone(), Vec::new()));
             let stay = pinned.into_iter().map(|(name, why)| (name.0, why));
             return Ok(v1::RemoveReleasesResponse {
-                releases: removed.chain(stay).map(|(name, why)| removal(name, why, Vec::new())).collect(),
+                releases: removed
+                    .chain(stay)
+                    .map(|(name, why)| removal(name, why, Vec::new()))
+                    .collect(),
             });
         }
         // In a task of its own: what was begun is not left half done because somebody went away.
@@ -167,7 +179,10 @@ impl Api {
         let (doomed, pinned) = self.doomed(&releases, names).await?;
         if !pinned.is_empty() {
             let told = pinned.iter().map(|(name, why)| format!("{name}: {}", why.join(", ")));
-            let message = format!("nothing was removed; needed are {}", told.collect::<Vec<_>>().join("; "));
+            let message = format!(
+                "nothing was removed; needed are {}",
+                told.collect::<Vec<_>>().join("; ")
+            );
             return Err(Problem::new(Code::ReleasePinned, message));
         }
         // Read before anything is removed: a journal that cannot be read may need anything.
@@ -268,7 +283,10 @@ impl Api {
                         continue;
                     }
                     if let Err(problem) = self.forget_one(target, release, revision, kept).await {
-                        left.push((release.clone(), format!("{target}: {} ({})", problem.message, problem.code)));
+                        left.push((
+                            release.clone(),
+                            format!("{target}: {} ({})", problem.message, problem.code),
+                        ));
                     }
                 }
                 left

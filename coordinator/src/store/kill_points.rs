@@ -4,6 +4,7 @@
 //! "After" is passed whatever came of the write: a failed one is as good a place to die as any. Reads have no points:
 //! dying in one is dying after the write before it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -82,6 +83,10 @@ impl<S: Store> Store for KillPoints<S> {
 
     async fn holder(&self, targets: &[Target]) -> Result<Option<(Target, RollbackId)>, StoreError> {
         self.0.holder(targets).await
+    }
+
+    async fn scopes(&self) -> Result<BTreeMap<Target, RollbackId>, StoreError> {
+        self.0.scopes().await
     }
 
     async fn events(&self, id: &RollbackId, after: u64) -> Result<Vec<Recorded>, StoreError> {

@@ -354,6 +354,10 @@ impl Store for MemoryStore {
         self.read("read the scopes", |content| content.holder(targets)).await
     }
 
+    async fn scopes(&self) -> Result<BTreeMap<Target, RollbackId>, StoreError> {
+        self.read("read the scopes", |content| content.scope.clone()).await
+    }
+
     async fn events(&self, id: &RollbackId, after: u64) -> Result<Vec<Recorded>, StoreError> {
         let journal = |content: &Content| {
             let journal = content.rollbacks.get(id).map(|r| r.journal.iter());

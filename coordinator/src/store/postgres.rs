@@ -18,6 +18,7 @@ mod records;
 mod schema;
 mod session;
 
+use std::collections::BTreeMap;
 use std::str::FromStr as _;
 use std::time::Duration;
 
@@ -206,6 +207,10 @@ impl Store for PostgresStore {
 
     async fn holder(&self, targets: &[Target]) -> Result<Option<(Target, RollbackId)>, StoreError> {
         journal::holder(&self.journal, targets).await
+    }
+
+    async fn scopes(&self) -> Result<BTreeMap<Target, RollbackId>, StoreError> {
+        journal::scopes(&self.others).await
     }
 
     async fn events(&self, id: &RollbackId, after: u64) -> Result<Vec<Recorded>, StoreError> {

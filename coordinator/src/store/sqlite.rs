@@ -3,7 +3,7 @@
 //! One connection writes (SQLite has one writer anyway, and queueing for it here is fair), a few read. Every write
 //! transaction begins IMMEDIATE, so that its fence check and its writes see the same lease.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -321,17 +321,19 @@ impl Store for SqliteStore {
     }
 
     async fn holder(&self, targets: &[Target]) -> Result<Option<(Target, RollbackId)>, StoreError> {
+        let held = self.scopes().await?;
+        Ok(targets
+            .iter()
+            .find_map(|t| held.get(t).map(|id| (t.clone(), id.clone()))))
+    }
+
+    async fn scopes(&self) -> Result<BTreeMap<Target, RollbackId>, StoreError> {
         let held: Vec<(String, String, String)> = sqlx::query_as("SELECT host, component, rollback_id FROM scope")
             .fetch_all(&self.readers)
             .await
             .map_err(unavailable("read the scopes"))?;
-        let held: HashMap<Target, RollbackId> = held
-            .into_iter()
-            .map(|(host, component, id)| (Target::new(host, component), id.into()))
-            .collect();
-        Ok(targets
-            .iter()
-            .find_map(|t| held.get(t).map(|id| (t.clone(), id.clone()))))
+        let one = |(host, component, id): (String, String, String)| (Target::new(host, component), id.into());
+        Ok(held.into_iter().map(one).collect())
     }
 
     async fn running(&self) -> Result<Vec<RollbackId>, StoreError> {

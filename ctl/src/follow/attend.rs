@@ -68,7 +68,10 @@ pub async fn attend(
                 Some(Signal::Refused(error)) => return Err(error),
                 None => return Err(Problem::new(Code::Internal, "the watch ended without an end").into()),
             },
-            () = interrupts.next() => return Ok(Attended::Interrupted),
+            () = interrupts.next() => {
+                screen.keep();
+                return Ok(Attended::Interrupted);
+            }
             () = &mut passed => return Ok(Attended::TimedOut),
             _ = redraw.tick() => screen.redraw(),
         }

@@ -67,11 +67,26 @@ impl Screen {
         }
     }
 
+    /// Leaves the picture where it is, for somebody who goes away and wants to remember it. Only that is possible, too: the
+    /// terminal has written `^C` somewhere into it, and nobody knows on which row the cursor is.
+    pub fn keep(&mut self) {
+        match self {
+            Screen::Tree(tree) => {
+                tree.bars.set_draw_target(ProgressDrawTarget::hidden());
+                let _ = tree.terminal.write_line("");
+            }
+            Screen::Lines(_) => {}
+        }
+    }
+
     /// Leaves the tree's place to what is printed next.
     pub fn close(self) {
         match self {
-            Screen::Tree(tree) => {
-                let _ = tree.bars.clear();
+            Screen::Tree(mut tree) => {
+                if !tree.bars.is_hidden() {
+                    tree.resized();
+                    let _ = tree.bars.clear();
+                }
             }
             Screen::Lines(_) => {}
         }
@@ -104,6 +119,8 @@ pub struct Tree {
     bars: MultiProgress,
     pool: Vec<ProgressBar>,
     terminal: Term,
+    /// Columns of the terminal when it was drawn last.
+    columns: u16,
     paint: Paint,
     /// Our clock minus the coordinator's. The smallest difference seen is the best guess: delays only make it larger.
     clock_difference: Option<SignedDuration>,
@@ -116,9 +133,30 @@ impl Tree {
             bars: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
             pool: Vec::new(),
             terminal: Term::stderr(),
+            columns: Term::stderr().size().1,
             paint: Paint::stderr(),
             clock_difference: None,
         }
+    }
+
+    /// Takes away a picture that was drawn for another width. Its lines were filled up to the last column, so that a
+    /// terminal of another width lays them out anew as one text; indicatif would look for the rows where they were.
+    fn resized(&mut self) {
+        let columns = self.terminal.size().1;
+        let before = std::mem::replace(&mut self.columns, columns);
+        if before == columns || self.pool.is_empty() {
+            return;
+        }
+        let cells = self.pool.len() * usize::from(before);
+        let rows = cells.div_ceil(usize::from(columns.max(1)));
+        // Bars that end draw once more, where they believe to be.
+        self.bars.set_draw_target(ProgressDrawTarget::hidden());
+        self.pool.clear();
+        // A terminal that cannot be written to: there is nobody to tell.
+        let _ = self.terminal.move_cursor_up(rows.saturating_sub(1));
+        let _ = self.terminal.write_str("\r");
+        let _ = self.terminal.clear_to_end_of_screen();
+        self.bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
     }
 
     fn event(&mut self, event: &RollbackEvent) {
@@ -136,6 +174,7 @@ impl Tree {
             .clock_difference
             .and_then(|d| now.checked_sub(d).ok())
             .unwrap_or(now);
+        self.resized();
         let (rows, columns) = self.terminal.size();
         // Heading, phases, undo, the line that counts the rest, the hint, and one row for the cursor.
         let still = tree::needs_a_person(&self.board, self.paint).len();

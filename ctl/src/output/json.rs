@@ -116,6 +116,17 @@ pub fn drift(d: &v1::Drift) -> Value {
     })
 }
 
+pub fn gate(release: &str, answer: &v1::CheckGateResponse, exit: ExitCode) -> Value {
+    json!({
+        "release": release,
+        "open": answer.open,
+        "problem": problem(answer.problem.as_ref()),
+        "hold": answer.hold.as_ref().map(hold),
+        "active": answer.active.iter().map(summary).collect::<Vec<_>>(),
+        "exit_code": exit.number(),
+    })
+}
+
 /// `rollback_id` is `null` where an operator held it.
 pub fn hold(h: &v1::Hold) -> Value {
     json!({

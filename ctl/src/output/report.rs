@@ -168,10 +168,11 @@ fn summary_of(details: &GetRollbackResponse, summary: &RollbackSummary) -> Strin
 fn outcome(details: &GetRollbackResponse, summary: &RollbackSummary, state: RollbackState) -> String {
     let release = md(&summary.release);
     let (word, _) = words::state_told(state, summary.blocked);
-    let failed = name_some(summary.failed_hosts.iter().map(String::as_str), 20);
+    let excused = details.plan.iter().flat_map(|p| &p.excused).map(|e| e.host.as_str());
+    let failed = name_some(summary.failed_hosts.iter().map(String::as_str).chain(excused), 20);
     let sentence = match (state, summary.blocked) {
         (RollbackState::Verified, _) => match details.plan.as_ref().map_or(0, |p| super::plan::left(p).count()) {
-            0 => format!("everything in scope was observed at {release}"),
+            0 => format!("everything that was to go back was observed at {release}"),
             left => format!(
                 "what was to go back was observed at {release}; {} on purpose",
                 count(left, "component stayed", "components stayed")

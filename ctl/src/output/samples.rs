@@ -48,7 +48,7 @@ fn rev(version: &str, digest: &str) -> Revision {
     }
 }
 
-fn problem(code: &str, message: &str, remedy: &str) -> Problem {
+pub fn problem(code: &str, message: &str, remedy: &str) -> Problem {
     Problem {
         code: code.to_owned(),
         message: message.to_owned(),

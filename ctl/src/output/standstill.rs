@@ -38,8 +38,12 @@ pub fn fits(id: &str, standstill: &Standstill) -> Vec<String> {
     } else {
         let hosts = name_some(standstill.failed_hosts.iter().map(String::as_str), NAMED);
         fits.push(format!("{hosts} again: rollbackctl rollback retry {id}"));
+        let which = match &standstill.failed_hosts[..] {
+            [one] => clean(one),
+            _ => "HOST".to_owned(),
+        };
         fits.push(format!(
-            "without {hosts}: rollbackctl rollback skip {id} --host HOST --reason TEXT"
+            "without {hosts}: rollbackctl rollback skip {id} --host {which} --reason TEXT"
         ));
     }
     // An operator's pause does not change what the runbook says of a failure.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use rollback_proto::v1::{AgentInfo, ComponentState, Drift, GetFleetResponse, Hold, HostState, RollbackSummary};
+use rollback_proto::v1::{
+    AgentInfo, CheckGateResponse, ComponentState, Drift, GetFleetResponse, Hold, HostState, Problem, RollbackSummary,
+};
 
 use super::paint::{Paint, Tone};
 use super::problem::brief;
@@ -77,6 +79,26 @@ pub fn held(hold: &Hold, paint: Paint) -> String {
     text
 }
 
+/// May it be deployed now? If not: why, and what to do.
+pub fn gate(release: &str, answer: &CheckGateResponse, paint: Paint) -> String {
+    if answer.open {
+        let open = paint.tone(Tone::Good, "open");
+        return format!("{open}: {} may be deployed\n", clean(release));
+    }
+    let closed = paint.tone(Tone::Bad, "closed");
+    let unnamed = Problem::default();
+    let problem = answer.problem.as_ref().unwrap_or(&unnamed);
+    let mut text = format!("{closed}: {}\n", brief(problem));
+    if !problem.remedy.is_empty() {
+        text.push_str(&format!("  {}\n", clean(&problem.remedy)));
+    }
+    // The problem tells of a hold first; a rollback that runs as well would come as a surprise later.
+    for rollback in &answer.active {
+        text.push_str(&format!("running now  {}\n", active(rollback, paint)));
+    }
+    text
+}
+
 /// What is not where the last record or rollback put it, and how it gets there.
 pub fn drift(drift: &[Drift], paint: Paint) -> String {
     if drift.is_empty() {
@@ -115,7 +137,7 @@ pub fn drift(drift: &[Drift], paint: Paint) -> String {
 fn why(d: &Drift) -> String {
     match (d.missed, d.rollback_id.is_empty()) {
         (true, _) => format!(
-            "away during rollback {} to {}",
+            "not reached by rollback {} to {}",
             clean(&d.rollback_id),
             clean(&d.release)
         ),
@@ -256,6 +278,31 @@ mod tests {
     fn an_empty_fleet_says_what_to_do() {
         let text = render(&GetFleetResponse::default(), Paint::PLAIN);
         assert!(text.contains("rollbackctl agent token NAME"), "{text}");
+    }
+
+    #[test]
+    fn a_gate_says_why_it_is_closed() {
+        let open = CheckGateResponse {
+            open: true,
+            ..CheckGateResponse::default()
+        };
+        let by_hold = CheckGateResponse {
+            open: false,
+            problem: Some(Problem {
+                code: "RB0209".to_owned(),
+                message: "release v3.0.0 is held since 2026-11-20T22:10:00Z by ana: leaks file handles".to_owned(),
+                remedy: "when it is mended, or was not to blame: rollbackctl fleet unhold v3.0.0 --reason TEXT"
+                    .to_owned(),
+                ..Problem::default()
+            }),
+            hold: Some(samples::operators::hold()),
+            active: vec![samples::operators::standing_still("ana")],
+        };
+        let told: Vec<String> = [open, by_hold]
+            .iter()
+            .map(|a| gate("v3.0.0", a, Paint::PLAIN))
+            .collect();
+        golden!("status_gate", told.join("\n"));
     }
 
     #[test]

@@ -60,8 +60,16 @@ fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>,
         )
     });
     let left = plan.map_or(0, |plan| plan::left(plan).count());
+    let outside = plan.map_or(0, |plan| usize::try_from(plan.outside).unwrap_or(usize::MAX));
     let sentence = match (state, summary.blocked) {
         (RollbackState::Verified, _) => match scope {
+            Some((components, hosts)) if left == 0 && outside > 0 => {
+                let others = count(outside, "component of it is", "components of it are");
+                format!(
+                    "what was to go back is at {release}: {components} on {hosts} observed at the target; {others} outside the \
+                     scope."
+                )
+            }
             Some((components, hosts)) if left == 0 => {
                 format!("the fleet is at {release}: {components} on {hosts} observed at the target.")
             }
@@ -115,9 +123,9 @@ fn standing_still(summary: &RollbackSummary, release: &str) -> Option<String> {
                 steps => steps,
             };
             Some(format!(
-                "on the way to {release}, phase {}, {who} paused it at {}; {flying}.",
-                or_none(&summary.phase),
-                stamp(timestamp(standstill.since.as_ref()))
+                "{who} paused it at {}, on the way to {release}, in phase {}; {flying}.",
+                stamp(timestamp(standstill.since.as_ref())),
+                or_none(&summary.phase)
             ))
         }
     }
@@ -248,7 +256,13 @@ fn next(details: &GetRollbackResponse, summary: &RollbackSummary, state: Rollbac
     let same = |from_start| same_again(summary, plan, from_start);
     let steps = match (state, summary.blocked) {
         (RollbackState::Unspecified, _) => return String::new(),
-        (RollbackState::Verified, _) => loss::to_collect(details),
+        (RollbackState::Verified, _) => [
+            format!("write the incident report: rollbackctl rollback report {id}"),
+            format!("back to where it was before: rollbackctl rollback undo {id}"),
+        ]
+        .into_iter()
+        .chain(loss::to_collect(details))
+        .collect(),
         (RollbackState::Undone, true) => again(details, summary, "mend the blockers above")
             .into_iter()
             .chain([format!(
@@ -266,10 +280,8 @@ fn next(details: &GetRollbackResponse, summary: &RollbackSummary, state: Rollbac
         (RollbackState::Partial, _) => [
             "keep the failed hosts away from users until they are mended".to_owned(),
             format!("see every step: rollbackctl rollback show {id}"),
-            format!(
-                "when they are mended: rollbackctl fleet rollback --to {release}{}",
-                same(false)
-            ),
+            format!("when they are mended, those alone: rollbackctl rollback retry {id}"),
+            format!("write the incident report: rollbackctl rollback report {id}"),
         ]
         .into_iter()
         .chain(loss::to_collect(details))

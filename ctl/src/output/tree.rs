@@ -220,6 +220,51 @@ mod tests {
     }
 
     #[test]
+    fn a_standstill_says_who_why_what_users_miss_and_what_fits() {
+        let mut board = Board::new("0193a5c2-rollback", samples::plan_response().plan.as_ref());
+        let kind_of = |event: &RollbackEvent| Kind::try_from(event.kind).expect("known");
+        for event in samples::undone_events()
+            .iter()
+            .take_while(|e| kind_of(e) != Kind::UndoStarted)
+        {
+            board.apply(event);
+        }
+        let act = |kind: Kind, by: &str| RollbackEvent {
+            seq: 900,
+            at: Some(samples::proto_at(10_000)),
+            kind: kind.into(),
+            by: by.to_owned(),
+            ..RollbackEvent::default()
+        };
+        board.apply(&RollbackEvent {
+            problem: Some(samples::problem(
+                "RB0500",
+                "start of app-1/api: answered 503 for 30 s",
+                "read the log",
+            )),
+            ..act(Kind::Paused, "")
+        });
+        let draw = |board: &Board| lines(board, samples::at(10_500), WIDE, Paint::PLAIN).join("\n");
+        golden!("tree_paused", draw(&board));
+
+        let failed = *board
+            .phases
+            .iter()
+            .find_map(|p| p.failed.first())
+            .expect("a step failed");
+        board.apply(&act(Kind::Retried, "ana"));
+        board.apply(&RollbackEvent {
+            step_id: failed,
+            phase: "app".to_owned(),
+            host: "app-2".to_owned(),
+            attempt: 2,
+            ..act(Kind::StepStarted, "")
+        });
+        let drawn = draw(&board);
+        assert!(!drawn.contains("PAUSED") && !drawn.contains("1 failed"), "{drawn}");
+    }
+
+    #[test]
     fn a_hundred_hosts_do_not_flood_the_terminal() {
         let mut board = Board::new("r", None);
         for event in samples::a_hundred_hosts() {

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::cli::Format;
-use crate::client::{Backoff, CallError, Client, QUICK};
+use crate::client::{ALL_HOSTS, Backoff, CallError, Client, QUICK};
 use crate::exit::ExitCode;
 use crate::output::paint::Paint;
 use crate::output::standstill::{self, Down};
@@ -29,11 +29,16 @@ pub async fn steer(client: &mut Client, id: &str, reason: &str, act: Act) -> Res
         reason: reason.to_owned(),
         act: Some(act),
     };
+    // Before an approval the hosts are asked whether they are still where the plan has found them.
+    let deadline = match &request.act {
+        Some(Act::Approve(_)) => ALL_HOSTS,
+        Some(Act::Pause(_) | Act::Resume(_) | Act::Retry(_) | Act::Skip(_) | Act::Abort(_)) | None => QUICK,
+    };
     let give_up = Instant::now() + ASK_FOR;
     let mut backoff = Backoff::new();
     loop {
         let answer = client
-            .call(QUICK, request.clone(), |mut fleet, request| async move {
+            .call(deadline, request.clone(), |mut fleet, request| async move {
                 fleet.steer_rollback(request).await
             })
             .await;

@@ -158,6 +158,10 @@ impl v1::fleet_server::Fleet for Service {
     ) -> Result<Response<v1::RecordReleaseResponse>, Status> {
         self.0.state().refuse()?;
         let name = request.get_ref().name.clone();
+        if let Some(first) = request.get_ref().expected.first() {
+            let message = format!("nothing was recorded: {} is not {}", first.component, first.version);
+            return Err(Problem::new(Code::NotAsExpected, message).into());
+        }
         Ok(self.answer(&request, |_| v1::RecordReleaseResponse {
             release: Some(release(&name)),
         }))
@@ -243,21 +247,63 @@ impl v1::fleet_server::Fleet for Service {
         &self,
         request: Request<v1::UpdateReleaseRequest>,
     ) -> Result<Response<v1::UpdateReleaseResponse>, Status> {
-        Ok(self.answer(&request, |_| v1::UpdateReleaseResponse::default()))
+        let asked = request.get_ref().clone();
+        let updated = v1::Release {
+            stable: asked.stable.unwrap_or_default(),
+            notes: asked.notes.unwrap_or_default(),
+            marked_by: asked.stable.map_or_else(String::new, |_| "ana".to_owned()),
+            mark_reason: asked.reason,
+            ..release(&asked.name)
+        };
+        Ok(self.answer(&request, |_| v1::UpdateReleaseResponse { release: Some(updated) }))
     }
 
     async fn remove_releases(
         &self,
         request: Request<v1::RemoveReleasesRequest>,
     ) -> Result<Response<v1::RemoveReleasesResponse>, Status> {
-        Ok(self.answer(&request, |_| v1::RemoveReleasesResponse::default()))
+        let v1::RemoveReleasesRequest { mut names, dry_run } = request.get_ref().clone();
+        if names.is_empty() {
+            names = vec!["v2.7.0".to_owned()];
+        }
+        // v2.9.0 is needed, and something of v2.7.0 stays.
+        let needed = |name: &str| name == "v2.9.0";
+        if !dry_run && names.iter().any(|name| needed(name)) {
+            let message = "nothing was removed; needed are v2.9.0: 3 components shall be there";
+            return Err(Problem::new(Code::ReleasePinned, message).into());
+        }
+        let removed = |name: String| v1::RemovedRelease {
+            pinned_by: needed(&name)
+                .then(|| "3 components shall be there".to_owned())
+                .into_iter()
+                .collect(),
+            leftovers: (!dry_run)
+                .then(|| "app-2/api: it does not answer".to_owned())
+                .into_iter()
+                .collect(),
+            name,
+        };
+        let releases = names.into_iter().map(removed).collect();
+        Ok(self.answer(&request, |_| v1::RemoveReleasesResponse { releases }))
     }
 
     async fn preflight_release(
         &self,
         request: Request<v1::PreflightReleaseRequest>,
     ) -> Result<Response<v1::PreflightReleaseResponse>, Status> {
-        Ok(self.answer(&request, |_| v1::PreflightReleaseResponse::default()))
+        // Only what was rehearsed works.
+        let severity = match request.get_ref().rehearse {
+            true => v1::Severity::Ok,
+            false => v1::Severity::Blocker,
+        };
+        let item = v1::ChecklistItem {
+            name: "migration".to_owned(),
+            severity: severity.into(),
+            evidence: "db-1/db".to_owned(),
+            remedy: "mend it".to_owned(),
+            findings: Vec::new(),
+        };
+        Ok(self.answer(&request, |_| v1::PreflightReleaseResponse { items: vec![item] }))
     }
 
     async fn hold_release(

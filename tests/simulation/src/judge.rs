@@ -2,11 +2,12 @@
 //! with what the recorder saw.
 
 mod effects;
+mod hands;
 mod journal;
 
 use std::collections::BTreeMap;
 
-use rollback_engine::event::{Ending, Event};
+use rollback_engine::event::{AbortThen, Ending, Event};
 use rollback_engine::ids::RollbackId;
 use rollback_proto::v1::RollbackState;
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,9 @@ pub struct Verdict {
     /// Times that another leader came while a rollback ran.
     pub takeovers: u64,
     pub lost_commits: u64,
+    /// Operators' acts that were taken.
+    #[serde(default)]
+    pub acts: u64,
     /// Effects of moves on components.
     pub effects: u64,
     /// Requests of leaders that had been replaced, and that reached an agent that knew it.
@@ -60,6 +64,7 @@ pub fn judge(after: &Aftermath) -> Verdict {
         violations.extend(journal.violations());
         violations.extend(truth(after, journal));
         violations.extend(effects::violations(after, journal));
+        violations.extend(hands::violations(&after.lines, journal));
     }
     violations.extend(stale_writes(&after.lines));
     violations.extend(overlaps(after));
@@ -67,7 +72,10 @@ pub fn judge(after: &Aftermath) -> Verdict {
         Seen::Wrong { what } => Some(what.clone()),
         _ => None,
     }));
-    let held_because: Vec<String> = journals.iter().filter_map(Journal::held_because).collect();
+    // One that an operator wants to be held is.
+    let by_itself = |journal: &&Journal<'_>| journal.aborted() != Some(AbortThen::Hold);
+    let held_because = journals.iter().filter(by_itself).filter_map(Journal::held_because);
+    let held_because: Vec<String> = held_because.collect();
     if !held_because.is_empty() && !may_be_held(after) {
         violations.push(format!("held without a reason: {}", held_because.join("; ")));
     }
@@ -75,13 +83,17 @@ pub fn judge(after: &Aftermath) -> Verdict {
         seed: after.seed.number,
         endings: journals
             .iter()
-            .map(|j| j.ending().map_or("unfinished", name).to_owned())
+            .map(|j| match (j.ending(), j.aborted()) {
+                (Some(Ending::Held { .. }), Some(AbortThen::Hold)) => "held on demand".to_owned(),
+                (ending, _) => ending.map_or("unfinished", name).to_owned(),
+            })
             .collect(),
         held_because,
         violations: violations.into_iter().map(|v| plain(after, v)).collect(),
         counts: after.counts.clone(),
         takeovers: takeovers(&after.lines),
         lost_commits: count(&after.lines, |seen| matches!(seen, Seen::AnswerLost { .. })),
+        acts: count(&after.lines, |seen| matches!(seen, Seen::Acted { .. })),
         effects: count(&after.lines, |seen| matches!(seen, Seen::Effect { .. })),
         stale_requests: effects::stale_requests(&after.lines),
         simulated_seconds: after.took.as_secs_f64(),

@@ -25,6 +25,7 @@ struct Sum {
     freezes: u64,
     takeovers: u64,
     lost_commits: u64,
+    acts: u64,
     effects: u64,
     stale_requests: u64,
     simulated_seconds: u64,
@@ -109,6 +110,7 @@ impl Sum {
         self.freezes += verdict.counts.freezes;
         self.takeovers += verdict.takeovers;
         self.lost_commits += verdict.lost_commits;
+        self.acts += verdict.acts;
         self.effects += verdict.effects;
         self.stale_requests += verdict.stale_requests;
         self.simulated_seconds += verdict.simulated_seconds as u64;

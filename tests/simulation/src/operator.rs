@@ -1,6 +1,8 @@
 //! Whoever asks for the rollback: asks again until there is one, goes where the refusals point, and then wants to know how
 //! it ended.
 
+pub mod hands;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +41,11 @@ pub async fn run(world: Arc<World>, number: usize) -> turmoil::Result {
     operator.world.recorder.note(Seen::Told {
         what: format!("operator {number}: {id} was started"),
     });
-    let state = operator.follow(&id).await;
+    let hands = match number {
+        0 => operator.world.seed.hands.clone(),
+        _ => Vec::new(),
+    };
+    let state = hands::steer_and_follow(&mut operator, &id, hands).await;
     operator.world.recorder.note(Seen::Told {
         what: format!("operator {number}: {id} ended {}", state.as_str_name()),
     });
@@ -61,6 +67,11 @@ impl Operator {
             target: Some(v1::RollbackTarget {
                 release: RELEASE.to_owned(),
                 runbook: self.world.seed.fleet.runbook.to_owned(),
+                on_failure: if self.world.seed.pauses_on_failure {
+                    v1::FailureChoice::Pause.into()
+                } else {
+                    v1::FailureChoice::Unspecified.into()
+                },
                 ..v1::RollbackTarget::default()
             }),
             reason: "the seed says so".to_owned(),
@@ -82,31 +93,23 @@ impl Operator {
         }
     }
 
-    async fn follow(&mut self, id: &str) -> RollbackState {
-        loop {
-            let asked = match self.client().await {
-                Ok(mut client) => {
-                    let request = v1::GetRollbackRequest {
-                        id: id.to_owned(),
-                        events: false,
-                    };
-                    answered(tokio::time::timeout(DEADLINE, client.get_rollback(request)).await)
-                }
-                Err(problem) => Err(problem),
-            };
-            match asked {
-                Ok(report) => match report.summary.unwrap_or_default().state() {
-                    RollbackState::Unspecified | RollbackState::Running | RollbackState::Undoing => {
-                        tokio::time::sleep(PAUSE).await;
-                    }
-                    state @ (RollbackState::Verified
-                    | RollbackState::Undone
-                    | RollbackState::Partial
-                    | RollbackState::Held) => return state,
-                },
-                Err(problem) => self.go_on(&problem).await,
+    async fn look(&mut self, id: &str) -> Result<Look, Problem> {
+        let mut client = self.client().await?;
+        let request = v1::GetRollbackRequest {
+            id: id.to_owned(),
+            events: false,
+        };
+        let report = answered(tokio::time::timeout(DEADLINE, client.get_rollback(request)).await)?;
+        let summary = report.summary.unwrap_or_default();
+        Ok(match summary.state() {
+            RollbackState::Unspecified | RollbackState::Running | RollbackState::Undoing => {
+                Look::Runs(Box::new(summary))
             }
-        }
+            state
+            @ (RollbackState::Verified | RollbackState::Undone | RollbackState::Partial | RollbackState::Held) => {
+                Look::Over(state)
+            }
+        })
     }
 
     async fn client(&mut self) -> Result<FleetClient<Channel>, Problem> {
@@ -137,6 +140,12 @@ impl Operator {
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// How the rollback stands.
+enum Look {
+    Runs(Box<v1::RollbackSummary>),
+    Over(RollbackState),
 }
 
 fn answered<T>(

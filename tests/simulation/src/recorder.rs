@@ -99,6 +99,8 @@ pub enum Seen {
     Fault { what: String },
     /// What an operator was told.
     Told { what: String },
+    /// An operator's act was answered: it is done.
+    Acted { rollback: RollbackId, act: String },
 }
 
 #[derive(Clone, Debug)]

@@ -11,6 +11,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rollback_agent::driver::DriverInfo;
 use rollback_coordinator::config::LeadershipConfig;
 use rollback_coordinator::store::{AgentRecord, ComponentRecord};
+use rollback_engine::event::{AbortThen, Act};
 use rollback_engine::ids::Target;
 use rollback_engine::release::{Action, Release, ReleaseEntry, Revision, Role};
 use rollback_proto::v1;
@@ -48,6 +49,17 @@ pub struct Seed {
     pub harm: Vec<Harm>,
     /// Harm begins before, and is over by then or some seconds later.
     pub calm: Duration,
+    /// What the first operator does to the rollback while it runs.
+    pub hands: Vec<Hand>,
+    /// Whether a failure waits for an operator.
+    pub pauses_on_failure: bool,
+}
+
+/// An act, so long after the one before.
+#[derive(Clone, Debug)]
+pub struct Hand {
+    pub pause: Duration,
+    pub act: Act,
 }
 
 #[derive(Clone, Debug)]
@@ -262,12 +274,17 @@ impl Seed {
             harm.push(stranded);
         }
         harm.sort_by_key(|h| h.at);
+        // Drawn last, so that the rest of a seed is what it was before operators had hands.
+        let steered = dice.random_bool(0.5);
+        let hands = if steered { draw_hands(dice) } else { Vec::new() };
         Self {
             number,
             fleet,
             temper,
             harm,
             calm,
+            hands,
+            pauses_on_failure: steered && dice.random_bool(0.5),
         }
     }
 }
@@ -326,6 +343,22 @@ fn draw_harm(dice: &mut StdRng, calm: Duration) -> Vec<Harm> {
             })
         })
         .collect()
+}
+
+/// Mostly pauses: what follows a pause is what can go wrong.
+fn draw_hands(dice: &mut StdRng) -> Vec<Hand> {
+    let one = |dice: &mut StdRng| Hand {
+        pause: Duration::from_millis(dice.random_range(0..5_000)),
+        act: match dice.random_range(0..20) {
+            0..9 => Act::Pause,
+            9..14 => Act::Resume,
+            14..16 => Act::Retry { hosts: BTreeSet::new() },
+            16 => Act::Skip { hosts: BTreeSet::new() },
+            17..19 => Act::Abort { then: AbortThen::Undo },
+            _ => Act::Abort { then: AbortThen::Hold },
+        },
+    };
+    (0..dice.random_range(1..=5)).map(|_| one(dice)).collect()
 }
 
 fn strand(dice: &mut StdRng) -> Harm {

@@ -338,6 +338,13 @@ impl Store for Link {
         .await
     }
 
+    async fn scopes(&self) -> Result<BTreeMap<Target, RollbackId>, StoreError> {
+        self.ask("read the scopes", false, move |server| {
+            Box::pin(async move { server.store.scopes().await })
+        })
+        .await
+    }
+
     async fn events(&self, id: &RollbackId, after: u64) -> Result<Vec<Recorded>, StoreError> {
         let id = id.clone();
         self.ask("read the journal", false, move |server| {

@@ -37,6 +37,7 @@ fn a_sample_of_seeds_keeps_the_promises() {
         "takeovers",
         "lost_commits",
         "stale_requests",
+        "acts",
     ] {
         assert!(sum[harm].as_u64() > Some(5), "{harm}: {sum}");
     }

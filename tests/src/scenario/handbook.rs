@@ -18,10 +18,17 @@ use tokio::process::Command;
 use self::page::{Console, Deed, Page, Part};
 use super::{Found, Options, found, on_fleet};
 use crate::fleet::Fleet;
+use crate::wait;
 use crate::zekka::Version;
+
+/// Of an output that is too long for the page.
+const FIRST_LINES: usize = 8;
+const LAST_LINES: usize = 34;
 
 /// The second operator of the page.
 const SECOND: &str = "ben";
+
+const CHECKED_WITHIN: Duration = Duration::from_secs(30);
 
 /// No command of the page takes longer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(120);
@@ -34,6 +41,12 @@ pub async fn tell(options: Options) -> Result<Found> {
     on_fleet(builder, options, async |fleet| {
         fleet.deploy_both().await?;
         let desk = Desk::set_up(fleet)?;
+        // The page begins on a day on which the leader has long looked.
+        wait::until_true("the background check is through", CHECKED_WITHIN, async || {
+            let asked = fleet.ctl.run(&["fleet", "readiness"]).await;
+            asked.is_ok_and(|answer| answer.code == 0)
+        })
+        .await?;
         let mut typed = 0;
         let mut seen = Page::default();
         for part in page.parts {
@@ -68,6 +81,10 @@ async fn carry_out(fleet: &mut Fleet, deed: &Deed) -> Result<()> {
             fleet.deploy(version).await
         }
         Deed::HostGoes(host) => fleet.agent(host)?.kill(),
+        Deed::Backup { host, component } => {
+            fleet.agent(host)?.tool(&["database", "backup", component])?;
+            Ok(())
+        }
         Deed::HostComesBack(host) => {
             fleet.agent(host)?.run().await?;
             fleet.wait_connected(&[host]).await
@@ -106,9 +123,21 @@ impl Desk {
                 "`{}` ends with {code} and not with {wanted}; it said\n{output}",
                 command.line
             );
-            command.output = output.lines().map(|line| line.trim_end().to_owned()).collect();
+            command.output = self.as_printed(&output, console.whole);
         }
         Ok(console)
+    }
+
+    /// The fleet's directory has another name every time, and nobody reads a hundred lines of steps.
+    fn as_printed(&self, output: &str, whole: bool) -> Vec<String> {
+        let fleet = self.dir.parent().unwrap_or(&self.dir).display().to_string();
+        let lines = output.lines().map(|line| line.trim_end().replace(&fleet, "…"));
+        let mut lines: Vec<String> = lines.collect();
+        let left_out = lines.len().saturating_sub(FIRST_LINES + LAST_LINES);
+        if !whole && left_out > 1 {
+            lines.splice(FIRST_LINES..FIRST_LINES + left_out, [format!("[{left_out} lines left out]")]);
+        }
+        lines
     }
 
     async fn run(&self, who: &str, line: &str) -> Result<(i32, String)> {

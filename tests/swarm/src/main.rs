@@ -89,7 +89,12 @@ async fn start(options: &Options, stop: &CancellationToken, tasks: &TaskTracker)
         let executor = Executor::start(Parts {
             host: name.clone(),
             components: [Kind::Env, Kind::Api]
-                .map(|kind| (kind.name().to_owned(), Arc::new(InMemory::new(kind, ground.clone())) as _))
+                .map(|kind| {
+                    (
+                        kind.name().to_owned(),
+                        Arc::new(InMemory::new(kind, ground.clone())) as _,
+                    )
+                })
                 .into(),
             vault: Arc::clone(&vault),
             ledger,

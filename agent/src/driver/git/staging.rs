@@ -357,10 +357,7 @@ pub async fn forget(trees: &Trees, commit: &Commit) -> Result<String, Problem> {
             remove(trees, &note.name).await?;
             said.push(format!("worktree {} removed", shown.display()));
         } else {
-            said.push(format!(
-                "worktree {} stays: files in it were changed",
-                shown.display()
-            ));
+            said.push(format!("worktree {} stays: files in it were changed", shown.display()));
         }
     }
     // The pin before the ref: whoever finds the pin finds the objects.

@@ -290,8 +290,14 @@ async fn neither_what_is_live_nor_what_another_release_needs_is_forgotten() {
         async move { executor.forget(request).await.map(|forgotten| forgotten.summary) }
     };
     assert_eq!(ask("sha256:300", &[]).await.as_deref(), Ok("it is what runs now"));
-    assert_eq!(ask("sha256:290", &["sha256:290"]).await.as_deref(), Ok("another release needs it"));
-    assert_eq!(ask("sha256:290", &["sha256:300"]).await.as_deref(), Ok("fake forgot sha256:290"));
+    assert_eq!(
+        ask("sha256:290", &["sha256:290"]).await.as_deref(),
+        Ok("another release needs it")
+    );
+    assert_eq!(
+        ask("sha256:290", &["sha256:300"]).await.as_deref(),
+        Ok("fake forgot sha256:290")
+    );
     // Notes that drivers have beside their pins are no revisions.
     for note in ["containers", "migrations", "log:api", "sha256:"] {
         let refused = ask(note, &[]).await.expect_err(note);
@@ -299,11 +305,17 @@ async fn neither_what_is_live_nor_what_another_release_needs_is_forgotten() {
     }
     // What cannot be seen might be live.
     host.api.will(Script::Fail);
-    assert_eq!(ask("sha256:290", &[]).await.expect_err("unseen").code, Code::DatabaseDown);
+    assert_eq!(
+        ask("sha256:290", &[]).await.expect_err("unseen").code,
+        Code::DatabaseDown
+    );
     host.api.will(Script::Wait);
     let step = host.execute(switch("api", "1")).await.expect("accepted");
     host.api.wait_entered(1).await;
-    assert_eq!(ask("sha256:290", &[]).await.expect_err("busy").code, Code::ComponentBusy);
+    assert_eq!(
+        ask("sha256:290", &[]).await.expect_err("busy").code,
+        Code::ComponentBusy
+    );
     host.api.release(1);
     told(step).await;
 }

@@ -79,7 +79,10 @@ async fn a_backup_that_is_older_than_its_host_allows() {
     assert!(problem.message.contains("31 days ago"), "{problem}");
     let agreed = r.f.driver.prepare(&r.step(Action::Prepare, Some(ANY))).await;
     assert!(blockers(&agreed).is_empty(), "{agreed:?}");
-    assert!(agreed.iter().any(|f| f.problem.code == Code::BackupTooOld), "{agreed:?}");
+    assert!(
+        agreed.iter().any(|f| f.problem.code == Code::BackupTooOld),
+        "{agreed:?}"
+    );
     // Where migrations lead there, nobody needs a backup of then; where they do not, it is all that there is.
     let findings = r.f.prepare(&r.new, &r.old).await;
     assert!(blockers(&findings).is_empty(), "{findings:?}");

@@ -198,6 +198,10 @@ impl Forward {
         let Position::InBatch { wave, stop, .. } = &mut self.position else {
             return false;
         };
+        // What nobody knows is not made less by trying beside it.
+        if stop.unknown().is_some() {
+            return false;
+        }
         let failed = stop.concerning(run, hosts);
         let lanes: Vec<usize> = failed.iter().map(|(lane, _)| *lane).collect();
         stop.send_on(&lanes);
@@ -213,6 +217,9 @@ impl Forward {
         let Position::InBatch { stop, .. } = &mut self.position else {
             return false;
         };
+        if stop.unknown().is_some() {
+            return false;
+        }
         let failed = stop.concerning(run, hosts);
         stop.forget(failed.iter().map(|(lane, _)| *lane));
         let any = !failed.is_empty();

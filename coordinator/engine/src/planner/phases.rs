@@ -168,14 +168,17 @@ impl<'a> Drafter<'a> {
         steps
     }
 
-    /// What the lane of a host has moved is verified before the host gets requests again, and before the next batch begins.
+    /// The applications that the lane of a host has moved are verified before they get requests again, and before the next batch
+    /// begins. Configurations cannot be seen to work but by them.
     fn app_checks(&self, host: &[Member<'_>], steps: &[Step]) -> Vec<Step> {
         if !self.runbook.checks.after_batch {
             return Vec::new();
         }
         let moved: BTreeSet<&Target> = steps.iter().map(|s| &s.target).collect();
-        let moved = host.iter().filter(|m| moved.contains(&m.change.target));
-        moved.map(|m| self.step(m, Action::Verify)).collect()
+        let apps = host
+            .iter()
+            .filter(|m| m.role() == Role::App && moved.contains(&m.change.target));
+        apps.map(|m| self.step(m, Action::Verify)).collect()
     }
 
     fn proxy(&self) -> Vec<Lane> {

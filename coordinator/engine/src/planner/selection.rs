@@ -278,7 +278,7 @@ fn misnamed(entries: &[&ReleaseEntry], runbook: &Runbook, asked: &Selection) -> 
         if !services.contains(service) {
             refusals.push(Refusal::UnknownService {
                 service: service.clone(),
-                known: services.iter().copied().cloned().collect(),
+                known: nearest_first(service.as_str(), &services, ComponentName::as_str),
             });
         }
     }
@@ -286,7 +286,7 @@ fn misnamed(entries: &[&ReleaseEntry], runbook: &Runbook, asked: &Selection) -> 
         if !hosts.contains(host) {
             refusals.push(Refusal::HostNotInRelease {
                 host: host.clone(),
-                known: hosts.iter().copied().cloned().collect(),
+                known: nearest_first(host.as_str(), &hosts, HostName::as_str),
             });
         }
     }
@@ -302,6 +302,13 @@ fn misnamed(entries: &[&ReleaseEntry], runbook: &Runbook, asked: &Selection) -> 
         }));
     }
     refusals
+}
+
+/// What was meant is among the first.
+fn nearest_first<T: Clone>(word: &str, names: &BTreeSet<&T>, text: impl Fn(&T) -> &str) -> Vec<T> {
+    let mut names: Vec<T> = names.iter().copied().cloned().collect();
+    names.sort_by_cached_key(|name| strsim::osa_distance(word, text(name)));
+    names
 }
 
 /// Names that select nothing, because something else that was asked for takes it out again.

@@ -4,6 +4,7 @@
 //! is tried in its place in `default`, so that one mistake does not hide the next; only what reads well by itself is then
 //! looked at together. Nothing of `default` gets into a runbook by that: with a key missing, there is no runbook.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde::Deserialize as _;
@@ -23,9 +24,6 @@ pub struct Reading {
     /// Line and column of the name, for who keeps names. 0: there is none.
     pub name_at: (u32, u32),
 }
-
-/// Like enough to be meant.
-const ALIKE: f64 = 0.8;
 
 pub(super) fn read(text: &str) -> Reading {
     let mut reader = Reader {
@@ -62,9 +60,13 @@ struct Reader<'t> {
 impl<'t> Reader<'t> {
     fn read(&mut self) -> Option<Runbook> {
         let (document, broken) = DeTable::parse_recoverable(self.text);
+        let mut told = BTreeSet::new();
         for error in &broken {
-            let at = error.span();
-            self.error(at, String::new(), error.message().to_owned(), String::new());
+            // One slip makes several errors; the first of its line is the one to mend.
+            let start = error.span().map_or(0, |at| at.start);
+            if told.insert(line_and_column(self.text, start).0) {
+                self.error(error.span(), String::new(), error.message().to_owned(), String::new());
+            }
         }
         if !broken.is_empty() {
             // What is missing after a broken line may be behind it.
@@ -250,12 +252,12 @@ fn did_you_mean(message: &str) -> Option<String> {
     nearest(found, quoted).map(|near| format!("did you mean \"{near}\"?"))
 }
 
+/// The name that was probably meant: one slip in three characters.
 fn nearest<'n>(word: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    let scored = names.map(|name| (strsim::jaro_winkler(word, name), name));
-    let best = scored
-        .filter(|(score, _)| *score >= ALIKE)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    best.map(|(_, name)| name)
+    let distances = names.map(|name| (strsim::osa_distance(word, name), name));
+    let most = (word.chars().count() / 3).max(1);
+    let nearest = distances.filter(|(distance, _)| *distance <= most).min();
+    nearest.map(|(_, name)| name)
 }
 
 fn article(value: &DeValue<'_>) -> &'static str {

@@ -1,5 +1,7 @@
 //! Rollbacks: their events, their summary and the scope that they hold. What writes begins with [`lease::fence`].
 
+use std::collections::BTreeMap;
+
 use rollback_engine::event::Event;
 use rollback_engine::ids::{RollbackId, Target};
 use sqlx::{query, query_as};
@@ -177,6 +179,16 @@ pub async fn holder(lane: &Lane, targets: &[Target]) -> Result<Option<(Target, R
     let found = find_holder(&mut tx, targets, &RollbackId::from("")).await?;
     tx.commit().await?;
     Ok(found)
+}
+
+pub async fn scopes(lane: &Lane) -> Result<BTreeMap<Target, RollbackId>, StoreError> {
+    let mut tx = lane.read("read the scopes").await?;
+    let rows: Vec<(String, String, String)> = tx
+        .all(query_as("SELECT host, component, rollback_id FROM scope"))
+        .await?;
+    tx.commit().await?;
+    let one = |(host, component, id): (String, String, String)| (Target::new(host, component), id.into());
+    Ok(rows.into_iter().map(one).collect())
 }
 
 pub async fn running(lane: &Lane) -> Result<Vec<RollbackId>, StoreError> {

@@ -279,6 +279,8 @@ async fn a_request_and_a_holder_can_be_looked_up(world: &World) {
     let found = store.holder(&[free.clone(), held.clone()]).await.expect("look");
     assert_eq!(found, Some((held, id("r1"))));
     assert_eq!(store.holder(&[free]).await.expect("look"), None);
+    let all = store.scopes().await.expect("look");
+    assert_eq!(all, [(Target::new("app-1", "api"), id("r1"))].into());
 }
 
 async fn lists_are_newest_first(world: &World) {

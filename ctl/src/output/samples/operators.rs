@@ -166,6 +166,7 @@ pub fn steered() -> GetRollbackResponse {
         RollbackEvent {
             by: "ana".to_owned(),
             reason: "error rate 12 %".to_owned(),
+            message: "ana rolls back to v2.9.0: error rate 12 %".to_owned(),
             ..act(1, 0, Kind::Created, "", "")
         },
         act(2, 1_000, Kind::Approved, "ben", "looked at it with ana"),
@@ -238,6 +239,9 @@ pub fn standing_still(by: &str) -> RollbackSummary {
 /// One that waits for a second operator.
 pub fn awaiting_approval() -> RollbackSummary {
     let mut summary = standing_still("");
+    summary.standstill = None;
+    summary.steps_done = 0;
+    summary.phase = "preflight".to_owned();
     summary.approval = Some(approval(None));
     summary.undo_of = "0193a5c2-0000-7b3e-9f60-4a5b6c7d8e9f".to_owned();
     summary

@@ -37,7 +37,7 @@ pub fn violations(after: &Aftermath, journal: &Journal<'_>) -> Vec<String> {
         let allowed = journal.asks_for(deed);
         if times > allowed && deed.action != Action::Unspecified {
             found.push(format!(
-                "{deed}: took effect {times} times, the plan has it {allowed} times"
+                "{deed}: took effect {times} times, and was intended {allowed} times"
             ));
         }
     }

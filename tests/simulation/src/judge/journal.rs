@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rollback_coordinator::store::Recorded;
-use rollback_engine::event::{Direction, Ending, Event, Outcome, StepResult};
+use rollback_engine::event::{AbortThen, Act, Direction, Ending, Event, Outcome, StepResult};
 use rollback_engine::ids::{RollbackId, StepId};
 use rollback_engine::plan::{Plan, Step};
 use rollback_engine::release::{Action, Role};
@@ -34,6 +34,21 @@ impl<'a> Journal<'a> {
     pub fn ending(&self) -> Option<&'a Ending> {
         self.events.iter().find_map(|event| match event {
             Event::Ended { ending, .. } => Some(ending),
+            _ => None,
+        })
+    }
+
+    pub fn events(&self) -> impl Iterator<Item = &'a Event> {
+        self.events.iter().copied()
+    }
+
+    /// What the last abort was to leave.
+    pub fn aborted(&self) -> Option<AbortThen> {
+        self.events.iter().rev().find_map(|event| match event {
+            Event::Steered {
+                act: Act::Abort { then },
+                ..
+            } => Some(*then),
             _ => None,
         })
     }
@@ -172,7 +187,8 @@ impl<'a> Journal<'a> {
         }
     }
 
-    /// Number of the plan's steps that ask for this, in this direction.
+    /// Number of the journal's intents that ask for this, in this direction: one for each step, unless an operator had a step
+    /// that failed tried again.
     pub fn asks_for(&self, deed: &crate::recorder::Deed) -> usize {
         let direction = if deed.undo { Direction::Undo } else { Direction::Forward };
         let fits = |step: &&&Step| {
@@ -183,6 +199,12 @@ impl<'a> Journal<'a> {
                     deed.action.as_str_name() == action && backend == deed.backend
                 })
         };
-        self.steps.values().filter(fits).count()
+        let intents = self.events.iter().filter_map(|event| match event {
+            Event::StepIntended {
+                step, direction: way, ..
+            } if *way == direction => self.steps.get(step),
+            _ => None,
+        });
+        intents.filter(fits).count()
     }
 }

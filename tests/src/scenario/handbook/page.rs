@@ -2,12 +2,14 @@
 //! untyped.
 //!
 //! ````text
-//! <!-- deploy v3.0.0 -->           a deed: also `host app-2 goes`, `host app-2 comes back`
+//! <!-- deploy v3.0.0 -->           a deed: also `host app-2 goes`, `host app-2 comes back`,
+//!                                  `backup of db on db-1`
 //! ```console                       commands behind `$ ` (or `ben$ ` for another operator), each followed by its output
 //! $ rollbackctl fleet status
 //! …
 //! ```
 //! ```console exit=3                all of its commands end with 3
+//! ```console whole                 long outputs stay long; otherwise their middle is left out
 //! ````
 
 use std::fmt;
@@ -32,12 +34,18 @@ pub enum Deed {
     Deploy(String),
     HostGoes(String),
     HostComesBack(String),
+    /// `rollback-agent database backup`, on that host.
+    Backup {
+        host: String,
+        component: String,
+    },
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Console {
     /// `None`: 0.
     pub exit: Option<i32>,
+    pub whole: bool,
     pub commands: Vec<Typed>,
 }
 
@@ -84,6 +92,10 @@ impl Deed {
         Ok(match words.as_slice() {
             ["deploy", release] => Deed::Deploy((*release).to_owned()),
             ["host", host, "goes"] => Deed::HostGoes((*host).to_owned()),
+            ["backup", "of", component, "on", host] => Deed::Backup {
+                host: (*host).to_owned(),
+                component: (*component).to_owned(),
+            },
             ["host", host, "comes", "back"] => Deed::HostComesBack((*host).to_owned()),
             _ => bail!("nobody knows how to do {text:?}"),
         })
@@ -92,15 +104,14 @@ impl Deed {
 
 impl Console {
     fn parse(options: &str, lines: Vec<&str>) -> Result<Self> {
-        let exit = match options {
-            "" => None,
-            other => {
-                let code = other
-                    .strip_prefix("exit=")
-                    .context("a console has no other option than exit=N")?;
-                Some(code.parse().with_context(|| format!("{code} is no exit code"))?)
+        let mut console = Self::default();
+        for option in options.split_whitespace() {
+            match option.strip_prefix("exit=") {
+                Some(code) => console.exit = Some(code.parse().with_context(|| format!("{code} is no exit code"))?),
+                None if option == "whole" => console.whole = true,
+                None => bail!("a console has no option {option:?}"),
             }
-        };
+        }
         let mut commands: Vec<Typed> = Vec::new();
         for line in lines {
             match (typed(line), commands.last_mut()) {
@@ -109,7 +120,7 @@ impl Console {
                 (None, None) => bail!("output before the first command: {line}"),
             }
         }
-        Ok(Self { exit, commands })
+        Ok(Self { commands, ..console })
     }
 }
 
@@ -129,6 +140,7 @@ impl fmt::Display for Deed {
             Deed::Deploy(release) => write!(f, "deploy {release}"),
             Deed::HostGoes(host) => write!(f, "host {host} goes"),
             Deed::HostComesBack(host) => write!(f, "host {host} comes back"),
+            Deed::Backup { host, component } => write!(f, "backup of {component} on {host}"),
         }
     }
 }
@@ -140,10 +152,9 @@ impl fmt::Display for Page {
                 Part::Prose(lines) => lines.iter().try_for_each(|line| writeln!(f, "{line}"))?,
                 Part::Deed(deed) => writeln!(f, "<!-- {deed} -->")?,
                 Part::Console(console) => {
-                    match console.exit {
-                        Some(code) => writeln!(f, "{FENCE}console exit={code}")?,
-                        None => writeln!(f, "{FENCE}console")?,
-                    }
+                    let exit = console.exit.map_or_else(String::new, |code| format!(" exit={code}"));
+                    let whole = if console.whole { " whole" } else { "" };
+                    writeln!(f, "{FENCE}console{exit}{whole}")?;
                     for command in &console.commands {
                         writeln!(f, "{}$ {}", command.who, command.line)?;
                         command.output.iter().try_for_each(|line| writeln!(f, "{line}"))?;

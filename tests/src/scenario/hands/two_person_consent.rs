@@ -1,6 +1,7 @@
 //! A runbook that wants a second person. The rollback is started, its hosts are taken, and nothing happens: whoever
-//! started it cannot approve of it, and nobody can approve of another plan than this one, nor of this one while the fleet is
-//! not where it was made. A second operator can, and then it runs. Told once more with a second operator who does not come in time: it ends blocked, and nothing was touched.
+//! started it cannot approve of it, and nobody can approve of another plan than this one, nor of this one while the fleet
+//! is not where it was made. A second operator can, and then it runs. Before that it is told with a second operator who
+//! does not come in time, and a coordinator that is killed while it waits: it ends blocked, and nothing was touched.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -26,7 +27,7 @@ pub async fn tell(options: Options) -> Result<Found> {
 async fn story(control: &mut Control, options: Options) -> Result<Found> {
     let apps = Apps::deployed(control, &["app-1", "app-2"]).await?;
     let before = apps.expect_all(NEW)?;
-    for (name, within) in [(PATIENT, "10m"), (IMPATIENT, "1s")] {
+    for (name, within) in [(PATIENT, "10m"), (IMPATIENT, "2s")] {
         apply_runbook(control, name, |runbook| {
             let rule = [("second_person", "always"), ("approve_within", within)];
             let rule = rule.map(|(key, value)| (key.to_owned(), value.into()));
@@ -36,9 +37,12 @@ async fn story(control: &mut Control, options: Options) -> Result<Found> {
     }
     let second = control.operator("second")?;
 
-    options.say("Nobody comes within a second …");
-    let args = ["--to", OLD.name(), "--runbook", IMPATIENT];
-    let late = roll_back(&control.ctl, &args).await?.expect_code(3)?.json()?;
+    options.say("Nobody comes in time. The coordinator is killed with -9 meanwhile …");
+    let late = start(&control.ctl, &["--to", OLD.name(), "--runbook", IMPATIENT]).await?;
+    control.coordinator.kill()?;
+    control.coordinator.run().await?;
+    let late = ended(&control.ctl, &late, 3).await?;
+    control.wait_connected(&["app-1", "app-2"]).await?;
     ensure!(
         late["state"] == "undone" && late["blocked"] == true && late["problem"]["code"] == "RB0212",
         "it is blocked, because nobody approved of it: {late}"
