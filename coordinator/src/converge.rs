@@ -95,8 +95,9 @@ struct Later {
 impl Keeper {
     /// Goes on until the term ends.
     async fn in_term(&mut self) {
+        let mut rollbacks = self.leader.watch_count();
         loop {
-            let running = self.leader.running_count();
+            rollbacks.mark_unchanged();
             let read = Instant::now();
             match objective::all(self.store()).await {
                 Ok(objectives) => {
@@ -108,9 +109,9 @@ impl Keeper {
                     }
                     loop {
                         self.look(&awaited, &objectives).await;
-                        tokio::time::sleep(LOOK).await;
-                        // Ended, or begun: either may say anew who is awaited.
-                        if self.leader.running_count() != running || read.elapsed() >= READ_AGAIN {
+                        // One that ends may say anew who is awaited. The sender lives as long as the leader.
+                        let news = tokio::time::timeout(LOOK, rollbacks.changed()).await;
+                        if news.is_ok() || read.elapsed() >= READ_AGAIN {
                             break;
                         }
                     }

@@ -529,6 +529,11 @@ impl Leader {
         let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
     }
 
+    /// How many run here. Changes whenever one begins or ends, however short it is.
+    pub fn watch_count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+
     pub fn running_count(&self) -> usize {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).len()
     }

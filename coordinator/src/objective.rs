@@ -141,7 +141,7 @@ pub struct Convergence {
 }
 
 /// Of a release whose parts come from several.
-const SEVERAL: &str = "objectives";
+const SEVERAL: &str = rollback_engine::release::OBJECTIVES;
 
 /// `None`: nothing that can be reached is elsewhere.
 pub fn convergence(objectives: &Objectives, survey: &[HostSurvey]) -> Option<Convergence> {

@@ -85,8 +85,10 @@ pub struct Board {
     pub aborted: Option<String>,
     /// What users miss now.
     pub down: Down,
-    /// Hosts whose steps failed, by step.
+    /// Hosts whose steps failed in this batch and can be tried again, by step.
     failed: BTreeMap<u32, String>,
+    /// Phases whose failures are gone on from.
+    goes_on: BTreeSet<String>,
     /// Of the plan.
     approve_within: Option<SignedDuration>,
     pub ended: Option<(RollbackState, bool)>,
@@ -108,6 +110,12 @@ impl Board {
             id: id.to_owned(),
             release,
             phases,
+            goes_on: plan
+                .iter()
+                .flat_map(|plan| &plan.phases)
+                .filter(|phase| phase.on_failure == "continue")
+                .map(|phase| phase.name.clone())
+                .collect(),
             approve_within: plan
                 .and_then(|plan| plan.approve_within.as_ref())
                 .map(|within| SignedDuration::new(within.seconds, within.nanos)),
@@ -143,7 +151,11 @@ impl Board {
                 };
                 row.ended = at;
             }
-            Kind::BatchStarted => self.phase(&event.phase).batch = event.batch,
+            Kind::BatchStarted => {
+                self.phase(&event.phase).batch = event.batch;
+                // What failed in an earlier one was gone on from.
+                self.failed.clear();
+            }
             Kind::StepStarted => {
                 let running = Running {
                     phase: event.phase.clone(),
@@ -188,7 +200,9 @@ impl Board {
                     self.undo.get_or_insert_default().failed += 1;
                 } else {
                     self.phase(&event.phase).failed.insert(event.step_id);
-                    self.failed.insert(event.step_id, event.host.clone());
+                    if !self.goes_on.contains(&event.phase) {
+                        self.failed.insert(event.step_id, event.host.clone());
+                    }
                 }
             }
             Kind::UndoStarted => {
@@ -208,8 +222,11 @@ impl Board {
             Kind::Paused => self.pause(event),
             Kind::Resumed | Kind::Retried => self.standstill = None,
             Kind::Skipped => {
-                self.standstill = None;
                 self.failed.retain(|_, host| !event.hosts.contains(host));
+                // What else failed still waits for somebody.
+                if self.failed.is_empty() {
+                    self.standstill = None;
+                }
             }
             Kind::Aborted => {
                 self.standstill = None;
@@ -310,6 +327,34 @@ mod tests {
         assert_eq!(board.ended, Some((RollbackState::Undone, false)));
         assert!(board.running.is_empty());
         assert!(board.undo.expect("was undone").done > 0);
+    }
+
+    /// One of two that failed was skipped: the other one still waits.
+    #[test]
+    fn a_standstill_lasts_while_something_that_failed_waits() {
+        let mut board = Board::new("r1", None);
+        let event = |kind: Kind, step_id: u32, host: &str| RollbackEvent {
+            seq: 1,
+            kind: kind.into(),
+            phase: "app".to_owned(),
+            step_id,
+            host: host.to_owned(),
+            hosts: vec![host.to_owned()],
+            ..RollbackEvent::default()
+        };
+        board.apply(&event(Kind::StepFailed, 9, "app-9"));
+        board.apply(&event(Kind::BatchStarted, 0, ""));
+        for (id, host) in [(1, "app-1"), (2, "app-2")] {
+            board.apply(&event(Kind::StepStarted, id, host));
+            board.apply(&event(Kind::StepFailed, id, host));
+        }
+        board.apply(&event(Kind::Paused, 0, ""));
+        let failed = |board: &Board| board.stands_still().map(|still| still.failed_hosts);
+        assert_eq!(failed(&board), Some(vec!["app-1".to_owned(), "app-2".to_owned()]));
+        board.apply(&event(Kind::Skipped, 0, "app-1"));
+        assert_eq!(failed(&board), Some(vec!["app-2".to_owned()]));
+        board.apply(&event(Kind::Skipped, 0, "app-2"));
+        assert_eq!(failed(&board), None);
     }
 
     #[test]

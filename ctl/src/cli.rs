@@ -22,6 +22,9 @@ use crate::{agent, completions, doctor, explain, fleet, man, release, rollback, 
 /// After every good deployment:
 ///   rollbackctl release record v2.9.0             remember what runs now, so that it can come back
 ///
+/// Before there is an incident:
+///   rollbackctl fleet readiness                   could the fleet go back, if it had to now?
+///
 /// For a release that nobody recorded:
 ///   rollbackctl release import v2.9.0             every host looks for it by its name
 ///

@@ -195,3 +195,65 @@ fn a_missing_context_says_where_it_was_looked_for() {
     assert!(ended.stderr.starts_with("error RB0902: "), "{ended:?}");
     assert!(ended.stderr.contains(".config/rollbackctl/context.toml"), "{ended:?}");
 }
+
+#[test]
+fn every_verb_has_a_manual_page() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let out = directory.path().join("man1");
+    let ended = Ended::of(
+        bare(&["man", "--out", &out.display().to_string()])
+            .output()
+            .expect("run"),
+    );
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""), "{ended:?}");
+    for page in [
+        "rollbackctl",
+        "rollbackctl-fleet",
+        "rollbackctl-fleet-rollback",
+        "rollbackctl-rollback-trace",
+    ] {
+        let text = std::fs::read_to_string(out.join(format!("{page}.1"))).expect(page);
+        assert!(text.contains(".SH SYNOPSIS"), "{page}");
+    }
+    assert!(!out.join("rollbackctl-help.1").exists());
+}
+
+#[test]
+fn a_report_is_never_written_over_another() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    let path = fake.directory.path().join("INC.md");
+    let path = path.to_str().expect("UTF-8");
+    let first = fake.run(&["rollback", "report", "--out", path]);
+    assert_eq!(first.code, 0, "{first:?}");
+    let written = std::fs::read_to_string(path).expect("written");
+    assert!(
+        written.starts_with("# ") && written.contains("_(to be filled in: "),
+        "{written}"
+    );
+    assert_eq!(
+        fake.run(&["rollback", "report"]).stdout.lines().next(),
+        written.lines().next()
+    );
+    let second = fake.run(&["rollback", "report", "--out", path]);
+    assert_eq!(second.code, 1, "{second:?}");
+    assert_eq!(std::fs::read_to_string(path).expect("still there"), written);
+}
+
+#[test]
+fn a_phase_that_is_not_there_is_named_with_those_that_are() {
+    let fake = Fake::start(RollbackState::Verified, false);
+    let ended = fake.run(&["rollback", "trace", "--phase", "apps"]);
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.contains("what to do: one of: app, undo"), "{ended:?}");
+    let plain = fake.run(&["rollback", "trace", "--phase", "app"]);
+    assert_eq!(plain.code, 0);
+    assert!(!plain.stdout.contains('\u{1b}'), "no colours in a pipe: {plain:?}");
+}
+
+#[test]
+fn a_code_is_explained() {
+    let ended = Ended::of(bare(&["explain", "rb0203"]).output().expect("run"));
+    assert_eq!(ended.code, 0);
+    assert!(ended.stdout.starts_with("RB0203: Another rollback holds"), "{ended:?}");
+    assert_eq!(Ended::of(bare(&["explain", "RB1"]).output().expect("run")).code, 1);
+}

@@ -213,7 +213,8 @@ fn pause_says_what_it_means_for_users() {
 
 #[test]
 fn every_act_reaches_the_coordinator_as_it_was_meant() {
-    let acts: [(&[&str], fn(&Act) -> bool); 6] = [
+    type Fits = fn(&Act) -> bool;
+    let acts: [(&[&str], Fits); 6] = [
         (&["resume", ID], |a| matches!(a, Act::Resume(_))),
         (
             &["retry", ID, "--host", "app-1,app-2"],

@@ -82,6 +82,16 @@ impl Drop for Terminal {
     }
 }
 
+/// From there on: where a picture begins depends on when the terminal tells of its new size.
+fn from<'a>(screen: &'a str, beginning: &str) -> &'a str {
+    screen.find(beginning).map_or(screen, |at| &screen[at..])
+}
+
+/// A command has ended with this, and its shell waits for the next one.
+fn has_ended(screen: &str, with: &str) -> bool {
+    screen.contains(with) && screen.trim_end().ends_with('$')
+}
+
 /// Without times, and without the room that is kept for them.
 fn timeless(screen: &str) -> String {
     let mut lines = Vec::new();
@@ -135,11 +145,12 @@ fn resize_leave_and_come_back() {
     // Half as wide: every line is cut, none is wrapped, and nothing of the old picture is left.
     terminal.tmux(&["resize-window", "-x", "50", "-y", "12"]);
     let narrow = |screen: &str| running(screen) && screen.contains('…') && screen.matches("rollback to").count() == 1;
-    golden!("terminal_narrow", &terminal.until("a narrow tree", narrow));
+    let screen = terminal.until("a narrow tree", narrow);
+    golden!("terminal_narrow", from(&screen, "rollback to"));
 
     terminal.tmux(&["send-keys", "C-c"]);
-    let left = terminal.until("the shell again", |screen| screen.contains("exit=7"));
-    golden!("terminal_left", &left);
+    let left = terminal.until("the shell again", |screen| has_ended(screen, "exit=7"));
+    golden!("terminal_left", from(&left, "rollback to"));
     assert_eq!(left.matches("rollback to").count(), 1, "one picture stays: {left}");
 
     terminal.tmux(&["resize-window", "-x", "100", "-y", "24"]);
@@ -147,11 +158,9 @@ fn resize_leave_and_come_back() {
     fake.wait_for_hang();
     terminal.until("the tree again", running);
     terminal.tmux(&["send-keys", "C-c"]);
-    terminal.until("the shell again", |screen| screen.contains("exit=7"));
+    terminal.until("the shell again", |screen| has_ended(screen, "exit=7"));
 
     terminal.enter(&format!("clear; rollbackctl rollback watch {ID}; echo exit=$?"));
-    golden!(
-        "terminal_ended",
-        &terminal.until("the end", |screen| screen.contains("exit=0"))
-    );
+    let ended = terminal.until("the end", |screen| has_ended(screen, "exit=0"));
+    golden!("terminal_ended", from(&ended, "VERIFIED"));
 }

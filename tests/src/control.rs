@@ -206,11 +206,6 @@ impl Control {
         hosts.iter().all(connected)
     }
 
-    /// Another operator, with a certificate of their own.
-    pub fn operator(&self, name: &str) -> Result<Ctl> {
-        Ok(Ctl::new(&self.binaries, &self.coordinator.add_operator(name)?))
-    }
-
     /// Keeps a value until the programs under test have ended, and drops it then: what cleans up when it goes, and what
     /// an agent works on.
     pub fn hold(&mut self, value: impl Held + 'static) {

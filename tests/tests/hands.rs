@@ -22,6 +22,7 @@ macro_rules! scenarios {
 scenarios! {
     plan_stale = "plan-stale",
     pause_resume = "pause-resume",
+    pause_failover = "pause-failover",
     abort_undo = "abort-undo",
     retry_failed_hosts = "retry-failed-hosts",
     skip_a_host = "skip-a-host",

@@ -11,7 +11,7 @@
 //!                   └──────────────────────────────┴─────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Operators steer it with [`Command::Steer`]: see [`steer`] for what fits where. While it stands still (paused by
+//! Operators steer it with [`Command::Steer`]: see the module `steer` for what fits where. While it stands still (paused by
 //! somebody, paused by the runbook's policy for a failure, or waiting for a second operator's approval) nothing follows by
 //! itself; what is in flight ends and is written down.
 //!

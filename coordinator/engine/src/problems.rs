@@ -6,7 +6,7 @@ use crate::event::Problem;
 use crate::ids::{HostName, Target};
 use crate::machine::TooMany;
 use crate::plan::{DatabaseChoice, Excused, PlanBody, Selection, Step};
-use crate::release::{Action, Revision};
+use crate::release::{Action, OBJECTIVES, Revision};
 
 /// How many names a message spells out before it only counts.
 pub(crate) const NAMED: usize = 5;
@@ -131,8 +131,9 @@ pub(crate) fn held(cause: Problem, plan: &PlanBody) -> Problem {
 /// backup: that may be done already, and a second time it would lose what was written since.
 fn go_on_with(plan: &PlanBody) -> String {
     let mut command = match &plan.undo_of {
-        // The release that it goes to was made for it, and can be named by nobody.
+        // Where these go was put together for them, and can be named by nobody.
         Some(undone) => format!("rollbackctl rollback undo {undone}"),
+        None if plan.release.as_str() == OBJECTIVES => "rollbackctl fleet converge".to_owned(),
         None => format!("rollbackctl fleet rollback --to {}", plan.release),
     };
     let runbook = plan.runbook.split('@').next().unwrap_or_default();

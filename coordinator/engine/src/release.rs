@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ComponentName, Digest, HostName, ReleaseName, Target};
 
+/// The name of what is put together from the objectives of several releases. It is made for one plan and is not recorded.
+pub const OBJECTIVES: &str = "objectives";
+
 /// Where a component is. `version` is for people; equality is by `digest` alone.
 #[derive(Clone, Debug, Eq, Serialize, Deserialize)]
 pub struct Revision {

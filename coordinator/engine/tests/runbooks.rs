@@ -206,8 +206,12 @@ fn what_is_unwise_is_a_warning() {
         assert!(text.contains(what), "{what}");
         text.replacen(what, instead, 1)
     });
-    assert!(Runbook::lint(&text).runbook.is_some());
-    insta::assert_snapshot!("warnings", told(&text));
+    let reading = Runbook::lint(&text);
+    assert!(reading.runbook.is_some());
+    // Its lines are those of a file that changes; others are looked at above.
+    let said = reading.findings.into_iter().map(|f| RunbookFinding { line: 0, ..f });
+    let said: Vec<String> = said.map(|f| format!("{:?} {f}", f.severity)).collect();
+    insta::assert_snapshot!("warnings", said.join("\n"));
 }
 
 fn told(text: &str) -> String {

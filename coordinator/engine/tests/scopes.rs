@@ -369,7 +369,7 @@ fn some_request() -> impl Strategy<Value = Request> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 800, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever part of whatever fleet: the second opinion agrees, every component of the release is in the plan, outside of
     /// it or on a host that is left out, and nothing moves that was not asked for.

@@ -604,6 +604,18 @@ fn abort_that_holds_leaves_everything_as_it_is() {
             .any(|i| i.starts_with("undo"))
     );
 
+    for (release, undo_of, way_on) in [
+        ("objectives", None, "`rollbackctl fleet converge`"),
+        ("before-4711", Some("4711".into()), "`rollbackctl rollback undo 4711`"),
+    ] {
+        let mut body = demo(true).plan().body;
+        (body.release, body.undo_of) = (release.into(), undo_of);
+        let mut rollback = Rollback::begin(&Plan::seal(body));
+        rollback.act(HOLD);
+        rollback.finish();
+        assert!(matches!(rollback.ending(), Ending::Held { cause } if cause.remedy.contains(way_on)));
+    }
+
     // Also instead of an undo that somebody else asked for, and of one that is under way.
     let mut rollback = Rollback::begin(&demo(true).plan());
     rollback.until("switch app-1/env #1");

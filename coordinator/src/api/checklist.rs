@@ -40,14 +40,19 @@ impl Api {
     ) -> Result<v1::PreflightReleaseResponse, Problem> {
         let rehearse = request.into_inner().rehearse;
         let leader = self.leader()?;
+        // In a task of its own: what was staged for a rehearsal is thrown away also when nobody waits any more.
+        let (this, tasks) = (self.clone(), leader.shared().tasks.clone());
+        let work = tasks.spawn(async move {
+            // Nothing is asked of agents after the term.
+            tokio::select! {
+                biased;
+                () = leader.shared().term.ended() => None,
+                items = this.checklist(&leader, rehearse) => Some(items),
+            }
+        });
         let ended = || Problem::new(Code::NotLeader, "this coordinator does not lead any more");
-        // Nothing is asked of agents after the term.
-        let items = tokio::select! {
-            biased;
-            () = leader.shared().term.ended() => return Err(ended()),
-            items = self.checklist(&leader, rehearse) => items?,
-        };
-        Ok(v1::PreflightReleaseResponse { items })
+        let items = work.await.ok().flatten().ok_or_else(ended)?;
+        Ok(v1::PreflightReleaseResponse { items: items? })
     }
 
     async fn checklist(&self, leader: &Leader, rehearse: bool) -> Result<Vec<v1::ChecklistItem>, Problem> {
@@ -122,7 +127,7 @@ impl Api {
         leader.check_free(&targets).await.map_err(refused)?;
         let runbook = Runbook::builtin("default").expect("it is built in, and a test reads it");
         planner::plan(&survey::observed_fleet(survey), &previous, &runbook, &Wish::default())
-            .map_err(|why| item("plan", Severity::Blocker, why.to_string(), &why.remedy()))
+            .map_err(|why| item("plan", Severity::Blocker, why.to_string(), why.remedy()))
     }
 
     /// The way down is rehearsed by staging it, which happens beside the live database, and thrown away.
@@ -209,7 +214,7 @@ async fn backup_item(leader: &Leader, survey: &[HostSurvey]) -> v1::ChecklistIte
     let runbook = Runbook::builtin("restore").expect("it is built in, and a test reads it");
     let plan = match planner::plan(&survey::observed_fleet(survey), &now, &runbook, &Wish::default()) {
         Ok(plan) => plan,
-        Err(why) => return item("backup", Severity::Blocker, why.to_string(), &why.remedy()),
+        Err(why) => return item("backup", Severity::Blocker, why.to_string(), why.remedy()),
     };
     let found = prospect::prepare(&leader.shared().dispatcher, &plan, survey::AT_ONCE).await;
     let of_databases = |f: &&Found| now.entries.iter().any(|entry| entry.target == f.target);

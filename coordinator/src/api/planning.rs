@@ -50,7 +50,7 @@ impl Api {
         let (release, request) = match (known, goal) {
             (Some(release), _) => (release, request),
             (None, Goal::Release(name)) => (self.target_release(&name, &survey).await?, request),
-            (None, Goal::Undo(_) | Goal::Converge) => self.convergence(request, &survey).await?,
+            (None, Goal::Undo(_) | Goal::Converge) => self.convergence(request, &runbook, &survey).await?,
         };
         plan_for(&survey, &release, &runbook, &request)
     }
@@ -86,7 +86,12 @@ impl Api {
     }
 
     /// Where everything shall be, and the part of the request that is elsewhere.
-    async fn convergence(&self, mut request: Request, survey: &[HostSurvey]) -> Result<(Release, Request), Problem> {
+    async fn convergence(
+        &self,
+        mut request: Request,
+        runbook: &Runbook,
+        survey: &[HostSurvey],
+    ) -> Result<(Release, Request), Problem> {
         let objectives = objective::all(self.store()).await?;
         let nothing = || {
             Problem::new(
@@ -96,7 +101,8 @@ impl Api {
             .remedy("look at it: rollbackctl fleet status")
         };
         let Convergence { release, hosts } = objective::convergence(&objectives, survey).ok_or_else(nothing)?;
-        let asked = release.entries.iter().filter(|e| request.selects(&e.target));
+        let within = request.within(runbook);
+        let asked = release.entries.iter().filter(|e| within.selects(&e.target));
         let asked: BTreeSet<&HostName> = asked.map(|e| &e.target.host).collect();
         let elsewhere: BTreeSet<HostName> = hosts.into_iter().filter(|host| asked.contains(host)).collect();
         if elsewhere.is_empty() {

@@ -25,7 +25,7 @@ async fn store(path: &Path) -> (SqliteStore, Fence) {
 fn text(name: &str, about: &str) -> String {
     let default = Runbook::builtin_text("default").expect("a built-in");
     let mine = default.replacen("name = \"default\"", &format!("name = \"{name}\""), 1);
-    format!("# {about}\n{mine}")
+    format!("# {about}\n#\n{mine}")
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ use rollback_proto::v1;
 use rollback_proto::v1::agent_server::{Agent, AgentServer};
 use rollback_proto::v1::execute_event::Event;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -45,9 +46,11 @@ pub struct Said {
     pub is_away: bool,
     /// PREPARE is never answered.
     pub stuck: bool,
-    /// How often PREPARE was asked for, and how many of these questions are open.
+    /// How often PREPARE was asked for without a rollback, and how many of these questions are open.
     pub prepares: usize,
     pub open: usize,
+    /// Every STAGE takes one of these first.
+    pub may_stage: Option<Arc<Semaphore>>,
     /// An agent from before releases could be forgotten.
     pub is_old: bool,
     pub retained: usize,
@@ -137,14 +140,22 @@ impl Agent for Host {
         let action = request.action();
         let findings = match action {
             v1::Action::Prepare => {
-                self.said().prepares += 1;
-                if self.said().stuck {
-                    return Ok(Response::new(Box::pin(Unanswered::of(self))));
+                let of_a_plan = request.key.is_some_and(|key| key.rollback_id.starts_with("plan-"));
+                self.said().prepares += usize::from(of_a_plan);
+                let stuck = self.said().stuck;
+                match (stuck, of_a_plan) {
+                    (true, true) => return Ok(Response::new(Box::pin(Unanswered::of(self)))),
+                    (true, false) => return Ok(Response::new(Box::pin(futures::stream::pending()))),
+                    (false, _) => {}
                 }
                 self.said().findings.clone()
             }
             _ => {
                 self.said().steps.push((request.component.clone(), action));
+                let waits = self.said().may_stage.clone();
+                if let (Some(may_stage), v1::Action::Stage) = (waits, action) {
+                    may_stage.acquire().await.expect("it is never closed").forget();
+                }
                 Vec::new()
             }
         };

@@ -4,9 +4,13 @@
 mod fleet;
 mod readiness;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use rollback_coordinator::store::{DocumentKind, Store as _};
 use rollback_proto::problem::Code;
 use rollback_proto::v1;
+use tokio::sync::Semaphore;
 
 use fleet::{Fleet, by_ana, fleet};
 
@@ -239,4 +243,34 @@ async fn the_checklist_asks_everything_and_touches_nothing_that_serves() {
             .filter(|i| i.severity() == Blocker)
             .all(|i| !i.remedy.is_empty())
     );
+}
+
+/// An operator who has seen enough presses Ctrl-C; the copy must not lie about for ever.
+#[tokio::test]
+async fn a_rehearsal_that_nobody_waits_for_is_thrown_away_all_the_same() {
+    let f = fleet().await;
+    f.release("v1").await.expect("recorded");
+    f.release("v2").await.expect("recorded");
+    let may_stage = Arc::new(Semaphore::new(0));
+    f.db.said().may_stage = Some(Arc::clone(&may_stage));
+    let steps = |count: usize| {
+        let db = &f.db;
+        async move {
+            while db.said().steps.len() < count {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    {
+        let mut asking = std::pin::pin!(preflight(&f, true));
+        tokio::select! {
+            items = &mut asking => panic!("it is being staged: {items:?}"),
+            () = steps(1) => {}
+        }
+    }
+    may_stage.add_permits(1);
+    tokio::time::timeout(Duration::from_secs(10), steps(2))
+        .await
+        .expect("it is thrown away");
+    assert_eq!(f.db.said().steps[1].1, v1::Action::Discard);
 }

@@ -216,6 +216,11 @@ mod tests {
             "rollback list release: Release",
             "rollback show id: Rollback",
             "release show name: Release",
+            "fleet status gate: Release",
+            "fleet hold release: Release",
+            "rollback skip host: Host",
+            "rollback abort id: Rollback",
+            "runbook show runbook: Runbook",
             "release import as_is: Component",
         ] {
             assert!(found.iter().any(|f| f == wanted), "{wanted} is not in {found:#?}");

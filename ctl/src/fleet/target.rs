@@ -94,7 +94,8 @@ impl FailureArg {
 impl ShapeArgs {
     /// A target of this shape that goes nowhere yet. Names are checked here, so that a wrong one costs no round trip.
     pub fn target(&self) -> Result<RollbackTarget, Problem> {
-        check_name("runbook", &self.runbook)?;
+        // "web@2" is an older version; whether that is a number is the coordinator's to say.
+        check_name("runbook", self.runbook.split('@').next().unwrap_or_default())?;
         Ok(RollbackTarget {
             runbook: self.runbook.clone(),
             database: self

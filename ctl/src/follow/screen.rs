@@ -20,7 +20,7 @@ const STEP_LINES: usize = 12;
 
 pub enum Screen {
     Tree(Box<Tree>),
-    Lines(LineScreen),
+    Lines(Box<LineScreen>),
 }
 
 impl Screen {
@@ -35,11 +35,11 @@ impl Screen {
             Format::Json => false,
         };
         let paint = if to_stdout { Paint::stdout() } else { Paint::stderr() };
-        Screen::Lines(LineScreen {
+        Screen::Lines(Box::new(LineScreen {
             lines: Lines::new(id, plan),
             to_stdout,
             paint,
-        })
+        }))
     }
 
     pub fn event(&mut self, event: &RollbackEvent) {

@@ -50,13 +50,11 @@ pub fn told(event: &RollbackEvent) -> Option<Told> {
         why.push(name_some(event.hosts.iter().map(String::as_str), NAMED_HOSTS));
     }
     why.extend(event.problem.as_ref().map(brief));
-    // A coordinator may say more than the reason: "then undo".
-    for text in [&event.message, &event.reason] {
-        let text = clean(text);
-        if !text.is_empty() && !why.contains(&text) {
-            why.push(text);
-        }
-    }
+    // The message may say more than the reason ("agreed to 120 rows"), or the same in a sentence of its own.
+    let (reason, message) = (clean(&event.reason), clean(&event.message));
+    let said_already = !reason.is_empty() && message.contains(&reason);
+    let texts = [reason, if said_already { String::new() } else { message }];
+    why.extend(texts.into_iter().filter(|text| !text.is_empty()));
     Some(Told {
         word,
         tone,

@@ -293,7 +293,6 @@ mod tests {
                 message: "release v3.0.0 is held since 2026-11-20T22:10:00Z by ana: leaks file handles".to_owned(),
                 remedy: "when it is mended, or was not to blame: rollbackctl fleet unhold v3.0.0 --reason TEXT"
                     .to_owned(),
-                ..Problem::default()
             }),
             hold: Some(samples::operators::hold()),
             active: vec![samples::operators::standing_still("ana")],

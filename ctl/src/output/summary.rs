@@ -60,6 +60,8 @@ fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>,
         )
     });
     let left = plan.map_or(0, |plan| plan::left(plan).count());
+    // A part of the fleet at a release is no fleet at it.
+    let whole = summary.scope.is_none() && plan.is_none_or(|plan| plan.scope.is_none() && plan.outside == 0);
     let outside = plan.map_or(0, |plan| usize::try_from(plan.outside).unwrap_or(usize::MAX));
     let sentence = match (state, summary.blocked) {
         (RollbackState::Verified, _) => match scope {
@@ -69,6 +71,9 @@ fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>,
                     "what was to go back is at {release}: {components} on {hosts} observed at the target; {others} outside the \
                      scope."
                 )
+            }
+            Some((components, hosts)) if left == 0 && !whole => {
+                format!("what was to go back is at {release}: {components} on {hosts} observed at the target.")
             }
             Some((components, hosts)) if left == 0 => {
                 format!("the fleet is at {release}: {components} on {hosts} observed at the target.")
@@ -84,7 +89,11 @@ fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>,
             format!("{release} was not reached. Every step that was begun and has a way back was reversed.")
         }
         (RollbackState::Partial, _) => {
-            let hosts = count(summary.failed_hosts.len(), "host", "hosts");
+            // What was left out from the beginning is not there, either.
+            let excused = plan.iter().flat_map(|plan| &plan.excused).map(|e| e.host.as_str());
+            let away: std::collections::BTreeSet<&str> =
+                summary.failed_hosts.iter().map(String::as_str).chain(excused).collect();
+            let hosts = count(away.len(), "host", "hosts");
             format!("{release} was reached, but not on {hosts}.")
         }
         (RollbackState::Held, _) => {
@@ -423,6 +432,26 @@ mod tests {
             render(&details, Paint::PLAIN)
         });
         golden!("summaries_standing_still", told.join("\n----------\n\n"));
+    }
+
+    /// Nor is what was left out from the beginning.
+    #[test]
+    fn part_of_a_fleet_is_not_called_the_fleet() {
+        let mut details = samples::operators::steered();
+        let summary = details.summary.as_mut().expect("a summary");
+        summary.failed_hosts.clear();
+        assert!(
+            render(&details, Paint::PLAIN).contains("reached, but not on 1 host."),
+            "app-3 was left out"
+        );
+        let plan = details.plan.as_mut().expect("a plan");
+        plan.changes.retain(|c| c.left.is_none());
+        details.summary.as_mut().expect("a summary").state = RollbackState::Verified.into();
+        let text = render(&details, Paint::PLAIN);
+        assert!(
+            text.starts_with("VERIFIED: what was to go back is at v2.9.0: 4 components"),
+            "{text}"
+        );
     }
 
     /// Each agent counts its own: twice as many may be gone.

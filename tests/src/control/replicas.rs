@@ -113,6 +113,13 @@ impl Control {
         )
     }
 
+    /// Another operator, with a certificate of their own. They know all coordinators.
+    pub fn operator(&self, name: &str) -> Result<Ctl> {
+        let context = self.coordinator.add_operator(name)?;
+        set_endpoints(&context, self.endpoints())?;
+        Ok(Ctl::new(&self.binaries, &context))
+    }
+
     /// As [`Control::ctl_of`], of the one that leads. A follower's knowledge of agents is some seconds old.
     pub(super) async fn ctl_of_leader(&self) -> Option<Ctl> {
         Some(match self.further.is_empty() {

@@ -135,7 +135,10 @@ impl Desk {
         let mut lines: Vec<String> = lines.collect();
         let left_out = lines.len().saturating_sub(FIRST_LINES + LAST_LINES);
         if !whole && left_out > 1 {
-            lines.splice(FIRST_LINES..FIRST_LINES + left_out, [format!("[{left_out} lines left out]")]);
+            lines.splice(
+                FIRST_LINES..FIRST_LINES + left_out,
+                [format!("[{left_out} lines left out]")],
+            );
         }
         lines
     }

@@ -29,7 +29,12 @@ pub const ALL: &[Scenario] = &[
     Scenario {
         name: "pause-resume",
         about: "paused between two hosts, through a kill -9 of the coordinator, and gone on with by somebody else",
-        tell: |o| pause_resume::tell(o).boxed_local(),
+        tell: |o| pause_resume::restarted(o).boxed_local(),
+    },
+    Scenario {
+        name: "pause-failover",
+        about: "the same with two coordinators: the one that leads is killed, and the other one leads what stands still",
+        tell: |o| pause_resume::taken_over(o).boxed_local(),
     },
     Scenario {
         name: "abort-undo",

@@ -83,8 +83,11 @@ impl Forward {
             },
             Position::InBatch { wave, stop, .. } => {
                 let direction = Direction::Forward;
-                let due: Vec<Event> = wave
-                    .due()
+                // A stopped batch has many lanes that could go on and do not: they are not looked through for every answer.
+                let due: Vec<Event> = (stop.is_empty() || stop.is_at_it())
+                    .then(|| wave.due())
+                    .into_iter()
+                    .flatten()
                     .filter(|(lane, _)| stop.lets(*lane))
                     .map(|(_, step)| Event::StepIntended {
                         at,

@@ -211,7 +211,10 @@ fn summary_of(report: &Value) -> Value {
 
 /// Who did what and why, as the journal has it: `admin pause: looking at the logs`.
 pub async fn acts(control: &Control, id: &str) -> Result<Vec<String>> {
-    let journal = Journal::of_sqlite(&control.coordinator.store()).await?;
+    let journal = match control.store_server() {
+        Ok(store) => Journal::of_postgres(store)?,
+        Err(_) => Journal::of_sqlite(&control.coordinator.store()).await?,
+    };
     let acts = journal.acts(id)?;
     let text = |act: &Value, key: &str| act[key].as_str().unwrap_or_default().to_owned();
     let shown = |act: &Value| format!("{} {}: {}", text(act, "by"), text(act, "act"), text(act, "reason"));
