@@ -7,6 +7,12 @@ use super::table::{Table, cell, plain, right};
 use super::text::{clean, count, or_none, stamp, timestamp};
 use super::words;
 
+/// More of them are no mistakes in a runbook, but a file that is none.
+const FINDINGS: usize = 20;
+
+/// Nobody writes longer lines by hand.
+const WIDEST: usize = 200;
+
 pub fn list(runbooks: &[RunbookInfo], paint: Paint) -> String {
     let mut table = Table::new(paint, &["RUNBOOK", "VERSION", "APPLIED", "BY", "ABOUT"]);
     for r in runbooks {
@@ -91,7 +97,7 @@ pub fn lint(file: &str, text: &str, answer: &LintRunbookResponse, paint: Paint) 
 pub fn findings(file: &str, text: &str, findings: &[RunbookFinding], paint: Paint) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let mut page = String::new();
-    for finding in findings {
+    for finding in findings.iter().take(FINDINGS) {
         let place = match finding.line {
             0 => clean(file),
             line => format!("{}:{line}:{}", clean(file), finding.column),
@@ -111,6 +117,13 @@ pub fn findings(file: &str, text: &str, findings: &[RunbookFinding], paint: Pain
             page.push_str(&format!("  hint: {}\n", clean(&finding.hint)));
         }
     }
+    let more = findings.len().saturating_sub(FINDINGS);
+    if more > 0 {
+        page.push_str(&format!(
+            "{}: and {more} more; is it a runbook? rollbackctl runbook show default\n",
+            clean(file)
+        ));
+    }
     page
 }
 
@@ -122,6 +135,9 @@ fn quote(lines: &[&str], finding: &RunbookFinding, paint: Paint) -> String {
     let Some(text) = line.checked_sub(1).and_then(|index| lines.get(index)) else {
         return String::new();
     };
+    if text.len() > WIDEST {
+        return String::new();
+    }
     let number = finding.line.to_string();
     // Tabs count as one character above and below.
     let quoted = printable(text).replace('\t', " ");
@@ -189,6 +205,16 @@ mod tests {
             lint("web.toml", text, &sound, Paint::PLAIN),
             "web.toml: can be applied as web@3\n"
         );
+    }
+
+    /// A plan in JSON on one line, say.
+    #[test]
+    fn a_file_that_is_no_runbook_fills_no_screen() {
+        let text = "x".repeat(50_000);
+        let wrong = finding(Severity::Blocker, 1, 40_000, "", "key with no value", "");
+        let page = findings("plan.json", &text, &vec![wrong; 3_000], Paint::PLAIN);
+        assert_eq!(page.lines().count(), FINDINGS + 1);
+        assert!(page.len() < 5_000 && page.contains("and 2980 more"), "{page}");
     }
 
     #[test]

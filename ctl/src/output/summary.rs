@@ -61,7 +61,9 @@ fn verdict(summary: &RollbackSummary, state: RollbackState, plan: Option<&Plan>,
     });
     let left = plan.map_or(0, |plan| plan::left(plan).count());
     // A part of the fleet at a release is no fleet at it.
-    let whole = summary.scope.is_none() && plan.is_none_or(|plan| plan.scope.is_none() && plan.outside == 0);
+    let whole = summary.scope.is_none()
+        && summary.undo_of.is_empty()
+        && plan.is_none_or(|plan| plan.scope.is_none() && plan.outside == 0);
     let outside = plan.map_or(0, |plan| usize::try_from(plan.outside).unwrap_or(usize::MAX));
     let sentence = match (state, summary.blocked) {
         (RollbackState::Verified, _) => match scope {

@@ -80,6 +80,12 @@ async fn story(control: &mut Control, options: Options) -> Result<Found> {
         ensure!(still[key] == paused[key], "{key} was {paused}, and is {still}");
     }
     apps.expect_not_begun("app-2", &before)?;
+    let status = second.run(&["fleet", "status", "-o", "json"]).await?;
+    let status = status.expect_code(0)?.json()?;
+    ensure!(
+        status["active"][0]["standstill"]["by"] == FIRST_OPERATOR && status["drift"] == json!([]),
+        "what is on its way has not drifted, and the status says who stopped it: {status}"
+    );
     ensure!(
         acts(control, &id).await? == [format!("{FIRST_OPERATOR} pause: {WHY_PAUSED}")],
         "a coordinator that comes back does nothing by itself"
