@@ -16,9 +16,9 @@ use rollback_engine::release::{Release, ReleaseEntry, Revision, Role};
 use rollback_proto::problem::Code;
 
 use crate::hold::{self, Hold};
-use crate::objective::{self, Objective};
+use crate::objective::{self, Objective, Objectives};
 use crate::store::{Closing, Document, DocumentKind, Store, StoreError};
-use crate::{convert, history};
+use crate::{converge, convert, history};
 
 /// Of this rollback as it is now; `None`: it has not ended. Only for a good end the store is read: a bad one must not fail
 /// over that.
@@ -48,6 +48,7 @@ pub async fn of_end(store: &dyn Store, id: &RollbackId, state: &State) -> Result
         started_by: &run.creation.started_by,
         reason: &run.creation.reason,
         before: way_back(store, plan).await?,
+        awaited: awaited_by_undone(store, plan).await?,
         releases: &releases,
         held: holds.iter().map(|document| document.key.as_str()).collect(),
     };
@@ -88,6 +89,16 @@ async fn way_back(store: &dyn Store, plan: &PlanBody) -> Result<BTreeMap<Target,
     Ok(moved.map(|c| (c.target.clone(), (c.role, c.from.clone()))).collect())
 }
 
+/// Of a rollback that takes another one back: what that one had gone on without and is awaited for it since.
+async fn awaited_by_undone(store: &dyn Store, plan: &PlanBody) -> Result<Objectives, StoreError> {
+    if plan.undo_of.is_none() {
+        return Ok(Objectives::new());
+    }
+    let mut awaited = objective::all(store).await?;
+    awaited.retain(|_, objective| objective.missed && objective.rollback_id == plan.undo_of);
+    Ok(awaited)
+}
+
 /// A good end, with everything that is needed to say what it means.
 struct End<'a> {
     id: &'a RollbackId,
@@ -102,6 +113,8 @@ struct End<'a> {
     reason: &'a str,
     /// As [`way_back`].
     before: BTreeMap<Target, (Role, Revision)>,
+    /// As [`awaited_by_undone`].
+    awaited: Objectives,
     /// All that are recorded, newest first.
     releases: &'a [Release],
     /// Releases that are held already: whoever did that has said why.
@@ -179,6 +192,10 @@ impl End<'_> {
                 continue;
             }
             let missed = change.moves() && self.failed.contains(&change.target.host);
+            // It is awaited as before: a host that goes away whenever it is brought home would else be brought there for ever.
+            if missed && self.started_by == converge::US {
+                continue;
+            }
             let automatic = missed && self.plan.converges && self.lost.contains(&change.target.host);
             let objective = self.objective(&change.target, change.role, &change.to, (missed, automatic));
             documents.push(objective::document(&change.target, &objective));
@@ -200,7 +217,24 @@ impl End<'_> {
                 documents.push(objective::document(target, &objective));
             }
         }
+        let said: BTreeSet<String> = documents.iter().map(|d| d.key.clone()).collect();
+        let left = self.awaited.iter().filter(|(t, _)| !said.contains(&t.to_string()));
+        documents.extend(left.map(|(t, awaited)| self.not_awaited(t, awaited, target.filter(|_| whole))));
         documents
+    }
+
+    /// It was to follow to where nobody is any more: bringing it there by itself would take it away from the others. It was
+    /// never moved, so it shall be where the others are again; where that is not known as a whole, a person has to say.
+    fn not_awaited(&self, target: &Target, awaited: &Objective, release: Option<&Release>) -> Document {
+        let entry = release.and_then(|release| release.entries.iter().find(|e| e.target == *target));
+        let objective = match entry {
+            Some(entry) => self.objective(target, entry.role, &entry.revision, (false, false)),
+            None => Objective {
+                automatic: false,
+                ..awaited.clone()
+            },
+        };
+        objective::document(target, &objective)
     }
 
     fn objective(&self, target: &Target, role: Role, revision: &Revision, missed: (bool, bool)) -> Objective {

@@ -12,7 +12,8 @@
 //!   started once, whichever leader does it, and the journal knows how many there were.
 //! - At most [`ATTEMPTS`] rollbacks, with pauses between them; none after one that was held or that somebody ended. A person
 //!   who is asked for (consent, approval, a database that changes) is not replaced.
-//! - Whoever else holds a part of what is needed goes first.
+//! - Whoever else goes anywhere goes first, whatever part of the fleet that is about: where the fleet shall be then is not
+//!   known before. And away from the others, or to a release that was held since, no host is taken without being asked.
 //!
 //! Leaves out hosts on which something failed, and those that an operator left out: [`crate::objective`] says which these are.
 
@@ -35,6 +36,7 @@ use crate::replica::Replica;
 use crate::shelf;
 use crate::store::{Store, StoreError};
 use crate::survey::{self, HostSurvey};
+use crate::{history, hold};
 
 /// Rollbacks for one host.
 const ATTEMPTS: u32 = 3;
@@ -48,7 +50,7 @@ const READ_AGAIN: Duration = Duration::from_secs(15);
 const LATER: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 
 /// Who started it, in the journal.
-const US: &str = "coordinator";
+pub const US: &str = "coordinator";
 
 /// Whenever this replica leads, until the process stops.
 pub async fn keep(replica: Replica) {
@@ -108,7 +110,7 @@ impl Keeper {
                         self.leader.shared().troubles.over(&subject(&host));
                     }
                     loop {
-                        self.look(&awaited, &objectives).await;
+                        self.look(&awaited).await;
                         // One that ends may say anew who is awaited. The sender lives as long as the leader.
                         let news = tokio::time::timeout(LOOK, rollbacks.changed()).await;
                         if news.is_ok() || read.elapsed() >= READ_AGAIN {
@@ -129,7 +131,7 @@ impl Keeper {
         self.leader.shared().store.as_ref()
     }
 
-    async fn look(&mut self, awaited: &BTreeMap<HostName, RollbackId>, objectives: &Objectives) {
+    async fn look(&mut self, awaited: &BTreeMap<HostName, RollbackId>) {
         let now = Instant::now();
         // One that went away again is looked at as soon as it is back.
         self.later.retain(|host, _| self.inventory.is_connected(host.as_str()));
@@ -141,14 +143,27 @@ impl Keeper {
         if due.is_empty() {
             return;
         }
+        if self.is_under_way().await {
+            due.into_iter().for_each(|(host, id)| self.put_off(host, id, true));
+            return;
+        }
         let survey = survey::observe(&self.inventory).await;
+        // What was recorded since it was read the last time counts.
+        let Ok(objectives) = &objective::all(self.store()).await else {
+            return;
+        };
+        let still_awaited = self::awaited(objectives);
         let away = objective::converging(objectives, &survey, |o| o.automatic);
         for (host, missed_by) in due {
             let here = away.as_ref().filter(|convergence| convergence.hosts.contains(host));
+            let here = here.filter(|_| still_awaited.get(host) == Some(missed_by));
             let done = match here {
                 // It is where it shall be, or cannot tell yet.
                 None => Ok(()),
-                Some(convergence) => self.bring_home(host, missed_by, convergence, &survey).await,
+                Some(convergence) => match self.may_follow(host, objectives, &survey).await {
+                    Ok(()) => self.bring_home(host, missed_by, convergence, &survey).await,
+                    Err(problem) => Err(problem),
+                },
             };
             // Whoever is at it will be done some time.
             let in_turn = matches!(&done, Err(problem) if problem.code == Code::ScopeHeld);
@@ -156,6 +171,41 @@ impl Keeper {
                 tracing::info!(%host, missed_by = %missed_by, %problem, "not brought where it shall be yet");
             }
             self.put_off(host, missed_by, in_turn);
+        }
+    }
+
+    /// Does a rollback run that somebody asked for? One that nobody can read may be that.
+    async fn is_under_way(&self) -> bool {
+        let ours = |summary: &Option<Summary>| summary.as_ref().is_some_and(|s| s.started_by == US);
+        match history::running(self.store()).await {
+            Ok(running) => running.iter().any(|(_, summary)| !ours(summary)),
+            // Nothing is begun without the store.
+            Err(_) => true,
+        }
+    }
+
+    /// Is it there that the fleet is, as far as anybody can tell?
+    async fn may_follow(&self, host: &HostName, objectives: &Objectives, survey: &[HostSurvey]) -> Result<(), Problem> {
+        if let Some(gone) = objective::gone_elsewhere(objectives, survey, host) {
+            let message = format!("{gone} has gone elsewhere since {host} was left behind");
+            let remedy = format!("record what runs now, or bring it there: rollbackctl fleet converge --host {host}");
+            return Err(Problem::new(Code::ApprovalRefused, message).remedy(remedy));
+        }
+        let holds = hold::all(self.store()).await?;
+        let of_host = objectives
+            .iter()
+            .filter(|(target, o)| target.host == *host && o.automatic);
+        let held = of_host.filter_map(|(_, o)| Some((o, holds.get(&o.release)?)));
+        // Whoever took the fleet to one that was held already knew that.
+        let held = held.filter(|(o, hold)| hold.since > o.since);
+        let mut held = held.map(|(o, hold)| (&o.release, hold));
+        match held.next() {
+            None => Ok(()),
+            Some((release, hold)) => {
+                let message = format!("{host} would go to {release}, which is {}", hold.told());
+                let remedy = format!("bring it there all the same: rollbackctl fleet converge --host {host}");
+                Err(Problem::new(Code::ApprovalRefused, message).remedy(remedy))
+            }
         }
     }
 

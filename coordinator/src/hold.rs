@@ -120,8 +120,9 @@ pub fn refuse(release: &Release, holds: &Holds) -> Result<(), Problem> {
 
 /// May it be deployed now? Not while it is held, and nothing may while a rollback runs: nobody must deploy into one.
 pub async fn gate(store: &dyn Store, release: &ReleaseName) -> Result<v1::CheckGateResponse, Problem> {
-    let hold = of(store, release).await?;
+    // In this order: a rollback that ends in between has written its holds by then.
     let active = history::running(store).await?;
+    let hold = of(store, release).await?;
     let problem = match (&hold, active.first()) {
         (Some(hold), _) => Some(refusal(release, format!("release {release} is {}", hold.told()))),
         (None, Some((id, running))) => {

@@ -8,7 +8,7 @@ pub mod api;
 pub mod authority;
 pub mod closing;
 pub mod config;
-mod converge;
+pub mod converge;
 mod convert;
 pub mod daemon;
 pub mod dispatcher;

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use rollback_engine::ids::{HostName, ReleaseName, RollbackId, Target};
+use rollback_engine::ids::{ComponentName, HostName, ReleaseName, RollbackId, Target};
 use rollback_engine::release::{Release, ReleaseEntry, Revision, Role};
 use rollback_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -191,6 +191,26 @@ pub fn converging(
         mark: None,
     };
     Some(Convergence { release, hosts })
+}
+
+/// A component that somebody has taken elsewhere since, and that this host has something to do with: what it has itself on
+/// another host, or a database. By a rollback that left this host out, or by a deployment: while a host is away no release can
+/// be recorded, so that shows only by where things are. Nobody may take a host away from the others without being asked.
+pub fn gone_elsewhere<'o>(objectives: &'o Objectives, survey: &[HostSurvey], host: &HostName) -> Option<&'o Target> {
+    let sight = Sight::of(survey);
+    let of_host = objectives.keys().filter(|target| target.host == *host);
+    let names: BTreeSet<&ComponentName> = of_host.map(|target| &target.component).collect();
+    let automatic = objectives.iter().filter(|(t, o)| t.host == *host && o.automatic);
+    let awaited = automatic.map(|(_, o)| o).max_by_key(|o| o.since);
+    let sent = |o: &Objective| awaited.is_some_and(|awaited| o.since > awaited.since && o.release != awaited.release);
+    let concerns = |target: &Target, o: &Objective| {
+        target.host != *host && !o.missed && (o.role == Role::Database || names.contains(&target.component))
+    };
+    let gone = objectives
+        .iter()
+        .filter(|(target, o)| concerns(target, o))
+        .find(|(target, o)| sent(o) || matches!(sight.seen(target), Seen::At(revision) if revision != o.revision));
+    gone.map(|(target, _)| target)
 }
 
 /// What is awaited of these: where rollbacks went on without them.

@@ -30,6 +30,7 @@ use tokio::time::Instant;
 
 use crate::api::{matches, plan_for};
 use crate::config::ReadinessConfig;
+use crate::hold::{self, Holds};
 use crate::inventory::Inventory;
 use crate::leader::Leader;
 use crate::metrics::ReadinessFigures;
@@ -209,7 +210,8 @@ impl Checker {
         let shared = self.leader.shared();
         let releases = shared.store.releases().await?;
         let survey = survey::observe_by(&self.inventory, self.config.hosts_at_once).await;
-        let wanted = worth_checking(releases, &survey, self.config.releases);
+        let holds = hold::all(shared.store.as_ref()).await?;
+        let wanted = worth_checking(releases, &survey, &holds, self.config.releases);
         self.forget_others(&wanted).await?;
         let mut survey = Some(survey);
         for release in wanted {
@@ -315,11 +317,12 @@ impl Checker {
 }
 
 /// The newest stable ones before what runs now: what `previous` would be, and what comes before that.
-fn worth_checking(releases: Vec<Release>, survey: &[HostSurvey], count: usize) -> Vec<Release> {
+fn worth_checking(releases: Vec<Release>, survey: &[HostSurvey], holds: &Holds, count: usize) -> Vec<Release> {
     let now = releases.iter().find(|r| runs(r, survey)).map(Release::rank);
     releases
         .into_iter()
-        .filter(|r| r.stable && now.is_none_or(|now| r.rank() < now) && !runs(r, survey))
+        .filter(|r| r.stable && !holds.contains_key(&r.name))
+        .filter(|r| now.is_none_or(|now| r.rank() < now) && !runs(r, survey))
         .take(count)
         .collect()
 }

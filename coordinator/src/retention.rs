@@ -13,6 +13,7 @@ use rollback_engine::plan::PlanBody;
 use rollback_engine::release::{Release, Revision};
 use serde::{Deserialize, Serialize};
 
+use crate::hold::Holds;
 use crate::objective::Objectives;
 
 /// How many releases are kept that nothing needs.
@@ -52,6 +53,7 @@ pub struct Grounds<'a> {
     pub objectives: &'a Objectives,
     /// Rollbacks that have not ended, and where they go.
     pub running: &'a [(RollbackId, ReleaseName)],
+    pub holds: &'a Holds,
     pub keep: usize,
     /// So many stable ones are checked in the background.
     pub checked: usize,
@@ -78,7 +80,10 @@ impl Grounds<'_> {
         // Those from which the fleet goes back, if that is known: the newest of what it shall be at.
         let now = self.releases.iter().position(|r| shall.contains_key(&r.name));
         let before = self.releases.iter().skip(now.map_or(0, |at| at + 1));
-        let stable: Vec<&Release> = before.filter(|r| r.stable).take(self.checked.max(1)).collect();
+        let stable: Vec<&Release> = before
+            .filter(|r| r.stable && !self.holds.contains_key(&r.name))
+            .take(self.checked.max(1))
+            .collect();
         if let Some(previous) = stable.first() {
             add(&previous.name, true, "it is what `previous` means".to_owned());
         }
@@ -196,6 +201,7 @@ mod tests {
             releases: &releases,
             objectives: &objectives,
             running: &running,
+            holds: &Holds::new(),
             keep: 2,
             checked: 3,
         };

@@ -86,13 +86,34 @@ pub struct Board {
     /// What users miss now.
     pub down: Down,
     /// Hosts whose steps failed in this batch and can be tried again, by step.
-    failed: BTreeMap<u32, String>,
+    failed: BTreeMap<u32, Failed>,
     /// Phases whose failures are gone on from.
     goes_on: BTreeSet<String>,
     /// Of the plan.
     approve_within: Option<SignedDuration>,
     pub ended: Option<(RollbackState, bool)>,
     pub ended_at: Option<Timestamp>,
+}
+
+#[derive(Clone, Debug)]
+struct Failed {
+    host: String,
+    /// Whom a proxy's step was for: leaving that host out leaves the step out, too.
+    backend: String,
+}
+
+impl Failed {
+    /// As an operator names it: by either.
+    fn hosts(&self) -> impl Iterator<Item = &str> {
+        let of_backend = self.backend.split('/').next().unwrap_or_default();
+        [self.host.as_str(), of_backend]
+            .into_iter()
+            .filter(|host| !host.is_empty())
+    }
+
+    fn is_of(&self, hosts: &[String]) -> bool {
+        self.hosts().any(|host| hosts.iter().any(|of| of == host))
+    }
 }
 
 /// A word of no step: the coordinator's own.
@@ -196,12 +217,16 @@ impl Board {
             }
             Kind::StepFailed | Kind::StepIndeterminate => {
                 self.running.remove(&key);
+                let problem = event.problem.as_ref();
+                self.down
+                    .refused(event.action, &event.host, &event.component, &event.backend, problem);
                 if event.undo {
                     self.undo.get_or_insert_default().failed += 1;
                 } else {
                     self.phase(&event.phase).failed.insert(event.step_id);
                     if !self.goes_on.contains(&event.phase) {
-                        self.failed.insert(event.step_id, event.host.clone());
+                        let (host, backend) = (event.host.clone(), event.backend.clone());
+                        self.failed.insert(event.step_id, Failed { host, backend });
                     }
                 }
             }
@@ -222,7 +247,8 @@ impl Board {
             Kind::Paused => self.pause(event),
             Kind::Resumed | Kind::Retried => self.standstill = None,
             Kind::Skipped => {
-                self.failed.retain(|_, host| !event.hosts.contains(host));
+                self.down.skipped(&event.hosts);
+                self.failed.retain(|_, failed| !failed.is_of(&event.hosts));
                 // What else failed still waits for somebody.
                 if self.failed.is_empty() {
                     self.standstill = None;
@@ -251,10 +277,10 @@ impl Board {
     /// It stands still, as that is now: steps go on ending after the pause.
     pub fn stands_still(&self) -> Option<Standstill> {
         let standstill = self.standstill.clone()?;
-        let failed: BTreeSet<&String> = self.failed.values().collect();
+        let failed: BTreeSet<&str> = self.failed.values().flat_map(Failed::hosts).collect();
         Some(Standstill {
             in_flight: u32::try_from(self.running.len()).unwrap_or(u32::MAX),
-            failed_hosts: failed.into_iter().cloned().collect(),
+            failed_hosts: failed.into_iter().map(str::to_owned).collect(),
             ..standstill
         })
     }
@@ -354,6 +380,15 @@ mod tests {
         board.apply(&event(Kind::Skipped, 0, "app-1"));
         assert_eq!(failed(&board), Some(vec!["app-2".to_owned()]));
         board.apply(&event(Kind::Skipped, 0, "app-2"));
+        assert_eq!(failed(&board), None);
+
+        // What a proxy could not do for a host goes with that host.
+        let mut drain = event(Kind::StepFailed, 3, "proxy-1");
+        drain.backend = "app-3/api".to_owned();
+        board.apply(&drain);
+        board.apply(&event(Kind::Paused, 0, ""));
+        assert_eq!(failed(&board), Some(vec!["app-3".to_owned(), "proxy-1".to_owned()]));
+        board.apply(&event(Kind::Skipped, 0, "app-3"));
         assert_eq!(failed(&board), None);
     }
 

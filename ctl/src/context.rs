@@ -37,6 +37,9 @@ struct File {
 const HINT: &str = "a context.toml has the keys name, endpoints = [\"host:port\", …] (every replica of the coordinator), ca, \
                     certificate, key and, if spans shall be sent, otlp";
 
+const GIVE: &str =
+    "give one with --context FILE or ROLLBACKCTL_CONTEXT: the coordinator wrote it to operators/NAME/context.toml";
+
 /// Finds the context file. `given` wins over everything and must exist.
 pub fn find(given: Option<&Path>) -> Result<PathBuf, Problem> {
     if let Some(path) = given {
@@ -45,9 +48,11 @@ pub fn find(given: Option<&Path>) -> Result<PathBuf, Problem> {
     let candidates = candidates(|key| std::env::var_os(key));
     candidates.iter().find(|path| path.is_file()).cloned().ok_or_else(|| {
         let looked: Vec<String> = candidates.iter().map(|p| p.display().to_string()).collect();
-        Problem::new(Code::BadConfig, format!("there is no context file; looked for {}", looked.join(", "))).remedy(
-            "give one with --context FILE or ROLLBACKCTL_CONTEXT: the coordinator wrote it to operators/NAME/context.toml",
+        Problem::new(
+            Code::BadConfig,
+            format!("there is no context file; looked for {}", looked.join(", ")),
         )
+        .remedy(GIVE)
     })
 }
 
@@ -71,8 +76,9 @@ impl Context {
     /// Finds and reads. The certificate files are not opened: see [`Context::credentials`].
     pub fn load(given: Option<&Path>) -> Result<Self, Problem> {
         let path = find(given)?;
-        let text = std::fs::read_to_string(&path)
-            .map_err(|e| Problem::from_error(Code::BadConfig, format_args!("read {}", path.display()), &e))?;
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            Problem::from_error(Code::BadConfig, format_args!("read {}", path.display()), &e).remedy(GIVE)
+        })?;
         Self::parse(path, &text)
     }
 

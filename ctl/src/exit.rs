@@ -34,8 +34,9 @@ Exit codes:
   0  the target is verified (fleet rollback, rollback watch); done (all other verbs)
   1  error, or a wrong command line
   2  fleet plan: the plan has changes
-  3  blocked: no plan can be made, or not the one that was saved; preflight found blockers; nobody agreed to a loss of
-     data, or may approve; nothing was touched
+  3  blocked: no plan can be made, or not the one that was saved; preflight found blockers; nobody
+     agreed to a loss of data, or may approve; the release is held or needed; nothing was touched.
+     fleet status --gate: closed; fleet readiness, release preflight: the fleet could not go back
   4  partial: the target was not reached on every host
   5  undone, aborted or held: the target was not reached
   6  another rollback holds the scope

@@ -8,12 +8,13 @@ pub mod show;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use clap::Subcommand;
+use rollback_proto::problem::Problem;
 use rollback_proto::v1::{LintRunbookRequest, LintRunbookResponse};
 
 use crate::cli::Format;
 use crate::client::{Client, QUICK};
+use crate::output::problem::of_file;
 
 #[derive(Subcommand, Debug)]
 pub enum Verb {
@@ -42,14 +43,16 @@ struct Source {
 
 impl Source {
     /// "-" is stdin.
-    fn read(path: &Path) -> anyhow::Result<Self> {
+    fn read(path: &Path) -> Result<Self, Problem> {
         if path == Path::new("-") {
             let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("read stdin")?;
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|e| of_file("read stdin", &e))?;
             let name = "stdin".to_owned();
             return Ok(Self { name, text });
         }
-        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+        let text = std::fs::read_to_string(path).map_err(|e| of_file(format_args!("read {}", path.display()), &e))?;
         Ok(Self {
             name: path.display().to_string(),
             text,

@@ -214,7 +214,10 @@ fn every_verb_has_a_manual_page() {
     ] {
         let text = std::fs::read_to_string(out.join(format!("{page}.1"))).expect(page);
         assert!(text.contains(".SH SYNOPSIS"), "{page}");
+        assert!(text.contains("\n.nh\n"), "{page}: no option is broken in two");
     }
+    let text = std::fs::read_to_string(out.join("rollbackctl-fleet-rollback.1")).expect("a page");
+    assert!(text.contains("Examples:\n.nf\n  rollbackctl fleet rollback "), "{text}");
     assert!(!out.join("rollbackctl-help.1").exists());
 }
 

@@ -50,7 +50,8 @@ pub struct ControlOptions {
     pub further_replicas: usize,
     /// Keys of `[leadership]` that are not as shipped, by their names: `ttl = "1s"`.
     pub leadership: BTreeMap<&'static str, String>,
-    /// How often the leader checks which releases the fleet could go back to: `1s`. Without it as shipped.
+    /// How often the leader checks which releases the fleet could go back to: `1s`. Without it never: what
+    /// agents are asked in a story is what the story asks.
     pub readiness: Option<String>,
     /// The servers that the harness starts keep what they wrote when the host loses power, as figures of time want it.
     pub durable: bool,

@@ -28,7 +28,7 @@ pub struct CoordinatorOptions {
     pub store: Option<StoreAddress>,
     /// Keys of `[leadership]` that are not as shipped, by their names: `ttl = "1s"`.
     pub leadership: BTreeMap<&'static str, String>,
-    /// How often readiness is checked: `1s`. Without it as shipped.
+    /// How often readiness is checked: `1s`. Without it never: what agents are asked in a story is what the story asks.
     pub readiness: Option<String>,
 }
 
@@ -72,10 +72,11 @@ impl Coordinator {
         run(&mut init)?;
         coordinator.configure(|config| {
             for (key, value) in &options.leadership {
-                table(config, "leadership", key, value);
+                table(config, "leadership", key, value.as_str());
             }
-            if let Some(every) = &options.readiness {
-                table(config, "readiness", "every", every);
+            match &options.readiness {
+                Some(every) => table(config, "readiness", "every", every.as_str()),
+                None => table(config, "readiness", "releases", 0),
             }
         })?;
         Ok(coordinator)
@@ -282,7 +283,7 @@ pub fn edit_toml(path: &Path, change: impl FnOnce(&mut toml::Table)) -> Result<(
     std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
-fn table(config: &mut toml::Table, name: &str, key: &str, value: &str) {
+fn table(config: &mut toml::Table, name: &str, key: &str, value: impl Into<toml::Value>) {
     let table = config
         .entry(name)
         .or_insert_with(|| toml::Value::Table(toml::Table::new()));

@@ -151,6 +151,18 @@ async fn call(client: &mut AgentClient<Channel>, rpc: &str) -> Result<(), Status
             })
             .await
             .map(drop),
+        "Forget" => client
+            .forget(ForgetRequest {
+                component: "api".into(),
+                release: "v2.9.0".into(),
+                revision: Some(Revision {
+                    version: "v2.9.0".into(),
+                    digest: "sha256:29".into(),
+                }),
+                kept: Vec::new(),
+            })
+            .await
+            .map(drop),
         "Execute" => client.execute(execute("by-name")).await.map(drop),
         "Recall" => client.recall(recall(1, "coord-1", &["r1"])).await.map(drop),
         other => panic!("the RPC {other} is new: say here how it is called"),

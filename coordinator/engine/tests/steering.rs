@@ -657,6 +657,25 @@ fn abort_undoes_nothing_after_a_step_that_cannot_be_reversed() {
     assert!(cause.message.contains("cannot be reversed"), "{}", cause.message);
 }
 
+/// What the way back needs is being thrown away: it would stop everything, and then find nothing to go back to.
+#[test]
+fn abort_undoes_nothing_that_is_being_tidied_up() {
+    for paused in [false, true] {
+        let mut rollback = Rollback::begin(&demo(true).plan());
+        rollback.until("finish db-1/db #1");
+        if paused {
+            rollback.act(Act::Pause);
+            rollback.well("finish db-1/db #1");
+        }
+        rollback.refused(UNDO, &["tidying up", "rollback undo"]);
+        if paused {
+            rollback.act(Act::Resume);
+        }
+        rollback.finish();
+        assert_eq!(rollback.ending(), &Ending::Verified);
+    }
+}
+
 #[test]
 fn abort_in_preflight_has_touched_nothing() {
     let mut rollback = Rollback::begin(&demo(true).plan());

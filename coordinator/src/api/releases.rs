@@ -307,6 +307,8 @@ impl Api {
             return self.release_called(name).await;
         }
         let releases = self.store().releases().await?;
+        // What somebody has held is gone back to by name, by who knows why; never because it was the last one.
+        let holds = hold::all(self.store()).await?;
         // Before what runs now, if that is known: after a rollback, the newest release is the one that did not work.
         let now = releases
             .iter()
@@ -315,12 +317,13 @@ impl Api {
         let found = releases
             .into_iter()
             .filter(|r| now.is_none_or(|now| r.rank() < now))
-            .find(|r| r.stable && !super::agents::matches(r, survey));
+            .find(|r| r.stable && !holds.contains_key(&r.name) && !super::agents::matches(r, survey));
         found.ok_or_else(|| {
             Problem::new(
                 Code::UnknownRelease,
-                "no stable release before what runs now is recorded",
+                "no stable release before what runs now is recorded, or all of them are held",
             )
+            .remedy("choose one by its name: rollbackctl release list")
         })
     }
 }

@@ -21,6 +21,7 @@ use v1::agent_client::AgentClient;
 use super::Api;
 use super::releases::{check_words, is_unknown_call, traced};
 use crate::authority::caller;
+use crate::converge;
 use crate::convert;
 use crate::history;
 use crate::hold::{self, Holds};
@@ -128,6 +129,7 @@ impl Api {
             releases,
             objectives: &objective::all(store).await?,
             running: &running,
+            holds: &hold::all(store).await?,
             keep: self.keep,
             checked: self.checked,
         };
@@ -198,6 +200,8 @@ impl Api {
             body: None,
         });
         store.put_documents(fence, &checks.collect::<Vec<_>>()).await?;
+        // Also of rollbacks that began meanwhile: from here on none can be planned to what was removed.
+        let plans = [plans, self.plans_that_need().await?].concat();
         let stay = releases.iter().filter(|r| doomed.iter().all(|d| d.name != r.name));
         let needed = retention::revisions_needed(stay, &objective::all(store).await?, &plans);
         let mut leftovers = self.forget(&doomed, &needed).await;
@@ -247,8 +251,13 @@ impl Api {
         let store = self.store();
         let mut ids = store.running().await?;
         let newest = history::newest(store, LOOKED_BACK).await?;
-        let ended = newest.iter().find(|summary| summary.ended_at.is_some());
-        ids.extend(ended.map(|summary| RollbackId(summary.id.clone())));
+        for summary in newest.iter().filter(|summary| summary.ended_at.is_some()) {
+            ids.push(RollbackId(summary.id.clone()));
+            // Hosts that follow by themselves do not make another one of it.
+            if summary.started_by != converge::US {
+                break;
+            }
+        }
         let mut plans = Vec::with_capacity(ids.len());
         for id in ids {
             let state = history::state(store, &id).await?;

@@ -152,6 +152,7 @@ fn told_of(plan: &PlanBody, failed: &[&str], releases: &[Release], held: &[&str]
         started_by: "ana",
         reason: "it leaks",
         before: BTreeMap::new(),
+        awaited: Objectives::new(),
         releases,
         held: held.iter().copied().collect(),
     };
@@ -360,10 +361,94 @@ fn hosts_that_are_away_while_a_rollback_is_taken_back_are_awaited_where_they_wer
         started_by: "ana",
         reason: "",
         before: BTreeMap::from([(away.clone(), (Role::App, revision("by hand")))]),
+        awaited: Objectives::new(),
         releases: &[],
         held: BTreeSet::new(),
     };
     let objectives = objective::read(&end.closing().documents);
     assert_eq!(objectives[&away].revision, revision("by hand"));
     assert!(objectives[&away].missed);
+}
+
+/// Host-2 was away when the fleet went to v2, and that was taken back since: it must not follow there all alone when it is back.
+#[test]
+fn hosts_that_a_rollback_missed_are_not_awaited_when_it_is_taken_back() {
+    let mut body = plan("v3", DatabaseChoice::Auto);
+    body.changes.retain(|c| c.target.host.as_str() != "host-2");
+    for change in &mut body.changes {
+        std::mem::swap(&mut change.from, &mut change.to);
+    }
+    (body.release, body.undo_of, body.converges) = ("v3".into(), Some("0197".into()), true);
+    let away = Target::new("host-2", "api");
+    let awaited = Objective {
+        role: Role::App,
+        revision: revision("api of v2"),
+        release: "v2".into(),
+        rollback_id: Some("0197".into()),
+        since: at(50),
+        missed: true,
+        automatic: true,
+    };
+    let after = |body: &PlanBody, releases: &[Release]| {
+        let end = End {
+            id: &"0198".into(),
+            plan: body,
+            verified: true,
+            failed: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            at: at(100),
+            started_by: "ana",
+            reason: "",
+            before: BTreeMap::new(),
+            awaited: Objectives::from([(away.clone(), awaited.clone())]),
+            releases,
+            held: BTreeSet::new(),
+        };
+        let objective = objective::read(&end.closing().documents).remove(&away).expect("host-2");
+        (objective.revision.digest.0, objective.missed, objective.automatic)
+    };
+    assert_eq!(
+        after(&body, &[release("v3", 3)]),
+        ("api of v3".to_owned(), false, false)
+    );
+    // Where it was is in no release, or only a part was taken back: a person has to say.
+    body.release = "before-0197".into();
+    assert_eq!(after(&body, &[]), ("api of v2".to_owned(), true, false));
+    let selection = Selection {
+        hosts: BTreeSet::from(["host-1".into()]),
+        ..Selection::default()
+    };
+    body.release = "v3".into();
+    let body = PlanBody { selection, ..body };
+    assert_eq!(after(&body, &[release("v3", 3)]), ("api of v2".to_owned(), true, false));
+}
+
+/// The attempts to bring a host home are counted from the rollback that missed it: what ends badly does not begin a new count.
+#[test]
+fn host_that_goes_away_while_it_is_brought_home_is_awaited_as_before() {
+    let selection = Selection {
+        hosts: BTreeSet::from(["host-2".into()]),
+        ..Selection::default()
+    };
+    let mut body = scoped(plan("v3", DatabaseChoice::Auto), selection);
+    body.converges = true;
+    let host: HostName = "host-2".into();
+    let after = |started_by: &str| {
+        let end = End {
+            id: &"0198".into(),
+            plan: &body,
+            verified: false,
+            failed: BTreeSet::from([&host]),
+            lost: BTreeSet::from([host.clone()]),
+            at: at(100),
+            started_by,
+            reason: "",
+            before: BTreeMap::new(),
+            awaited: Objectives::new(),
+            releases: &[release("v3", 3), release("v2", 2)],
+            held: BTreeSet::new(),
+        };
+        objective::read(&end.closing().documents).len()
+    };
+    assert_eq!((after("ana"), after(converge::US)), (1, 0));
 }

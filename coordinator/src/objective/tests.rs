@@ -165,6 +165,47 @@ fn convergence_names_hosts_that_can_be_reached() {
     assert_eq!(several.release.name.as_str(), SEVERAL, "it is of no one release");
 }
 
+/// v4 was deployed while app-2 was away, which nobody could record: app-2 is not taken to v2 all alone.
+#[test]
+fn where_the_others_have_gone_since_is_seen() {
+    let mut of = objectives(&[
+        ("app-1", "api", shall_be("a2", "v2")),
+        ("app-2", "api", missed(shall_be("a2", "v2"), true)),
+        ("app-3", "api", missed(shall_be("a2", "v2"), false)),
+        ("db-1", "db", shall_be("d2", "v2")),
+        ("lb-1", "site", shall_be("s2", "v2")),
+    ]);
+    of.entry(Target::new("db-1", "db"))
+        .and_modify(|db| db.role = Role::Database);
+    let gone = |app_1: &str, db: &str, site: &str| {
+        let survey = [
+            host("app-1", &[("api", app_1)]),
+            host("app-2", &[("api", "a3")]),
+            host("app-3", &[("api", "a3")]),
+            host("db-1", &[("db", db)]),
+            host("lb-1", &[("site", site)]),
+        ];
+        gone_elsewhere(&of, &survey, &"app-2".into()).map(ToString::to_string)
+    };
+    assert_eq!(gone("a2", "d2", "s2"), None, "app-3 is awaited, too");
+    assert_eq!(gone("a2", "d2", "s4"), None, "app-2 has nothing to do with it");
+    assert_eq!(gone("", "d2", "s2"), None);
+    assert_eq!(gone("a4", "d2", "s2").as_deref(), Some("app-1/api"));
+    assert_eq!(gone("a2", "d4", "s2").as_deref(), Some("db-1/db"));
+
+    // A rollback took the others to v1, and app-2 had to be left out of it. One that was only late is no such thing.
+    let survey = [host("app-1", &[("api", "a1")]), host("app-2", &[("api", "a3")])];
+    for (release, wanted) in [("v1", Some("app-1/api")), ("v2", None)] {
+        let later = Objective {
+            since: Timestamp::from_second(9).expect("a small number"),
+            ..shall_be("a1", release)
+        };
+        of.insert(Target::new("app-1", "api"), later);
+        let gone = gone_elsewhere(&of, &survey, &"app-2".into()).map(ToString::to_string);
+        assert_eq!(gone.as_deref(), wanted);
+    }
+}
+
 #[test]
 fn recording_says_where_everything_is_and_forgets_the_rest() {
     let before = objectives(&[

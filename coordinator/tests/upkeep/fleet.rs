@@ -42,6 +42,8 @@ pub struct Said {
     pub unhealthy: Vec<String>,
     /// What every PREPARE finds.
     pub findings: Vec<v1::Finding>,
+    /// How often OBSERVE was asked for.
+    pub observed: usize,
     /// OBSERVE finds nobody.
     pub is_away: bool,
     /// PREPARE is never answered.
@@ -88,6 +90,7 @@ impl Agent for Host {
     }
 
     async fn observe(&self, _: Request<v1::ObserveRequest>) -> Answer<v1::ObserveResponse> {
+        self.said().observed += 1;
         if self.said().is_away {
             return Err(Problem::new(Code::HostUnreachable, "nobody answers").into());
         }

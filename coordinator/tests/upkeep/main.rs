@@ -1,6 +1,7 @@
 //! What becomes of releases, through the API: recorded as expected or not at all, marked, kept, forgotten on their hosts, and
 //! asked about before a deployment.
 
+mod converging;
 mod fleet;
 mod readiness;
 
@@ -166,6 +167,28 @@ async fn a_mark_says_who_and_why_and_changes_what_previous_means() {
         item(&items, "plan").evidence.contains("would go back to v1"),
         "{items:?}"
     );
+}
+
+/// In the worst moment nobody remembers what was held, and `previous` is what is typed then.
+#[tokio::test]
+async fn previous_is_never_a_release_that_is_held() {
+    let f = fleet().await;
+    for version in ["v1", "v2", "v3"] {
+        f.release(version).await.expect("recorded");
+    }
+    let previous = async || {
+        let items = preflight(&f, false).await;
+        item(&items, "plan").evidence.clone()
+    };
+    assert!(previous().await.contains("would go back to v2"));
+    let hold = v1::HoldReleaseRequest {
+        release: "v2".to_owned(),
+        reason: "loses sessions".to_owned(),
+    };
+    f.api.hold(by_ana(hold)).await.expect("held");
+    assert!(previous().await.contains("would go back to v1"), "{}", previous().await);
+    let refused = f.remove(&["v1"], false).await.expect_err("it is previous now");
+    assert_eq!(refused.code, Code::ReleasePinned);
 }
 
 async fn preflight(f: &Fleet, rehearse: bool) -> Vec<v1::ChecklistItem> {

@@ -34,7 +34,7 @@ async fn known(f: &Fleet, release: &str) -> Result<Vec<v1::Readiness>, rollback_
 }
 
 /// Waits for a condition, which becomes true in another task.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !holds().await {
         assert!(begun.elapsed() < Duration::from_secs(20), "waited for: {what}");

@@ -3,7 +3,7 @@
 //! What starts is what the coordinator sealed, and it checks the seal itself. Everything else in the file is for people who
 //! read it and for diffs; nothing of it is believed: the plan that an operator is shown comes from the coordinator again.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 
 use rollback_proto::problem::{Code, Problem};
@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::output::json as documents;
+use crate::output::problem::of_file;
 use crate::output::text::clean;
 
 /// Readers refuse formats that they do not know.
@@ -90,8 +91,7 @@ impl PlanFile {
         let mut text = serde_json::to_string_pretty(self)
             .map_err(|e| Problem::from_error(Code::Internal, "write the plan as JSON", &e))?;
         text.push('\n');
-        let failed =
-            |e: &std::io::Error| Problem::from_error(Code::BadPlanFile, format_args!("write {}", path.display()), e);
+        let failed = |e: &std::io::Error| of_file(format_args!("write {}", path.display()), e);
         // Made with mode 0600, beside the file, so that it can take its place at once.
         let mut file = tempfile::NamedTempFile::new_in(directory).map_err(|e| failed(&e))?;
         file.write_all(text.as_bytes()).map_err(|e| failed(&e))?;
@@ -111,11 +111,14 @@ impl PlanFile {
     pub fn read(path: &Path) -> Result<Self, Problem> {
         let shown = path.display();
         let unusable = |why: String| Problem::new(Code::BadPlanFile, format!("{shown}: {why}"));
-        let metadata = std::fs::metadata(path).map_err(|e| unusable(e.to_string()))?;
-        if metadata.len() > MAX_BYTES {
-            return Err(unusable(format!("{} bytes are no plan", metadata.len())));
+        let file = std::fs::File::open(path).map_err(|e| unusable(e.to_string()))?;
+        let mut text = String::new();
+        // A device says that it has no bytes, and gives more than there is room for.
+        let read = file.take(MAX_BYTES + 1).read_to_string(&mut text);
+        read.map_err(|e| unusable(e.to_string()))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(unusable(format!("more than {MAX_BYTES} bytes are no plan")));
         }
-        let text = std::fs::read_to_string(path).map_err(|e| unusable(e.to_string()))?;
         let value: Value = serde_json::from_str(&text).map_err(|e| unusable(format!("it is no plan: {e}")))?;
         match value.get("format").and_then(Value::as_str) {
             Some(FORMAT) => {}

@@ -11,10 +11,14 @@ use crate::cli::Format;
 use crate::client::{Backoff, CallError, Client, QUICK};
 use crate::exit::ExitCode;
 use crate::output::paint::Paint;
+use crate::output::words::Waits;
 use crate::output::{self, json as documents, summary, words};
 
 /// The end is known by then; only the details are missing. So we do not wait long for them.
 const DETAILS_FOR: Duration = Duration::from_secs(20);
+
+/// A last word that is not needed.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// Prints how it went. The exit code follows from the journal's last event alone, never from details that could not be
 /// fetched.
@@ -26,8 +30,8 @@ pub async fn conclude(
 ) -> anyhow::Result<ExitCode> {
     let (state, blocked) = match attended {
         Ok(Attended::Ended { state, blocked }) => (state, blocked),
-        Ok(Attended::Interrupted) => return left_running(id, "left", format),
-        Ok(Attended::TimedOut) => return left_running(id, "--timeout has passed", format),
+        Ok(Attended::Interrupted) => return left_running(id, "left", waits(client, id).await, format),
+        Ok(Attended::TimedOut) => return left_running(id, "--timeout has passed", waits(client, id).await, format),
         Err(error) => {
             if format == Format::Json {
                 let told = json!({"code": error.problem.code.id(), "message": error.problem.message,
@@ -61,15 +65,31 @@ pub async fn conclude(
     Ok(exit)
 }
 
-/// The rollback goes on without us.
-pub fn left_running(id: &str, why: &str, format: Format) -> anyhow::Result<ExitCode> {
+/// What it waits for, for one who leaves; whoever leaves does not wait long for that.
+async fn waits(client: &mut Client, id: &str) -> Option<Waits> {
+    let request = GetRollbackRequest {
+        id: id.to_owned(),
+        events: false,
+    };
+    let asked = client.call(QUICK, request, |mut fleet, request| async move {
+        fleet.get_rollback(request).await
+    });
+    let answer = tokio::time::timeout(LEAVING, asked).await.ok()?.ok()?;
+    words::waits(answer.summary.as_ref()?)
+}
+
+/// The rollback goes on without us, or waits without us for what it waits for.
+pub fn left_running(id: &str, why: &str, waits: Option<Waits>, format: Format) -> anyhow::Result<ExitCode> {
     let exit = ExitCode::StillRunning;
-    output::note(&format!(
-        "{why}: the rollback goes on. Come back: rollbackctl rollback watch {id}"
-    ));
+    let stands = match waits {
+        None => "the rollback goes on",
+        Some(Waits::Paused) => "the rollback is PAUSED, and stays so until somebody acts",
+        Some(Waits::ForApproval) => "the rollback AWAITS APPROVAL of a second operator",
+    };
+    output::note(&format!("{why}: {stands}. Come back: rollbackctl rollback watch {id}"));
     if format == Format::Json {
         let body = json!({"rollback_id": id, "state": words::state(RollbackState::Running), "blocked": false,
-            "exit_code": exit.number(), "phases": []});
+            "exit_code": exit.number(), "phases": [], "waits_for": documents::waits_for(waits)});
         output::data(&documents::document("rollback", body))?;
     }
     Ok(exit)

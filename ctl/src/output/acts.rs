@@ -52,7 +52,8 @@ pub fn told(event: &RollbackEvent) -> Option<Told> {
     why.extend(event.problem.as_ref().map(brief));
     // The message may say more than the reason ("agreed to 120 rows"), or the same in a sentence of its own.
     let (reason, message) = (clean(&event.reason), clean(&event.message));
-    let said_already = !reason.is_empty() && message.contains(&reason);
+    let caused = |p: &rollback_proto::v1::Problem| brief(p).contains(&message);
+    let said_already = !reason.is_empty() && message.contains(&reason) || event.problem.as_ref().is_some_and(caused);
     let texts = [reason, if said_already { String::new() } else { message }];
     why.extend(texts.into_iter().filter(|text| !text.is_empty()));
     Some(Told {
@@ -79,4 +80,35 @@ pub fn lines(events: &[RollbackEvent], paint: Paint) -> String {
         ]);
     }
     table.render(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use rollback_proto::v1::Problem;
+
+    use super::*;
+
+    /// The cause, the reason and the sentence of an act often hold the same words.
+    #[test]
+    fn nothing_is_said_twice() {
+        let cause = "start of app-1/api: not healthy";
+        let paused = RollbackEvent {
+            kind: Kind::Paused.into(),
+            message: cause.to_owned(),
+            problem: Some(Problem {
+                code: "RB0500".to_owned(),
+                message: cause.to_owned(),
+                ..Problem::default()
+            }),
+            ..RollbackEvent::default()
+        };
+        assert_eq!(told(&paused).expect("an act").why, format!("RB0500: {cause}"));
+        let started = RollbackEvent {
+            kind: Kind::Created.into(),
+            reason: "errors".to_owned(),
+            message: "ana rolls back to v2.9.0: errors".to_owned(),
+            ..RollbackEvent::default()
+        };
+        assert_eq!(told(&started).expect("an act").why, "errors");
+    }
 }

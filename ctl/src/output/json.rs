@@ -3,19 +3,27 @@
 //! Times are RFC 3339 in UTC, durations whole milliseconds, unknown values `null`. Enumerations are the words that the
 //! tables use, in lower case.
 
+mod releases;
+mod rollbacks;
+mod runbooks;
+
 use rollback_proto::problem::Problem;
 use rollback_proto::v1;
 use rollback_proto::v1::get_server_info_response::Standing;
 use serde_json::{Value, json};
 
 use super::checks::Check;
-use super::loss::{self, Fate};
-use super::releases::Difference;
+use super::loss;
 use super::text::{leader_name, millis, span, timestamp};
-use super::words::{self, Waits};
+use super::words;
 use crate::exit::ExitCode;
 
-/// The version of everything in this file.
+pub use releases::{checklist_item, difference, import_finding, release, removed_release};
+use rollbacks::scope;
+pub use rollbacks::{estimate, rollback, rollback_in_full, summary, trace, waits_for};
+pub use runbooks::{runbook, runbook_finding};
+
+/// The version of everything here.
 pub const SCHEMA: &str = "rollbackctl/v1";
 
 /// Adds schema and kind and writes one line. `body` is an object.
@@ -239,284 +247,6 @@ pub fn expected_losses(plan: &v1::Plan, findings: &[v1::Finding]) -> Value {
     Value::Array(loss::expected(plan, findings).iter().map(one).collect())
 }
 
-/// What was counted when databases were exchanged. `lost`: is the restored one live? `null` when nobody can tell.
-fn losses(details: &v1::GetRollbackResponse) -> Value {
-    let one = |c: loss::Counted<'_>| {
-        let lost = match c.fate {
-            Fate::Lost => Some(true),
-            Fate::TakenBack | Fate::NotExchanged => Some(false),
-            Fate::Unclear => None,
-        };
-        json!({
-            "host": c.step.host,
-            "component": c.step.component,
-            "lost": lost,
-            "loss": data_loss(Some(c.loss)),
-        })
-    };
-    Value::Array(loss::counted(details).map(one).collect())
-}
-
-pub fn summary(r: &v1::RollbackSummary) -> Value {
-    let state = v1::RollbackState::try_from(r.state).unwrap_or(v1::RollbackState::Unspecified);
-    json!({
-        "rollback_id": r.id,
-        "release": r.release,
-        "runbook": r.runbook,
-        "state": words::state(state),
-        "blocked": r.blocked,
-        "phase": text(&r.phase),
-        "started_by": r.started_by,
-        "reason": text(&r.reason),
-        "incident": text(&r.incident),
-        "started_at": time(r.started_at.as_ref()),
-        "ended_at": time(r.ended_at.as_ref()),
-        "ms": took(r.started_at.as_ref(), r.ended_at.as_ref()),
-        "trace_id": text(&r.trace_id),
-        "steps_total": r.steps_total,
-        "steps_done": r.steps_done,
-        "problem": problem(r.problem.as_ref()),
-        "failed_hosts": r.failed_hosts,
-        "consent": r.consent.map(|c| json!({"max_rows": c.max_rows})),
-        "waits_for": match words::waits(r) {
-            Some(Waits::ForApproval) => Some("approval"),
-            Some(Waits::Paused) => Some("operator"),
-            None => None,
-        },
-        "standstill": r.standstill.as_ref().map(standstill),
-        "approval": r.approval.as_ref().map(approval),
-        "scope": r.scope.as_ref().map(scope),
-        "undo_of": text(&r.undo_of),
-        "skipped_hosts": r.skipped_hosts,
-    })
-}
-
-/// `by` is `null` where the runbook paused it.
-fn standstill(s: &v1::Standstill) -> Value {
-    json!({
-        "since": time(s.since.as_ref()),
-        "by": text(&s.by),
-        "reason": text(&s.reason),
-        "problem": problem(s.problem.as_ref()),
-        "failed_hosts": s.failed_hosts,
-        "in_flight": s.in_flight,
-    })
-}
-
-/// `approved_by` is `null` until somebody has.
-fn approval(a: &v1::Approval) -> Value {
-    json!({
-        "expires_at": time(a.expires_at.as_ref()),
-        "approved_by": text(&a.approved_by),
-        "approved_at": time(a.approved_at.as_ref()),
-        "plan_digest": text(&a.plan_digest),
-    })
-}
-
-fn scope(s: &v1::Scope) -> Value {
-    json!({
-        "services": s.services,
-        "hosts": s.hosts,
-        "labels": s.labels,
-        "exclude_services": s.exclude_services,
-        "exclude_hosts": s.exclude_hosts,
-    })
-}
-
-/// Milliseconds; `null` where history has nothing like it.
-pub fn estimate(estimate: Option<&v1::Estimate>) -> Value {
-    let ms = |d: Option<&prost_types::Duration>| d.map(span);
-    let spread = |s: Option<&v1::Spread>| {
-        s.map(|s| {
-            json!({
-                "least_ms": ms(s.least.as_ref()),
-                "median_ms": ms(s.median.as_ref()),
-                "most_ms": ms(s.most.as_ref()),
-            })
-        })
-    };
-    estimate.map_or(Value::Null, |e| {
-        json!({
-            "samples": e.samples,
-            "total": spread(e.total.as_ref()),
-            "downtime": spread(e.downtime.as_ref()),
-        })
-    })
-}
-
-/// What was done to it, by operators and by its runbook.
-fn acts(events: &[v1::RollbackEvent]) -> Value {
-    let one = |e: &v1::RollbackEvent| {
-        let kind = v1::rollback_event::Kind::try_from(e.kind).ok()?;
-        super::acts::told(e)?;
-        Some(json!({
-            "seq": e.seq,
-            "at": time(e.at.as_ref()),
-            "act": kind.as_str_name().to_lowercase(),
-            "by": text(&e.by),
-            "reason": text(&e.reason),
-            "hosts": e.hosts,
-            "problem": problem(e.problem.as_ref()),
-            "message": text(&e.message),
-        }))
-    };
-    Value::Array(events.iter().filter_map(one).collect())
-}
-
-/// [`rollback_in_full`] with the steps that the end waited for.
-pub fn trace(details: &v1::GetRollbackResponse) -> Value {
-    let mut body = rollback_in_full(details);
-    let path = super::trace::critical(details);
-    body["critical_path"] = path
-        .into_iter()
-        .map(|step| json!({"id": step.id, "undo": step.undo, "attempt": step.attempt}))
-        .collect();
-    body
-}
-
-/// A rollback with its phases and findings: what `fleet rollback` and `rollback watch` end with.
-pub fn rollback(details: &v1::GetRollbackResponse) -> Value {
-    let phase = |p: &v1::PhaseTiming| {
-        json!({
-            "name": p.name,
-            "ms": took(p.started_at.as_ref(), p.ended_at.as_ref()),
-            "started_at": time(p.started_at.as_ref()),
-            "ended_at": time(p.ended_at.as_ref()),
-        })
-    };
-    let mut body = summary(&details.summary.clone().unwrap_or_default());
-    body["phases"] = Value::Array(details.phases.iter().map(phase).collect());
-    body["findings"] = findings(&details.findings);
-    body["losses"] = losses(details);
-    body
-}
-
-/// [`rollback`] with every step and the plan.
-pub fn rollback_in_full(details: &v1::GetRollbackResponse) -> Value {
-    let step = |s: &v1::StepReport| {
-        let outcome = s.outcome.clone().unwrap_or_default();
-        let result = match v1::outcome::Status::try_from(outcome.status) {
-            Ok(v1::outcome::Status::Succeeded) => Some("succeeded"),
-            Ok(v1::outcome::Status::Failed) => Some("failed"),
-            Ok(v1::outcome::Status::Indeterminate) => Some("indeterminate"),
-            Ok(v1::outcome::Status::Unspecified) | Err(_) => None,
-        };
-        let operation = |o: &v1::Operation| {
-            let ms = o.duration.map(|d| d.seconds as f64 * 1e3 + f64::from(d.nanos) / 1e6);
-            json!({"name": o.name, "ms": ms})
-        };
-        json!({
-            "id": s.id,
-            "undo": s.undo,
-            "attempt": s.attempt,
-            "phase": text(&s.phase),
-            "host": s.host,
-            "component": s.component,
-            "action": words::action(s.action),
-            "backend": text(&s.backend),
-            "started_at": time(s.started_at.as_ref()),
-            "ended_at": time(s.ended_at.as_ref()),
-            "ms": took(s.started_at.as_ref(), s.ended_at.as_ref()),
-            "result": result,
-            "problem": problem(outcome.problem.as_ref()),
-            "observed": revision(outcome.observed.as_ref()),
-            "summary": text(&outcome.summary),
-            "operations": outcome.operations.iter().map(operation).collect::<Vec<_>>(),
-            "loss": data_loss(outcome.loss.as_ref()),
-            "receipt": outcome.receipt.as_ref().map(receipt),
-        })
-    };
-    let mut body = rollback(details);
-    body["steps"] = Value::Array(details.steps.iter().map(step).collect());
-    body["plan"] = details.plan.as_ref().map_or(Value::Null, plan);
-    body["acts"] = acts(&details.events);
-    body
-}
-
-/// A backup that was made, and what proved it.
-fn receipt(r: &v1::Receipt) -> Value {
-    json!({
-        "path": r.path,
-        "sha256": r.sha256,
-        "bytes": r.bytes,
-        "verified": text(&r.verified),
-        "tables": r.tables,
-        "rows": r.rows,
-        "taken_at": text(&r.taken_at),
-    })
-}
-
-pub fn release(r: &v1::Release) -> Value {
-    let entry = |e: &v1::ReleaseEntry| {
-        json!({
-            "host": e.host,
-            "component": e.component,
-            "role": words::role(e.role),
-            "revision": revision(e.revision.as_ref()),
-            "summary": text(&e.summary),
-        })
-    };
-    json!({
-        "name": r.name,
-        "commit": text(&r.commit),
-        "notes": text(&r.notes),
-        "recorded_at": time(r.recorded_at.as_ref()),
-        "recorded_by": r.recorded_by,
-        "stable": r.stable,
-        "mark": (!r.marked_by.is_empty()).then(|| json!({
-            "by": r.marked_by,
-            "at": time(r.marked_at.as_ref()),
-            "reason": text(&r.mark_reason),
-        })),
-        "pinned_by": r.pinned_by,
-        "hold": r.hold.as_ref().map(hold),
-        "digest": r.digest,
-        "entries": r.entries.iter().map(entry).collect::<Vec<_>>(),
-    })
-}
-
-/// One release that was forgotten, or would be.
-pub fn removed_release(r: &v1::RemovedRelease, dry_run: bool) -> Value {
-    json!({
-        "name": r.name,
-        "removed": r.pinned_by.is_empty() && !dry_run,
-        "pinned_by": r.pinned_by,
-        "leftovers": r.leftovers,
-    })
-}
-
-/// One line of the checklist before a deployment.
-pub fn checklist_item(i: &v1::ChecklistItem) -> Value {
-    json!({
-        "name": i.name,
-        "severity": severity(i.severity),
-        "evidence": i.evidence,
-        "remedy": text(&i.remedy),
-        "findings": findings(&i.findings),
-    })
-}
-
-/// One component of a release that is imported.
-pub fn import_finding(f: &v1::ImportFinding) -> Value {
-    json!({
-        "host": f.host,
-        "component": f.component,
-        "kind": f.kind,
-        "revision": revision(f.revision.as_ref()),
-        "summary": text(&f.summary),
-        "problem": problem(f.problem.as_ref()),
-    })
-}
-
-pub fn difference(d: &Difference) -> Value {
-    json!({
-        "host": d.host,
-        "component": d.component,
-        "a": revision(d.a.as_ref()),
-        "b": revision(d.b.as_ref()),
-    })
-}
-
 pub fn agent(a: &v1::AgentInfo) -> Value {
     let component = |c: &v1::ComponentInfo| {
         json!({
@@ -538,37 +268,6 @@ pub fn agent(a: &v1::AgentInfo) -> Value {
         "certificate_expires": time(a.certificate_expires.as_ref()),
         "labels": a.labels,
         "components": a.components.iter().map(component).collect::<Vec<_>>(),
-    })
-}
-
-pub fn runbook(r: &v1::RunbookInfo) -> Value {
-    json!({
-        "name": r.name,
-        "version": r.version,
-        "builtin": r.builtin,
-        "applied_by": text(&r.applied_by),
-        "applied_at": time(r.applied_at.as_ref()),
-        "about": text(&r.about),
-        "digest": r.digest,
-    })
-}
-
-/// `line` is `null` for what concerns the whole file.
-pub fn runbook_finding(f: &v1::RunbookFinding) -> Value {
-    let severity = match words::severity(f.severity) {
-        v1::Severity::Ok => "ok",
-        v1::Severity::Warning => "warning",
-        v1::Severity::Blocker => "error",
-        v1::Severity::Unspecified => "unknown",
-    };
-    let place = |n: u32| (f.line > 0).then_some(n);
-    json!({
-        "severity": severity,
-        "line": place(f.line),
-        "column": place(f.column),
-        "key": text(&f.key),
-        "message": f.message,
-        "hint": text(&f.hint),
     })
 }
 
@@ -601,6 +300,7 @@ pub fn check(c: &Check) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::loss::Fate;
     use crate::output::samples::{self, golden};
 
     #[test]

@@ -1,6 +1,6 @@
 //! Errors, as the operator reads them: the code to search for, what happened, what to do.
 
-use rollback_proto::problem::Problem;
+use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1;
 
 use super::paint::{Paint, Tone};
@@ -26,6 +26,11 @@ pub fn any_error(error: &anyhow::Error, paint: Paint) -> String {
         Some(problem) => self::error(problem, paint),
         None => format!("{} {}\n", paint.tone(Tone::Bad, "error:"), clean(&format!("{error:#}"))),
     }
+}
+
+/// A file of this machine, or its stdin, that could not be read or written.
+pub fn of_file(what: impl std::fmt::Display, error: &std::io::Error) -> Problem {
+    Problem::from_error(Code::FileFailed, what, error)
 }
 
 /// The problem inside an error.

@@ -352,11 +352,13 @@ fn follow_ups(details: &GetRollbackResponse, summary: &RollbackSummary, releases
         .map(String::as_str)
         .chain(excused)
         .collect();
-    if !left.is_empty() {
-        let left = md(&name_some(left, 20));
+    let left: std::collections::BTreeSet<&str> = left.into_iter().collect();
+    if !left.is_empty() && summary.state() == RollbackState::Partial {
         items.push(format!(
-            "bring {left} to {}: `rollbackctl fleet converge`",
-            md(&summary.release)
+            "bring {} to {}: `rollbackctl rollback retry {}`",
+            md(&name_some(left, 20)),
+            md(&summary.release),
+            clean(&summary.id)
         ));
     }
     if summary.state() == RollbackState::Held {

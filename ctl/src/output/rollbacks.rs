@@ -1,16 +1,17 @@
 //! Rollbacks that were: the list, and the steps of one.
 
 use rollback_proto::v1::outcome::Status;
-use rollback_proto::v1::{GetRollbackResponse, RollbackSummary, StepReport};
+use rollback_proto::v1::{GetRollbackResponse, PlanRollbackResponse, RollbackSummary, StepReport};
 
 use super::acts;
 use super::findings;
 use super::paint::{Paint, Tone};
+use super::plan;
 use super::problem::brief;
 use super::summary;
 use super::table::{Table, cell, plain, right};
 use super::text::{NONE, clean, duration, millis, or_none, stamp, subject, timestamp};
-use super::words;
+use super::words::{self, Waits};
 
 pub fn list(rollbacks: &[RollbackSummary], paint: Paint) -> String {
     if rollbacks.is_empty() {
@@ -47,6 +48,23 @@ pub fn list(rollbacks: &[RollbackSummary], paint: Paint) -> String {
 /// The summary, then what operators did, then every step in the order in which it was begun, then what preflight found.
 pub fn show(details: &GetRollbackResponse, paint: Paint) -> String {
     let mut text = summary::render(details, paint);
+    // Whoever shall approve looks at this before.
+    let awaits = details
+        .summary
+        .as_ref()
+        .is_some_and(|s| words::waits(s) == Some(Waits::ForApproval));
+    if awaits {
+        let planned = PlanRollbackResponse {
+            plan: details.plan.clone(),
+            findings: details.findings.clone(),
+            ..PlanRollbackResponse::default()
+        };
+        text.push_str(&format!(
+            "\n{}\n{}",
+            paint.tone(Tone::Strong, "What is to be approved:"),
+            plan::page(&planned, "", None, paint)
+        ));
+    }
     let acts = acts::lines(&details.events, paint);
     if !acts.is_empty() {
         text.push_str(&format!("\n{}\n{acts}", paint.tone(Tone::Strong, "Acts:")));
@@ -56,7 +74,7 @@ pub fn show(details: &GetRollbackResponse, paint: Paint) -> String {
         text.push_str(&steps(&details.steps, paint));
     }
     // A blocked rollback's findings stand in the summary already.
-    let told = details.summary.as_ref().is_some_and(|s| s.blocked);
+    let told = awaits || details.summary.as_ref().is_some_and(|s| s.blocked);
     if !told && !details.findings.is_empty() {
         text.push('\n');
         text.push_str(&findings::of_report(details, paint));
@@ -129,6 +147,20 @@ mod tests {
     #[test]
     fn acts_of_operators_are_told_with_who_and_why() {
         golden!("rollback_steered", show(&samples::operators::steered(), Paint::PLAIN));
+    }
+
+    /// Nobody can agree to what nobody shows.
+    #[test]
+    fn what_awaits_approval_is_shown_with_its_plan_and_digest() {
+        let mut details = samples::details(RollbackState::Running, false);
+        details.summary = Some(samples::operators::awaiting_approval());
+        (details.phases, details.steps) = (Vec::new(), Vec::new());
+        let text = show(&details, Paint::PLAIN);
+        let plan = details.plan.expect("a plan");
+        let digest = super::super::text::short(&plan.digest);
+        assert!(text.contains("What is to be approved:"), "{text}");
+        assert!(text.contains(&format!("plan {digest}")), "{text}");
+        assert!(text.contains("Phases:"), "{text}");
     }
 
     #[test]

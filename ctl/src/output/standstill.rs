@@ -3,7 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use rollback_proto::v1::{Action, Approval, GetRollbackResponse, Plan, Standstill, outcome};
+use rollback_proto::problem::Code;
+use rollback_proto::v1::{Action, Approval, GetRollbackResponse, Plan, Problem, Standstill, outcome};
 
 use super::paint::{Paint, Tone};
 use super::problem::brief;
@@ -110,9 +111,24 @@ pub struct Down {
     /// Applications that get no requests, with their proxy.
     out: BTreeSet<(String, String)>,
     stopped: BTreeSet<String>,
+    /// Hosts that are left out: what was stopped there stays so when it goes on.
+    skipped: BTreeSet<String>,
 }
 
 impl Down {
+    /// An operator has left these hosts out.
+    pub fn skipped(&mut self, hosts: &[String]) {
+        self.skipped.extend(hosts.iter().map(|host| clean(host)));
+    }
+
+    /// A proxy has refused to take its last backend out: that one goes on serving.
+    pub fn refused(&mut self, action: i32, host: &str, component: &str, backend: &str, problem: Option<&Problem>) {
+        let last = problem.is_some_and(|p| p.code == Code::LastBackend.id());
+        if last && Action::try_from(action) == Ok(Action::Drain) {
+            self.out.remove(&(clean(backend), target(host, component)));
+        }
+    }
+
     /// A step was begun: from that moment on what it takes may be gone.
     pub fn begun(&mut self, action: i32, host: &str, component: &str, backend: &str) {
         let place = target(host, component);
@@ -169,6 +185,11 @@ impl Down {
             if succeeded {
                 down.succeeded(s.action, &s.host, &s.component, &s.backend);
             }
+            let problem = s.outcome.as_ref().and_then(|o| o.problem.as_ref());
+            down.refused(s.action, &s.host, &s.component, &s.backend, problem);
+        }
+        if let Some(summary) = &details.summary {
+            down.skipped(&summary.skipped_hosts);
         }
         down
     }
@@ -182,20 +203,25 @@ impl Down {
                 names(&self.drained)
             ));
         }
-        if !self.stopped.is_empty() {
-            words.push(format!("stopped until it goes on: {}", names(&self.stopped)));
-        }
         let out: BTreeSet<String> = self.out.iter().map(|(backend, _)| backend.clone()).collect();
         let out: BTreeSet<String> = out.difference(&self.stopped).cloned().collect();
-        if !out.is_empty() {
-            words.push(format!("gets no requests until it goes on: {}", names(&out)));
+        for (what, places) in [("stopped", &self.stopped), ("gets no requests", &out)] {
+            let is_left = |place: &&String| self.skipped.contains(place.split('/').next().unwrap_or_default());
+            let (left, coming): (BTreeSet<_>, BTreeSet<_>) = places.iter().partition(is_left);
+            if !coming.is_empty() {
+                words.push(format!("{what} until it goes on: {}", names(coming)));
+            }
+            if !left.is_empty() {
+                words.push(format!("{what}, and left so because it was skipped: {}", names(left)));
+            }
         }
         words
     }
 }
 
-fn names(of: &BTreeSet<String>) -> String {
-    name_some(of.iter().map(String::as_str), NAMED)
+fn names<'a>(of: impl IntoIterator<Item = &'a String>) -> String {
+    let of: Vec<&str> = of.into_iter().map(String::as_str).collect();
+    name_some(of, NAMED)
 }
 
 #[cfg(test)]
@@ -231,6 +257,22 @@ mod tests {
         assert_eq!(down.words(), ["gets no requests until it goes on: app-2/api"]);
         down.begun(stop, "app-2", "api", "");
         assert_eq!(down.words(), ["stopped until it goes on: app-2/api"], "said once");
+
+        down.skipped(&["app-2".to_owned()]);
+        down.begun(drain, "proxy-1", "site", "app-3/api");
+        assert_eq!(
+            down.words(),
+            [
+                "stopped, and left so because it was skipped: app-2/api",
+                "gets no requests until it goes on: app-3/api"
+            ]
+        );
+        let last = Problem {
+            code: Code::LastBackend.id().to_owned(),
+            ..Problem::default()
+        };
+        down.refused(drain, "proxy-1", "site", "app-3/api", Some(&last));
+        assert_eq!(down.words().len(), 1, "the last one that serves was not taken out");
     }
 
     #[test]

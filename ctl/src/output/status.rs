@@ -15,10 +15,13 @@ use super::words;
 pub fn render(fleet: &GetFleetResponse, paint: Paint) -> String {
     let mut text = String::new();
     text.push_str(&match fleet.matches_release.as_str() {
-        "" => format!(
-            "release      {}\n",
-            paint.tone(Tone::Warn, "none: what runs matches no recorded release")
-        ),
+        "" => {
+            let none = match fleet.hosts.iter().filter(|h| h.problem.is_some()).count() {
+                0 => "none: what runs matches no recorded release",
+                _ => "not known: not every host answers",
+            };
+            format!("release      {}\n", paint.tone(Tone::Warn, none))
+        }
         name => {
             let troubles = troubles(fleet);
             let tone = if troubles.is_empty() { Tone::Strong } else { Tone::Bad };
@@ -180,12 +183,15 @@ fn troubles(fleet: &GetFleetResponse) -> String {
 /// One running rollback in one line; also how the holder of a scope is shown.
 pub fn active(rollback: &RollbackSummary, paint: Paint) -> String {
     let (state, tone) = words::standing(rollback);
+    let phase = match clean(&rollback.phase) {
+        none if none.is_empty() => none,
+        phase => format!("phase {phase}, "),
+    };
     let mut line = format!(
-        "{} to {}: {}, phase {}, {} of {} steps, by {} since {}",
+        "{} to {}: {}, {phase}{} of {} steps, by {} since {}",
         clean(&rollback.id),
         clean(&rollback.release),
         paint.tone(tone, state),
-        or_none(&rollback.phase),
         rollback.steps_done,
         rollback.steps_total,
         or_none(&rollback.started_by),

@@ -36,9 +36,10 @@ pub fn render(details: &GetRollbackResponse, paint: Paint) -> String {
         text.push('\n');
         text.push_str(&losses);
     }
-    if summary.blocked {
+    let told = findings::of_report(details, paint);
+    if summary.blocked && !told.is_empty() {
         text.push('\n');
-        text.push_str(&findings::of_report(details, paint));
+        text.push_str(&told);
     }
     text.push_str(&next(details, summary, state, paint));
     text
@@ -223,6 +224,7 @@ fn facts(summary: &RollbackSummary, plan: Option<&Plan>, paint: Paint) -> String
 fn approval(summary: &RollbackSummary) -> String {
     match &summary.approval {
         None => String::new(),
+        Some(a) if a.approved_by.is_empty() && words::is_over(summary.state()) => "by nobody".to_owned(),
         Some(a) if a.approved_by.is_empty() => {
             format!("by nobody yet; expires {}", stamp(timestamp(a.expires_at.as_ref())))
         }
@@ -276,10 +278,13 @@ fn next(details: &GetRollbackResponse, summary: &RollbackSummary, state: Rollbac
         .collect(),
         (RollbackState::Undone, true) => again(details, summary, "mend the blockers above")
             .into_iter()
-            .chain([format!(
-                "check without touching anything: rollbackctl fleet plan --to {release}{}",
-                same(true)
-            )])
+            // Nothing plans an undo or a converge without starting it.
+            .chain((summary.undo_of.is_empty() && !words::is_of_objectives(summary)).then(|| {
+                format!(
+                    "check without touching anything: rollbackctl fleet plan --to {release}{}",
+                    same(true)
+                )
+            }))
             .collect(),
         (RollbackState::Undone, false) => [
             format!("see every step: rollbackctl rollback show {id}"),
@@ -300,12 +305,14 @@ fn next(details: &GetRollbackResponse, summary: &RollbackSummary, state: Rollbac
         (RollbackState::Held, _) => [
             "see what runs now: rollbackctl fleet status".to_owned(),
             format!("see every step: rollbackctl rollback show {id}"),
-            format!(
-                "mend what the cause names, then go on: rollbackctl fleet rollback --to {release}{}",
-                same(false)
-            ),
+            format!("{}, then go on: {}", cause(summary), command(summary, plan, false)),
         ]
         .into_iter()
+        // A backup that was restored is not taken back.
+        .chain(
+            plan.is_none_or(|plan| restored(plan) == 0)
+                .then(|| format!("or take back what it has done: rollbackctl rollback undo {id}")),
+        )
         .chain(plan.filter(|plan| restored(plan) > 0).map(|_| {
             format!(
                 "that restores no backup; if one is not live yet and still shall be: rollbackctl fleet rollback --to \
@@ -349,6 +356,22 @@ fn again(details: &GetRollbackResponse, summary: &RollbackSummary, mend: &str) -
         codes.extend(summary.problem.as_ref().map(|p| p.code.as_str()));
     }
     let (consent, other): (Vec<&str>, Vec<&str>) = codes.into_iter().partition(|code| of_consent(code));
+    let ended_by_hand = summary.problem.as_ref().is_some_and(|p| p.code == Code::Aborted.id());
+    let unapproved = summary
+        .problem
+        .as_ref()
+        .is_some_and(|p| p.code == Code::ApprovalExpired.id());
+    if ended_by_hand || unapproved {
+        // There is nothing to mend: somebody did not want it, or nobody was there to agree.
+        return vec![format!(
+            "if it is wanted after all: {}",
+            command(summary, details.plan.as_ref(), true)
+        )];
+    }
+    let plan = details.plan.as_ref();
+    if consent.is_empty() && plan.map_or(0, restored) == 0 {
+        return vec![format!("{mend}, then: {}", command(summary, plan, true))];
+    }
     if consent.is_empty() {
         return vec![format!("{mend}, then run the same command again")];
     }
@@ -367,6 +390,30 @@ fn again(details: &GetRollbackResponse, summary: &RollbackSummary, mend: &str) -
     } else {
         vec![format!("{mend}; then {agree}")]
     }
+}
+
+/// What an operator has ended needs nobody to mend anything.
+fn cause(summary: &RollbackSummary) -> &'static str {
+    match &summary.problem {
+        Some(problem) if problem.code == Code::Aborted.id() => "settle what it was ended for",
+        Some(_) | None => "mend what the cause names",
+    }
+}
+
+/// What starts such a rollback again.
+fn command(summary: &RollbackSummary, plan: Option<&Plan>, from_start: bool) -> String {
+    let scope = || scope::flags(plan.and_then(|plan| plan.scope.as_ref()));
+    if !summary.undo_of.is_empty() {
+        return format!("rollbackctl rollback undo {}", clean(&summary.undo_of));
+    }
+    if words::is_of_objectives(summary) {
+        return format!("rollbackctl fleet converge{}", scope());
+    }
+    format!(
+        "rollbackctl fleet rollback --to {}{}",
+        clean(&summary.release),
+        same_again(summary, plan, from_start)
+    )
 }
 
 /// What shaped the plan and is not said by default: the same command without it would do something else. Once a rollback has

@@ -274,6 +274,9 @@ fn on_the_way(details: &GetRollbackResponse, critical: &[usize], ms: u64, paint:
         let both = timestamp(step.started_at.as_ref()).zip(timestamp(step.ended_at.as_ref()));
         both.map_or(0, |(start, end)| millis(start, end))
     };
+    if critical.is_empty() {
+        return "No step of it was begun.\n".to_owned();
+    }
     let sum: u64 = critical.iter().map(took).sum();
     let over = details.summary.as_ref().is_some_and(|s| words::is_over(s.state()));
     let waited = if over { "its end waited" } else { "it has waited so far" };

@@ -49,7 +49,12 @@ pub fn lines(board: &Board, now: Timestamp, limits: Limits, paint: Paint) -> Vec
     }
     lines.extend(needs_a_person(board, paint));
     if board.ended.is_none() {
-        lines.push(paint.tone(Tone::Dim, "Ctrl-C leaves, the rollback goes on"));
+        let left = if board.approval.is_some() || board.stands_still().is_some() {
+            "Ctrl-C leaves, the rollback waits"
+        } else {
+            "Ctrl-C leaves, the rollback goes on"
+        };
+        lines.push(paint.tone(Tone::Dim, left));
     }
     lines
         .iter()

@@ -113,6 +113,12 @@ pub fn waits(summary: &RollbackSummary) -> Option<Waits> {
     }
 }
 
+/// Did it bring several hosts to where each of them shall be? What was put together for that goes by this name, which is that
+/// of no recorded release.
+pub fn is_of_objectives(summary: &RollbackSummary) -> bool {
+    summary.release == "objectives" && summary.undo_of.is_empty()
+}
+
 /// A rollback's state as people read it, with what it waits for.
 pub fn standing(summary: &RollbackSummary) -> (&'static str, Tone) {
     match waits(summary) {

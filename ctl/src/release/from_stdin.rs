@@ -2,11 +2,12 @@
 
 use std::io::Read as _;
 
-use anyhow::Context as _;
 use rollback_proto::names::check_name;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1::{ExpectedRevision, RecordReleaseRequest};
 use serde::Deserialize;
+
+use crate::output::problem::of_file;
 
 /// More than this is not what it should be.
 const MAX: u64 = 4 * 1024 * 1024;
@@ -36,13 +37,13 @@ struct Expected {
     digest: String,
 }
 
-pub fn read() -> anyhow::Result<String> {
+pub fn read() -> Result<String, Problem> {
     let mut text = String::new();
     std::io::stdin()
         .lock()
         .take(MAX)
         .read_to_string(&mut text)
-        .context("read the release from stdin")?;
+        .map_err(|e| of_file("read the release from stdin", &e))?;
     Ok(text)
 }
 
@@ -51,6 +52,12 @@ pub fn parse(text: &str, name: Option<&str>) -> Result<RecordReleaseRequest, Pro
     let bad = |message: String| {
         Problem::new(Code::BadRequest, message).remedy("rollbackctl release record --help shows an example")
     };
+    // serde would take a list for the object's fields in their order.
+    if text.trim_start().starts_with('[') {
+        return Err(bad(
+            "stdin: it is a list, and not an object like {\"name\": …}".to_owned()
+        ));
+    }
     let document: Document = serde_json::from_str(text).map_err(|e| bad(format!("stdin: {e}")))?;
     let name = match (name, document.name) {
         (Some(given), Some(named)) if given != named => {
@@ -111,6 +118,7 @@ mod tests {
         for (bad, why) in [
             ("", "stdin: EOF"),
             ("{}", "names the release"),
+            (r#" ["v3", "c0ffee"]"#, "it is a list"),
             (r#"{"name": "v3", "comit": "c0ffee"}"#, "unknown field `comit`"),
             (
                 r#"{"name": "v3", "expected": [{"componnent": "api"}]}"#,

@@ -23,7 +23,8 @@ use crate::session::Session;
 ///   migration   the way down of the schema was rehearsed (--rehearse)
 ///
 /// Looks only. With --rehearse the databases of that way are taken through it on a
-/// copy, which is thrown away again; what users are served from is not touched.
+/// copy, which is thrown away again; what users are served from is not touched. A
+/// rollback of such a database that is started meanwhile waits for its turn.
 ///
 /// Exit codes: 0 nothing stands in the way (warnings may), 3 something does, 1
 /// error.

@@ -72,7 +72,11 @@ pub async fn run(session: &Session, args: AbortArgs) -> anyhow::Result<ExitCode>
             "and leave everything where it is"
         };
         let (release, phase) = (clean(&summary.release), clean(&summary.phase));
-        let question = format!("End the rollback to {release} in phase {phase} {what}?");
+        let question = if phase.is_empty() {
+            format!("End the rollback to {release}, of which nothing has begun?")
+        } else {
+            format!("End the rollback to {release} in phase {phase} {what}?")
+        };
         if !confirm(&question)? {
             output::note("Not aborted.");
             return Ok(ExitCode::Error);
@@ -82,7 +86,9 @@ pub async fn run(session: &Session, args: AbortArgs) -> anyhow::Result<ExitCode>
     let act = Act::Abort(Abort { then: then.into() });
     let summary = steer::steer(&mut client, &id, &args.reason, act).await?;
     let (id, release) = (clean(&summary.id), clean(&summary.release));
-    let done = if args.undo {
+    let done = if summary.blocked {
+        format!("rollback {id} to {release} is ended before anything was touched")
+    } else if args.undo {
         format!("rollback {id} to {release} is ended: what was begun is reversed, when what runs now has ended")
     } else {
         format!("rollback {id} to {release} is ended: it stays as it is, when what runs now has ended")

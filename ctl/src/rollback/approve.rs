@@ -57,7 +57,10 @@ pub async fn run(session: &Session, args: ApproveArgs) -> anyhow::Result<ExitCod
     if !args.yes && !has_terminal() {
         let text = "whoever approves looks at the plan first, and there is no terminal to show it on";
         return Err(Problem::new(Code::BadRequest, text)
-            .remedy("look at it: rollbackctl rollback show ID; then add --yes --digest DIGEST")
+            .remedy(format!(
+                "look at it: rollbackctl rollback show {}; then add --yes --digest DIGEST",
+                clean(&args.id)
+            ))
             .into());
     }
     let mut client = session.client()?;
@@ -65,7 +68,7 @@ pub async fn run(session: &Session, args: ApproveArgs) -> anyhow::Result<ExitCod
     let digest = details.plan.as_ref().map(|p| p.digest.clone());
     let digest = digest.context("the coordinator answered without a plan")?;
     if let Some(wanted) = &args.digest {
-        check_digest(wanted, &digest)?;
+        check_digest(wanted, &digest, &args.id)?;
     }
     let summary = details.summary.clone().context("has a summary")?;
     if !args.yes {
@@ -102,12 +105,15 @@ fn show(details: &GetRollbackResponse) {
 }
 
 /// `sha256:` may be left out, and so may the end.
-fn check_digest(wanted: &str, digest: &str) -> Result<(), Problem> {
+fn check_digest(wanted: &str, digest: &str, id: &str) -> Result<(), Problem> {
     let hex = |text: &str| text.strip_prefix("sha256:").unwrap_or(text).to_lowercase();
     let (wanted, found) = (hex(wanted), hex(digest));
     if wanted.len() < SHORTEST.min(found.len()) {
-        let text = format!("{} digits of a digest name no plan", wanted.len());
-        return Err(Problem::new(Code::BadRequest, text).remedy("give 12 digits at least, as the plan shows them"));
+        let text = format!("`{}` names no plan: it is too short", clean(&wanted));
+        return Err(Problem::new(Code::BadRequest, text).remedy(format!(
+            "give 12 digits of the plan's digest at least, as rollbackctl rollback show {} has them",
+            clean(id)
+        )));
     }
     if found.starts_with(&wanted) {
         return Ok(());
@@ -117,7 +123,8 @@ fn check_digest(wanted: &str, digest: &str) -> Result<(), Problem> {
         clean(digest),
         clean(&wanted)
     );
-    Err(Problem::new(Code::ApprovalRefused, text).remedy("look at it again: rollbackctl rollback show ID"))
+    Err(Problem::new(Code::ApprovalRefused, text)
+        .remedy(format!("look at it again: rollbackctl rollback show {}", clean(id))))
 }
 
 #[cfg(test)]
@@ -128,14 +135,17 @@ mod tests {
     fn a_plan_is_named_by_the_beginning_of_its_digest_and_not_by_less() {
         let digest = "sha256:77cc01bc04de55aa";
         for good in ["77cc01bc04de", "sha256:77CC01BC04DE55", digest] {
-            check_digest(good, digest).expect(good);
+            check_digest(good, digest, "latest").expect(good);
         }
         assert_eq!(
-            check_digest("77cc", digest).expect_err("too short").code,
+            check_digest("77cc", digest, "latest").expect_err("too short").code,
             Code::BadRequest
         );
-        assert_eq!(check_digest("", digest).expect_err("nothing").code, Code::BadRequest);
-        let other = check_digest("77cc01bc04df", digest).expect_err("another plan");
+        assert_eq!(
+            check_digest("", digest, "latest").expect_err("nothing").code,
+            Code::BadRequest
+        );
+        let other = check_digest("77cc01bc04df", digest, "latest").expect_err("another plan");
         assert_eq!(other.code, Code::ApprovalRefused);
     }
 }

@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use clap::Args;
 use jiff::Timestamp;
 use rollback_proto::v1::ListReleasesRequest;
@@ -12,6 +11,7 @@ use crate::cli::Format;
 use crate::client::QUICK;
 use crate::exit::ExitCode;
 use crate::output;
+use crate::output::problem::of_file;
 use crate::output::report::{self, Sources};
 use crate::session::Session;
 
@@ -63,7 +63,7 @@ pub async fn run(session: &Session, args: ReportArgs) -> anyhow::Result<ExitCode
     match &args.out {
         None => output::data(&text)?,
         Some(path) => {
-            write_new(path, &text).with_context(|| format!("write {}", path.display()))?;
+            write_new(path, &text).map_err(|e| of_file(format_args!("write {}", path.display()), &e))?;
             let gaps = text.matches("to be filled in").count();
             output::note(&format!(
                 "written to {}; {gaps} places are marked \"to be filled in\"",

@@ -119,19 +119,18 @@ fn not_reached(details: &GetRollbackResponse, state: RollbackState, only: &[Stri
         "restore" => "default",
         name => name,
     };
+    // What several objectives made has no name that could be asked for again.
+    let converge = words::is_of_objectives(&summary);
+    let named = summary.undo_of.is_empty() && !converge;
     Ok(Wanted {
         target: RollbackTarget {
-            release: if summary.undo_of.is_empty() {
-                summary.release.clone()
-            } else {
-                String::new()
-            },
+            release: if named { summary.release.clone() } else { String::new() },
             undo_of: summary.undo_of.clone(),
             runbook: runbook.to_owned(),
             database: database.into(),
             scope: (scope != Scope::default()).then_some(scope),
             on_failure: FailureChoice::Unspecified.into(),
-            converge: false,
+            converge,
         },
         saved: None,
         question,
@@ -176,5 +175,18 @@ mod tests {
         not_reached(&verified, RollbackState::Verified, &[]).expect_err("nothing to retry");
         let undone = not_reached(&ended(RollbackState::Undone), RollbackState::Undone, &[]).expect("all of it");
         assert_eq!(undone.target.scope, None);
+        assert_eq!(undone.target.release, "v2.9.0");
+    }
+    /// The name of what was put together for a converge is no release: asking for it would be refused, or be another thing.
+    #[test]
+    fn a_converge_is_asked_for_as_one() {
+        let mut details = ended(RollbackState::Partial);
+        details.summary.as_mut().expect("a summary").release = "objectives".to_owned();
+        let target = not_reached(&details, RollbackState::Partial, &[])
+            .expect("two hosts")
+            .target;
+        assert!(target.converge);
+        assert_eq!(target.release, "");
+        assert_eq!(target.scope.expect("a scope").hosts, ["app-2", "app-3"]);
     }
 }

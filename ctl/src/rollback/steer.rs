@@ -53,10 +53,22 @@ pub async fn steer(client: &mut Client, id: &str, reason: &str, act: Act) -> Res
                 error.problem.remedy = format!("look before you try again: rollbackctl rollback show {}", clean(id));
                 return Err(error);
             }
-            Err(error) => return Err(error),
+            Err(mut error) => {
+                // The general remedy of a code says ID; here it is known.
+                error.problem.remedy = named(&error.problem.remedy, id);
+                return Err(error);
+            }
         }
         backoff.pause().await;
     }
+}
+
+fn named(remedy: &str, id: &str) -> String {
+    let words = remedy.split(' ');
+    let words: Vec<String> = words
+        .map(|word| if word == "ID" { clean(id) } else { word.to_owned() })
+        .collect();
+    words.join(" ")
 }
 
 /// The id of the rollback that is meant: `latest` is resolved once, so that all that follows is about the same one.

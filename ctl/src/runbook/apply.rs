@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use clap::Args;
+use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1::ApplyRunbookRequest;
 use serde_json::json;
 
@@ -48,7 +49,8 @@ pub async fn run(session: &Session, args: ApplyArgs) -> anyhow::Result<ExitCode>
         ));
     }
     if !acceptable {
-        anyhow::bail!("{} was not applied: it has errors", source.name);
+        let text = format!("{} was not applied: it has errors", source.name);
+        return Err(Problem::new(Code::BadRunbook, text).into());
     }
     let request = ApplyRunbookRequest { text: source.text };
     let answer = client

@@ -50,7 +50,7 @@ fn a_sample_of_seeds_keeps_the_promises() {
 
 #[test]
 fn a_seed_is_the_same_run_each_time_also_when_it_is_watched() {
-    for seed in ["3", "12", "34"] {
+    for seed in ["5", "12", "34"] {
         let first = one(seed, &[]);
         assert_eq!(first.digest, one(seed, &[]).digest, "seed {seed}");
         assert_eq!(
@@ -60,7 +60,7 @@ fn a_seed_is_the_same_run_each_time_also_when_it_is_watched() {
         );
         assert!(first.effects > 5, "{first:?}");
     }
-    assert_ne!(one("3", &[]).digest, one("12", &[]).digest);
+    assert_ne!(one("5", &[]).digest, one("12", &[]).digest);
 }
 
 /// Takes a safeguard away, and returns what the judge says at the first seed where it shows.

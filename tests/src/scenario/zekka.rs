@@ -25,7 +25,11 @@ const REQUESTS_AFTER: usize = 100;
 
 pub async fn tell(options: Options) -> Result<Found> {
     let collector = Collector::start().await?;
-    let builder = Fleet::builder().rows(DEALS).durable().otlp(collector.endpoint());
+    let builder = Fleet::builder()
+        .rows(DEALS)
+        .durable()
+        .readiness("15m")
+        .otlp(collector.endpoint());
     on_fleet(builder, options, async |fleet| story(fleet, &collector, options).await).await
 }
 

@@ -38,7 +38,10 @@ pub(super) fn decide(state: &State, at: Timestamp, by: &str, act: &Act) -> Resul
                 let hosts = failed_among(run, forward, hosts)?;
                 may_skip(run, forward, &hosts).map(|()| Act::Skip { hosts })
             }
-            Act::Abort { then } => may_abort(run, *then).map(|()| act.clone()),
+            Act::Abort { then } => {
+                can_be_left(run, forward, *then)?;
+                may_abort(run, *then).map(|()| act.clone())
+            }
             Act::Approve { .. } => Err(unfit(needs_no_approval(run))),
         },
         State::Undoing { run, undoing } => {
@@ -276,6 +279,20 @@ fn what_fits_a_failure(run: &Run, forward: &Forward) -> &'static str {
     match forward.phase(run) {
         Some(phase) if can_do_without_hosts(phase.name) => "rollback retry, skip or abort",
         Some(_) | None => "rollback retry or abort",
+    }
+}
+
+/// In the last phase hosts throw away what the way back needs: an undo would stop what serves, and then find nothing to go
+/// back to.
+fn can_be_left(run: &Run, forward: &Forward, then: AbortThen) -> Result<(), Rejected> {
+    let finishes = forward.phase(run).is_some_and(|phase| phase.name == PhaseName::Finish);
+    match then {
+        AbortThen::Undo if finishes => Err(unfit(
+            "everything is at the target, and hosts are tidying up what the way back would need: let it end, then take it back \
+             with a new one: rollback undo"
+                .to_owned(),
+        )),
+        AbortThen::Undo | AbortThen::Hold => Ok(()),
     }
 }
 

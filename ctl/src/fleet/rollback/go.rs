@@ -14,6 +14,8 @@ use crate::client::Client;
 use crate::exit::ExitCode;
 use crate::follow::{self, Interrupts, Screen};
 use crate::output::paint::Paint;
+use crate::output::text::clean;
+use crate::output::words::Waits;
 use crate::output::{self, loss, plan, standstill};
 use crate::session::Session;
 
@@ -92,6 +94,8 @@ async fn start_and_watch(
     format: Format,
 ) -> anyhow::Result<ExitCode> {
     let mut interrupts = Interrupts::catch()?;
+    // A stale plan was a file; the plan that was shown can be shown again with the same command.
+    let saved = (!request.sealed_plan.is_empty()).then(|| request.target.clone().unwrap_or_default().release);
     let started = tokio::select! {
         started = start::start(&mut client, request) => started,
         () = interrupts.next() => {
@@ -104,7 +108,15 @@ async fn start_and_watch(
         Err(error) if error.problem.code == Code::ScopeHeld => {
             return start::show_holders(&mut client, error, format).await;
         }
-        Err(error) => return Err(error.into()),
+        Err(mut error) => {
+            if let (Code::PlanStale, Some(release)) = (error.problem.code, saved.filter(|name| !name.is_empty())) {
+                let release = clean(&release);
+                error.problem.remedy = format!(
+                    "look at the plan of now: rollbackctl fleet plan --to {release} --out FILE (with the same options)"
+                );
+            }
+            return Err(error.into());
+        }
     };
     tracing::Span::current().record("rollback.id", &id);
     if let Some(plan) = plan.as_ref().filter(|_| !shown) {
@@ -118,7 +130,8 @@ async fn start_and_watch(
         if format == Format::Table {
             output::data(&id)?;
         }
-        return follow::left_running(&id, "detached", format);
+        let awaits = plan.as_ref().is_some_and(|plan| plan.approve_within.is_some());
+        return follow::left_running(&id, "detached", awaits.then_some(Waits::ForApproval), format);
     }
     let until = args.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let mut screen = Screen::choose(format, &id, plan.as_ref());

@@ -70,13 +70,15 @@ fn resolved(details: &GetRollbackResponse, summary: &RollbackSummary, step: &Ste
         };
         return format!("tried again: attempt {} {how}", later.attempt);
     }
-    let skipped = details
-        .events
-        .iter()
-        .find(|e| e.kind == i32::from(Kind::Skipped) && e.hosts.contains(&step.host));
-    if let Some(event) = skipped {
-        let (host, by) = (md(&step.host), md(&event.by));
-        return format!("{host} was left out by {by}: {}", md(&event.reason));
+    // A proxy's step for a backend is one of the backend's host, too.
+    let backend = step.backend.split('/').next().unwrap_or_default();
+    let skipped = details.events.iter().find_map(|e| {
+        let of = |host: &str| e.kind == i32::from(Kind::Skipped) && e.hosts.iter().any(|h| h == host);
+        let host = [step.host.as_str(), backend].into_iter().find(|host| of(host))?;
+        Some((host, e))
+    });
+    if let Some((host, event)) = skipped {
+        return format!("{} was left out by {}: {}", md(host), md(&event.by), md(&event.reason));
     }
     match summary.state() {
         RollbackState::Undone => "everything that was begun was reversed".to_owned(),
@@ -84,5 +86,46 @@ fn resolved(details: &GetRollbackResponse, summary: &RollbackSummary, step: &Ste
         RollbackState::Held => "it waits for a person".to_owned(),
         RollbackState::Verified => "it did not keep the target from being reached".to_owned(),
         RollbackState::Running | RollbackState::Undoing | RollbackState::Unspecified => "not yet".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rollback_proto::v1::{Outcome, RollbackEvent};
+
+    use super::*;
+
+    /// The proxy was not left out: the host was that it could not take out of service.
+    #[test]
+    fn a_proxys_step_is_resolved_with_the_host_that_it_was_for() {
+        let drain = StepReport {
+            host: "proxy-1".to_owned(),
+            component: "proxy".to_owned(),
+            backend: "app-2/api".to_owned(),
+            outcome: Some(Outcome {
+                status: Status::Failed.into(),
+                ..Outcome::default()
+            }),
+            ..StepReport::default()
+        };
+        let skipped = RollbackEvent {
+            kind: Kind::Skipped.into(),
+            by: "ana".to_owned(),
+            reason: "dead".to_owned(),
+            hosts: vec!["app-2".to_owned()],
+            ..RollbackEvent::default()
+        };
+        let summary = RollbackSummary {
+            state: RollbackState::Partial.into(),
+            ..RollbackSummary::default()
+        };
+        let mut details = GetRollbackResponse {
+            steps: vec![drain],
+            events: vec![skipped],
+            ..GetRollbackResponse::default()
+        };
+        assert!(section(&details, &summary).contains("app-2 was left out by ana: dead"));
+        details.events.clear();
+        assert!(section(&details, &summary).contains("the runbook went on without proxy-1"));
     }
 }
