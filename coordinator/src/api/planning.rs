@@ -140,7 +140,7 @@ impl Api {
     }
 
     /// Going back to a release that is held is allowed: whoever does it in an incident knows why. It should be known all the same.
-    async fn held(&self, plan: &Plan) -> Result<Option<v1::Finding>, Problem> {
+    pub(super) async fn held(&self, plan: &Plan) -> Result<Option<v1::Finding>, Problem> {
         let release = &plan.body.release;
         let hold = hold::of(self.store(), release).await?;
         Ok(hold.map(|hold| v1::Finding {

@@ -148,6 +148,12 @@ impl Api {
         }
         let report = projection::report(&id, &state);
         let mut report = report.ok_or_else(|| Problem::new(Code::NotFound, format!("no rollback {id}")))?;
+        // Nobody has asked the hosts yet; whoever approves is to know all the same what the plan's page said of its target.
+        let awaited = state.summary().and_then(|view| view.approval);
+        let awaited = awaited.is_some_and(|approval| approval.approved.is_none() && state.ending().is_none());
+        if let (true, Some(plan)) = (awaited, state.plan()) {
+            report.findings.extend(self.held(plan).await?);
+        }
         if request.events {
             let events = recorded.iter().map(|r| projection::event(&state, r.seq, &r.event));
             report.events = events.collect();

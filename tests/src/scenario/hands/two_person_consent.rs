@@ -49,9 +49,16 @@ async fn story(control: &mut Control, options: Options) -> Result<Found> {
     );
     apps.expect_all_untouched(&before)?;
 
-    options.say("It is started again, and waits for a second operator …");
+    options.say("It is started again, and waits for a second operator, who is to know that its target is held …");
+    let hold = ["fleet", "hold", OLD.name(), "--reason", "somebody doubts it"];
+    control.ctl.run(&hold).await?.expect_code(0)?;
     let id = start(&control.ctl, &["--to", OLD.name(), "--runbook", PATIENT]).await?;
     let report = control.ctl.show(&id).await?;
+    let told = report["findings"].as_array().into_iter().flatten();
+    ensure!(
+        told.filter(|finding| finding["code"] == "RB0209").count() == 1,
+        "who approves is told of the hold: {report}"
+    );
     let approval = &report["approval"];
     let digest = approval["plan_digest"].as_str().context("what is to be approved of")?;
     ensure!(
