@@ -47,7 +47,12 @@ fn figures(found: &Found) -> impl Iterator<Item = (&String, &Value)> {
 /// Puts up a fleet of so many hosts, five of which could not go back, and times three commands. What they say is looked at,
 /// too; how long they take is for the caller to judge.
 pub async fn look(hosts: usize, options: Options) -> Result<Found> {
-    let mut control = Control::start(ControlOptions::default()).await?;
+    // As shipped: a release that is recorded is looked at once, whatever the interval is.
+    let mut control = Control::start(ControlOptions {
+        readiness: Some("15m".to_owned()),
+        ..ControlOptions::default()
+    })
+    .await?;
     let told = story(&mut control, hosts, options).await;
     match told {
         Ok(found) => {
