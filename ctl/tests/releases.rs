@@ -51,12 +51,14 @@ fn nothing_is_forgotten_without_being_asked_and_what_is_needed_is_an_answer() {
         let ended = fake.run(args);
         assert_eq!(ended.code, 1, "{args:?}");
         assert!(ended.stderr.contains("--yes"), "{ended:?}");
-        let would = fake.run(&[args, &["--dry-run"]].concat());
-        assert_eq!(
-            (would.code, would.stdout.as_str()),
-            (0, "would forget v2.7.0\n"),
-            "{args:?}"
-        );
+        for looking in [&["--dry-run"][..], &["--dry-run", "--yes"]] {
+            let would = fake.run(&[args, looking].concat());
+            assert_eq!(
+                (would.code, would.stdout.as_str()),
+                (0, "would forget v2.7.0\n"),
+                "{args:?} {looking:?}"
+            );
+        }
         let done = fake.run(&[args, &["--yes"]].concat());
         assert_eq!(done.code, 0, "{done:?}");
         assert!(

@@ -44,7 +44,7 @@ pub async fn run(session: &Session, args: PruneArgs) -> anyhow::Result<ExitCode>
     }
     let mut client = session.client()?;
     let mut names = Vec::new();
-    if !args.yes {
+    if args.dry_run || !args.yes {
         let would = remove::ask_for(&mut client, &[], true).await?;
         if args.dry_run || would.is_empty() {
             remove::tell(&would, true, args.output.output)?;

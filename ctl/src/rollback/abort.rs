@@ -89,7 +89,9 @@ pub async fn run(session: &Session, args: AbortArgs) -> anyhow::Result<ExitCode>
     let done = if summary.blocked {
         format!("rollback {id} to {release} is ended before anything was touched")
     } else if args.undo {
-        format!("rollback {id} to {release} is ended: what was begun is reversed, when what runs now has ended")
+        format!(
+            "rollback {id} to {release} is being ended: what was begun is reversed, as soon as what runs now is over"
+        )
     } else {
         format!("rollback {id} to {release} is ended: it stays as it is, when what runs now has ended")
     };

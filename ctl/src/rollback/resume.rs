@@ -4,9 +4,7 @@ use clap::Args;
 use rollback_proto::v1::steer_rollback_request::{Act, Resume};
 
 use super::steer;
-use crate::cli::OutputArgs;
 use crate::exit::ExitCode;
-use crate::output::text::clean;
 use crate::session::Session;
 
 /// Go on with a rollback that was paused
@@ -22,21 +20,10 @@ use crate::session::Session;
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct ResumeArgs {
-    /// Its id, or `latest`
-    #[arg(value_name = "ID", default_value = "latest")]
-    pub id: String,
-    /// Why; kept in the journal
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-    pub reason: String,
     #[command(flatten)]
-    pub output: OutputArgs,
+    pub act: steer::PlainAct,
 }
 
 pub async fn run(session: &Session, args: ResumeArgs) -> anyhow::Result<ExitCode> {
-    super::check_id(&args.id)?;
-    let mut client = session.client()?;
-    let act = Act::Resume(Resume {});
-    let summary = steer::steer(&mut client, &args.id, &args.reason, act).await?;
-    let done = format!("rollback {} to {} goes on", clean(&summary.id), clean(&summary.release));
-    steer::tell(&mut client, &summary, &done, args.output.output).await
+    steer::plainly(session, &args.act, Act::Resume(Resume {}), " goes on").await
 }

@@ -1,23 +1,25 @@
 //! Acting on a rollback that runs: ask until there is an answer, then say what it is now.
 //!
 //! An act whose answer was lost is asked for again, under the same words: the coordinator tells whoever did it that it is
-//! done, and takes nothing twice.
+//! done. The exception is a retry whose steps have failed again in the meantime: that is tried once more.
 
 use std::time::Duration;
 
+use clap::Args;
 use rollback_proto::problem::{Code, Problem};
 use rollback_proto::v1::steer_rollback_request::Act;
 use rollback_proto::v1::{GetRollbackResponse, RollbackState, RollbackSummary, SteerRollbackRequest};
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::cli::Format;
+use crate::cli::{Format, OutputArgs};
 use crate::client::{ALL_HOSTS, Backoff, CallError, Client, QUICK};
 use crate::exit::ExitCode;
 use crate::output::paint::Paint;
 use crate::output::standstill::{self, Down};
 use crate::output::text::clean;
 use crate::output::{self, json as documents, words};
+use crate::session::Session;
 
 /// A restart or a change of leader takes seconds.
 const ASK_FOR: Duration = Duration::from_secs(30);
@@ -78,6 +80,28 @@ pub async fn resolve(client: &mut Client, id: &str) -> Result<GetRollbackRespons
         return Err(Problem::new(Code::Internal, "the coordinator answered without a summary").into());
     }
     Ok(details)
+}
+
+/// What an act is about that needs nothing else.
+#[derive(Args, Debug)]
+pub struct PlainAct {
+    /// Its id, or `latest`
+    #[arg(value_name = "ID", default_value = "latest")]
+    pub id: String,
+    /// Why; kept in the journal
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub reason: String,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Takes it. `done` comes after "rollback ID to RELEASE".
+pub async fn plainly(session: &Session, args: &PlainAct, act: Act, done: &str) -> anyhow::Result<ExitCode> {
+    super::check_id(&args.id)?;
+    let mut client = session.client()?;
+    let summary = steer(&mut client, &args.id, &args.reason, act).await?;
+    let done = format!("rollback {} to {}{done}", clean(&summary.id), clean(&summary.release));
+    tell(&mut client, &summary, &done, args.output.output).await
 }
 
 /// What is written of an act that was taken: for programs the rollback, for people `done` and how it stands.
